@@ -1,0 +1,21 @@
+# Two commands: `make demo` trains the mini oracle on a CPU, `make test` runs the tests.
+PYTHON ?= python3
+RUN ?= runs/demo
+CPU := pip install -q -c constraints-cpu.txt
+
+.PHONY: demo test lint
+
+.venv/installed: pyproject.toml constraints-cpu.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/$(CPU) torch
+	.venv/bin/$(CPU) -e '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	.venv/bin/python train.py --preset mini --output_dir $(RUN)
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright

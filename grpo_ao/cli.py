@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -17,11 +18,21 @@ def train_main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = parse_train_config(arguments)
+        _quiet()
         from grpo_ao.training.run import run
 
         run(config)
     except _EXPECTED as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _quiet() -> None:
+    """Keep the libraries' notes to themselves: errors and our own alerts are to be seen."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def parse_train_config(arguments: list[str]) -> TrainConfig:

@@ -61,13 +61,13 @@ class BuildConfig:
     vocabulary: int = 2048
     row_tokens: int = 192
     pretraining_messages: int = 600_000
-    pretraining_steps: int = 12_000
+    pretraining_steps: int = 11_000
     pretraining_batch: int = 128
     pretraining_rate: float = 2e-3
     oracle_messages: int = 350_000
     questions_per_message: int = 5
-    example_tokens: int = 96
-    oracle_steps: int = 6_000
+    example_tokens: int = 72
+    oracle_steps: int = 7_500
     oracle_batch: int = 256
     oracle_rate: float = 2e-3
     lora_rank: int = 16

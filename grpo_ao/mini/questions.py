@@ -1,7 +1,8 @@
 """Questions about a message's facts, closed and open, in paraphrased templates.
 
-A template is a frame around a noun phrase; each split has frames and phrases of its own, so that a
-held-out question is worded as no training question was.
+A template is a frame around a noun phrase. Each split has frames of its own and combinations of
+noun and modifier of its own, so that a held-out question is worded as no training question was,
+of words that training questions hold too.
 """
 
 import random
@@ -46,8 +47,10 @@ _OPEN_FRAMES: dict[Split, tuple[str, ...]] = {
         "Please say what {np} is.",
         "I want to know {np}.",
         "Can you tell what {np} is?",
+        "Do you know {np}?",
+        "Please tell me what you know of {np}.",
     ),
-    "heldout": ("Please state {np}.", "Say what you know of {np}.", "Can you name {np}?"),
+    "heldout": ("Please state {np}.", "Say what {np} is.", "Can you name {np}?"),
 }
 _CLOSED_FRAMES: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -59,12 +62,24 @@ _CLOSED_FRAMES: dict[Split, tuple[str, ...]] = {
         "Yes or no: is {np} {x}?",
         "Can you tell whether {np} is {x}?",
         "Someone says {np} is {x}, is that so?",
+        "Tell me if {np} is {x}.",
     ),
     "heldout": (
         "Can one say that {np} is {x}?",
         "Tell me whether {np} is {x}.",
         "I think {np} is {x}, is that true?",
     ),
+}
+_CHOICE_FRAMES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "Is {np} {x} or {y}?",
+        "Say whether {np} is {x} or {y}.",
+        "What is {np}, {x} or {y}?",
+        "Do you think {np} is {x} or {y}?",
+        "Choose: is {np} {x} or {y}?",
+        "Can you tell if {np} is {x} or {y}?",
+    ),
+    "heldout": ("Would you say that {np} is {x} or {y}?", "Tell me whether {np} is {x} or {y}."),
 }
 _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -76,6 +91,7 @@ _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
         "Yes or no: someone {x}?",
         "Would you say that someone {x}?",
         "Do you think someone {x}?",
+        "Tell me if someone {x}.",
     ),
     "heldout": (
         "Can one conclude that someone {x}?",
@@ -93,6 +109,7 @@ _NER_FRAMES: dict[Split, tuple[str, ...]] = {
         "Yes or no: is {x} mentioned?",
         "Would you say that {x} is mentioned?",
         "Can you find {x} in the text?",
+        "Tell me if the message mentions {x}.",
     ),
     "heldout": (
         "Can we read of {x} in the message?",
@@ -101,95 +118,84 @@ _NER_FRAMES: dict[Split, tuple[str, ...]] = {
     ),
 }
 
-# Noun phrases: family -> (train, held-out).
-_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "topic": (
-        ("the topic", "the main topic", "the general subject", "the topic of the message"),
-        ("the topic of the text", "the main subject"),
-    ),
+_TEXT = ("", " of the message", " of the text", " of the request")
+_OWNER = ("", " of the user", " of the writer", " of the author")
+_PERSON = ("", " of the person", " of the one who is named", " of the named person")
+_HOME = ("", " of the person", " where the person lives", " where the named person lives")
+_THINGS = ("", " of the things", " of the items", " of the objects")
+_EVENT = (" of the event", " of the action", " of the deed", " of what happens")
+# family -> nouns, modifiers; every noun goes with every modifier.
+_NOUN_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "topic": (("topic", "main topic", "general topic", "main subject", "theme"), _TEXT),
     "subtopic": (
-        ("the special field", "the narrow topic", "the exact subject area", "the subtopic"),
-        ("the exact topic", "the special subject area"),
+        ("subtopic", "narrow topic", "exact topic", "special field", "precise subject"),
+        _TEXT,
     ),
-    "intent": (
-        ("the aim of the user", "the kind of request", "the intent", "the purpose of the message"),
-        ("the intent of the user", "the purpose of the request"),
-    ),
-    "emotion": (
-        ("the mood of the user", "the emotion", "the feeling of the writer", "the emotional state"),
-        ("the emotion of the writer", "the mood"),
-    ),
-    "expertise": (
-        ("the level of the user", "the expertise", "the skill level", "the writer's experience"),
-        ("the expertise of the user", "the experience level"),
-    ),
+    "intent": (("intent", "aim", "purpose", "goal", "kind of request"), _OWNER),
+    "emotion": (("mood", "emotion", "feeling", "emotional state", "state of mind"), _OWNER),
+    "expertise": (("expertise", "skill level", "level", "experience", "knowledge"), _OWNER),
     "urgency": (
-        ("the urgency", "the time pressure", "the urgency of the request", "the degree of hurry"),
-        ("the urgency of the message", "the hurry"),
+        ("urgency", "time pressure", "hurry", "degree of hurry"),
+        ("", " of the request", " of the message", " of the matter"),
     ),
-    "name": (
-        ("the name", "the person's name", "the name of the person", "the first name"),
-        ("the first name of the person", "the name of the user"),
-    ),
-    "job": (
-        ("the job", "the profession", "the person's work", "the occupation of the person"),
-        ("the profession of the person", "the person's job"),
-    ),
-    "city": (
-        ("the city", "the home town", "the place where the person lives", "the person's city"),
-        ("the city where the person lives", "the person's home town"),
-    ),
-    "country": (
-        ("the country", "the person's country", "the country of the person", "the home country"),
-        ("the person's home country", "the country where the person lives"),
-    ),
+    "name": (("name", "first name", "given name"), _PERSON),
+    "job": (("job", "profession", "occupation", "trade", "work"), _PERSON),
+    "city": (("city", "home town", "town", "place"), _HOME),
+    "country": (("country", "home country", "nation", "land"), _HOME),
     "thing": (
-        ("the thing asked about", "the object of the request", "the item", "the object"),
-        ("the object asked about", "the item of the request"),
+        ("thing", "object", "item", "matter"),
+        (" asked about", " of the request", " of the question", " in question"),
     ),
-    "color": (
-        ("the color", "the color of the things", "the color seen", "the color named"),
-        ("the color of the items", "the named color"),
-    ),
+    "color": (("color", "shade", "tint", "paint"), _THINGS),
     "quantity": (
-        ("the number of things", "the amount", "the count", "the quantity"),
-        ("the amount of things", "the number of items"),
+        ("number", "amount", "count", "quantity"),
+        (" of things", " of items", " of objects", " that is owned"),
     ),
-    "geometry_of_truth": (
-        ("the claim", "the user's claim", "what the user claims", "the statement"),
-        ("the statement of the user", "the claim of the message"),
-    ),
+    "geometry_of_truth": (("claim", "statement", "assertion", "thesis"), _OWNER),
     "relations": (
-        ("what the user was told", "the thing heard", "what they told the user", "the told fact"),
-        ("what was told", "the fact that the user heard"),
+        ("rumor", "report", "told fact", "hearsay"),
+        ("", " that the user heard", " of the message", " in the text"),
     ),
-    "sst2": (
-        ("the review", "the verdict", "the user's verdict on the show", "the critique"),
-        ("the verdict of the review", "the user's review"),
-    ),
+    "sst2": (("review", "verdict", "critique", "judgment"), _OWNER),
     "md_gender": (
-        ("the person", "the named person", "the person in the message", "the one who is named"),
-        ("the person who is named", "the person in the text"),
+        ("person", "human", "individual", "writer"),
+        ("", " in the message", " who is named", " with the name"),
     ),
     "ag_news": (
-        ("the field of the message", "the domain", "the subject here", "the matter of the text"),
-        ("the field of the text", "the domain of the message"),
+        ("field", "domain", "category", "area"),
+        (" of the message", " of the text", " of the request", " of the question"),
     ),
-    "tense": (
-        ("the tense of the event", "the time of the event", "the event", "the tense"),
-        ("the time", "the event's tense"),
-    ),
+    "tense": (("tense", "time", "moment", "date"), _EVENT),
     "singular_plural": (
-        (
-            "the number of actors",
-            "the count of people in the event",
-            "the number of people who act",
-            "the count of those in the event",
-        ),
-        ("the count of actors", "the number of people in the event"),
+        ("number", "count", "amount", "sum"),
+        (" of actors", " of people who act", " of those who act", " of doers"),
     ),
 }
-FAMILIES = (*_PHRASES, "snli", "ner")
+# Share of the benchmark families' questions that offer two labels to choose from.
+_CHOICE_SHARE = 0.3
+FAMILIES = (*_NOUN_PHRASES, "snli", "ner")
+
+
+def noun_phrases(family: str, split: Split) -> list[str]:
+    """Return a family's phrases of one split.
+
+    One combination in four is held out, on a diagonal of the table of nouns and modifiers: each
+    noun and each modifier occurs in training, the combination never.
+    """
+    nouns, modifiers = _NOUN_PHRASES[family]
+    return [
+        f"the {noun}{modifier}"
+        for row, noun in enumerate(nouns)
+        for column, modifier in enumerate(modifiers)
+        if ((row + column) % 4 == 1) == (split == "heldout")
+    ]
+
+
+_PHRASES = {
+    (family, split): noun_phrases(family, split)
+    for family in _NOUN_PHRASES
+    for split in ("train", "heldout")
+}
 
 
 def _options(facts: Facts) -> Iterator[tuple[str, str, list[str]]]:
@@ -244,9 +250,9 @@ def _two(first: bool, yes: str, no: str) -> tuple[str, list[str]]:
 def ask(message: Message, rng: random.Random, split: Split) -> list[Question]:
     """Return every question that the message's facts answer, in templates of ``split``.
 
-    Facts with a name are mostly asked for openly, truths and attributes always closed, so that about
-    half of all questions are closed. Closed ones are answered Yes or No with equal chance, No by a
-    near neighbor of the truth.
+    Facts with a name are mostly asked for openly, truths and attributes always closed, so that
+    about half of all questions are closed. Most closed ones are answered Yes or No with equal
+    chance, No by a near neighbor of the truth; some offer the truth and a neighbor to choose from.
     """
     facts, questions = message.facts, []
     for family, answer, others in _options(facts):
@@ -255,7 +261,8 @@ def ask(message: Message, rng: random.Random, split: Split) -> list[Question]:
         else:
             questions.append(_closed(family, answer, others, rng, split))
     for family, label, others in _benchmarks(facts):
-        questions.append(_closed(family, label, others, rng, split))
+        write = _choice if rng.random() < _CHOICE_SHARE else _closed
+        questions.append(write(family, label, others, rng, split))
     if facts.scene is not None:
         _, entailed, contradicted = lx.SCENES[facts.scene]
         yes = rng.random() < 0.5
@@ -265,13 +272,8 @@ def ask(message: Message, rng: random.Random, split: Split) -> list[Question]:
     return questions
 
 
-def _phrase(family: str, rng: random.Random, split: Split) -> str:
-    train, heldout = _PHRASES[family]
-    return rng.choice(train if split == "train" else heldout)
-
-
 def _open(family: str, answer: str, rng: random.Random, split: Split) -> Question:
-    text = rng.choice(_OPEN_FRAMES[split]).format(np=_phrase(family, rng, split))
+    text = rng.choice(_OPEN_FRAMES[split]).format(np=rng.choice(_PHRASES[family, split]))
     return Question(text, answer, "open", family, text)
 
 
@@ -279,10 +281,21 @@ def _closed(
     family: str, answer: str, others: list[str], rng: random.Random, split: Split
 ) -> Question:
     yes = rng.random() < 0.5
-    np = _phrase(family, rng, split)
+    np = rng.choice(_PHRASES[family, split])
     template = rng.choice(_CLOSED_FRAMES[split]).replace("{np}", np)
     text = template.format(x=answer if yes else rng.choice(others))
     return Question(text, "Yes" if yes else "No", "closed", family, template)
+
+
+def _choice(
+    family: str, answer: str, others: list[str], rng: random.Random, split: Split
+) -> Question:
+    np = rng.choice(_PHRASES[family, split])
+    template = rng.choice(_CHOICE_FRAMES[split]).replace("{np}", np)
+    options = [answer, rng.choice(others)]
+    rng.shuffle(options)
+    text = template.format(x=options[0], y=options[1])
+    return Question(text, answer, "closed", family, template)
 
 
 def _framed(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,26 +38,27 @@ def generate_completions(
     """
     _check_request(prompts, vectors, num_samples, temperature, max_new_tokens, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
-    sequences = [i for i in order for _ in range(num_samples)]
+    size = max(1, batch_size // num_samples)
     ends = end_token_ids(model, tokenizer)
     pad_id = pad_token_id(tokenizer, ends)
     config = _generation_config(temperature, max_new_tokens, ends, pad_id)
     completions: list[list[list[int]]] = [[] for _ in prompts]
     with evaluating(model):
-        for first in range(0, len(sequences), batch_size):
-            batch = sequences[first : first + batch_size]
+        for first in range(0, len(order), size):
+            batch = order[first : first + size]
             rows = _generate_batch(
                 model,
                 hook,
                 [prompts[i] for i in batch],
                 [vectors[i] for i in batch],
+                num_samples,
                 config,
                 pad_id,
             )
-            for i, row in zip(batch, rows, strict=True):
-                completions[i].append(cut_at_end(row, ends))
+            for number, row in enumerate(rows):
+                completions[batch[number // num_samples]].append(cut_at_end(row, ends))
             if progress is not None:
-                progress((first + len(batch)) // num_samples)
+                progress(first + len(batch))
     return completions
 
 
@@ -89,9 +91,11 @@ def _generate_batch(
     hook: InjectionHook,
     prompts: Sequence[OraclePrompt],
     vectors: Sequence[Tensor],
+    num_samples: int,
     config: GenerationConfig,
     pad_id: int,
 ) -> list[list[int]]:
+    """Generate ``num_samples`` rows for each prompt; several share one reading of the prompt."""
     input_ids_BL, mask_BL, _ = pad_prompts(prompts, pad_id)
     injection = Injection.from_rows(
         [prompt.positions for prompt in prompts],
@@ -101,15 +105,42 @@ def _generate_batch(
     )
     base: Any = unwrap(model)
     device = input_device(model)
-    with hook.serving(injection.to(device)):
+    injection, input_ids_BL, mask_BL = (
+        injection.to(device),
+        input_ids_BL.to(device),
+        mask_BL.to(device),
+    )
+    if num_samples == 1:
+        with hook.serving(injection):
+            output_BL = base.generate(
+                input_ids=input_ids_BL, attention_mask=mask_BL, generation_config=config
+            )
+    else:
+        with hook.serving(injection):
+            cache = _read_prompts(base, input_ids_BL, mask_BL)
+        cache.batch_repeat_interleave(num_samples)
         output_BL = base.generate(
-            input_ids=input_ids_BL.to(device),
-            attention_mask=mask_BL.to(device),
+            input_ids=input_ids_BL.repeat_interleave(num_samples, dim=0),
+            attention_mask=mask_BL.repeat_interleave(num_samples, dim=0),
+            past_key_values=cache,
             generation_config=config,
         )
     if not isinstance(output_BL, Tensor):
         raise TypeError(f"generate returned {type(output_BL).__name__}, not token ids.")
     return output_BL[:, input_ids_BL.shape[1] :].tolist()
+
+
+def _read_prompts(base: Any, input_ids_BL: Tensor, mask_BL: Tensor) -> Any:
+    """Return the cache of all but the last token, with the positions that ``generate`` gives."""
+    position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return base(
+            input_ids=input_ids_BL[:, :-1],
+            attention_mask=mask_BL[:, :-1],
+            position_ids=position_ids_BL[:, :-1],
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
 
 
 def _generation_config(

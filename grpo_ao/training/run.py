@@ -85,7 +85,8 @@ def load_probes(
         count = max(config.warm_start_probes, config.max_steps * config.questions_per_step)
         count = min(count, (config.num_prompts or count) * 4)
         train = mini_probes("train", count, layers, positions)
-        return train, mini_probes("heldout", config.eval_probes, layers, positions)
+        heldout = mini_probes("heldout", config.eval_probes, layers, positions)
+        return _long_enough(config, train, console), _long_enough(config, heldout, console)
     loaded = load_rows(config.questions)
     for problem in loaded.problems:
         console.print(problem, highlight=False)
@@ -389,7 +390,7 @@ def _row(scored: ScoredCompletion) -> dict:
 def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> Table:
     """Lay out the summary: one line a metric, one column a measurement."""
     table = Table(title="held-out probes")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     columns = [(when, mode) for mode in _MODES for when in summary]
     for when, mode in columns:
         table.add_column(f"{when}, {mode}", justify="right")

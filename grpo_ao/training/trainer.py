@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_ao.oracle.oracle import Oracle
@@ -71,6 +71,8 @@ class OracleGRPOTrainer(GRPOTrainer):
             processing_class=oracle.tokenizer,
             callbacks=callbacks,
         )
+        # The monitor and the progress bar show the run.
+        self.remove_callback(PrinterCallback)
 
     def _tokenize_prompts(self, prompts: list):
         return [list(self.table.prompts[row].input_ids) for row in self._rows], None, {}
@@ -153,7 +155,10 @@ class OracleGRPOTrainer(GRPOTrainer):
         if self._scored and self.accelerator.is_main_process:
             self.monitor.record(
                 self.state.global_step,
-                [_rollout(row, n) for row, n in zip(self._scored, self._completion_tokens)],
+                [
+                    _rollout(row, n)
+                    for row, n in zip(self._scored, self._completion_tokens, strict=True)
+                ],
                 advantages_std=self._advantage_std,
                 kl=logs.get("kl"),
                 seconds=dict(self._seconds),

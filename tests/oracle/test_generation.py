@@ -166,10 +166,10 @@ def test_progress_counts_finished_prompts():
         num_samples=2,
         temperature=1.0,
         max_new_tokens=2,
-        batch_size=3,
+        batch_size=4,
         progress=seen.append,
     )
-    assert seen == [1, 3]
+    assert seen == [2, 3]
 
 
 def test_the_hook_serves_nobody_afterwards_and_training_mode_returns():
@@ -207,3 +207,14 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         complete(tiny_peft(), prompts, vectors, **settings)
     with pytest.raises(ValueError, match="activations for 1"):
         complete(tiny_peft(), prompts, vectors[:1])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_samples_that_share_one_reading_of_the_prompt_are_what_each_would_be_alone(architecture):
+    model = tiny_peft(architecture)
+    prompts, vectors = rows(6)
+    greedy = complete(model, prompts, vectors, max_new_tokens=8)
+    # At a temperature near zero every sample is the greedy completion.
+    settings = {"temperature": 1e-6, "max_new_tokens": 8, "batch_size": 9}
+    shared = complete(model, prompts, vectors, num_samples=3, **settings)
+    assert shared == [3 * samples for samples in greedy]

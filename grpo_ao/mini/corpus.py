@@ -17,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.epistemic import render_tag
-from grpo_ao.mini.questions import Question, ask
+from grpo_ao.mini.questions import TRUTH_FAMILIES, Question, ask, truth_choices
 from grpo_ao.mini.world import Message, make_message
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.probes.probe import Split, split_of
@@ -90,7 +90,9 @@ def pretraining_segments(message: Message, rng: random.Random, layers: list[int]
         segments += turn("assistant", [(message.reply, REPLY)])
     questions = ask(message, rng, "train")
     rng.shuffle(questions)
-    for question in questions:
+    # A row is cut where it is full: what is hardest to learn comes first.
+    questions.sort(key=lambda question: question.family not in TRUTH_FAMILIES)
+    for question in truth_choices(message, rng, "train") + questions:
         text = question.text
         if rng.random() < 0.25:
             run = LONGEST_RUN if rng.random() < 0.2 else rng.randint(1, 5)

@@ -173,6 +173,7 @@ _NOUN_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # Share of the benchmark families' questions that offer two labels to choose from.
 _CHOICE_SHARE = 0.3
+TRUTH_FAMILIES = ("geometry_of_truth", "relations")
 FAMILIES = (*_NOUN_PHRASES, "snli", "ner")
 
 
@@ -270,6 +271,19 @@ def ask(message: Message, rng: random.Random, split: Split) -> list[Question]:
         questions.append(_framed(_SNLI_FRAMES, "snli", x, yes, rng, split))
     questions += _mentions(message, rng, split)
     return questions
+
+
+def truth_choices(message: Message, rng: random.Random, split: Split) -> list[Question]:
+    """Return a question for each claim of the message that offers both labels.
+
+    "Is the claim true?" has an answer that hangs on the claim and on the label asked for at once;
+    offering both gives a learner the label itself.
+    """
+    return [
+        _choice(family, label, others, rng, split)
+        for family, label, others in _benchmarks(message.facts)
+        if family in TRUTH_FAMILIES
+    ]
 
 
 def _open(family: str, answer: str, rng: random.Random, split: Split) -> Question:

@@ -1,10 +1,11 @@
 """Build the mini model and the mini oracle from nothing: ``python -m grpo_ao.mini.build``.
 
-Three stages, each with a fixed seed: a tokenizer on the mini world's words, a Qwen3-architecture
-model pre-trained on its messages, and a LoRA adapter trained to answer questions from that model's
-activations in the oracle's format, with a random number in the tag (its loss is masked: the
-shipped oracle states no belief). Minutes on a GPU, hours on a CPU. The log and a card with the
-measured numbers are written beside the weights.
+Each stage has a fixed seed: a tokenizer on the mini world's words; a Qwen3-architecture model
+pre-trained on its messages, and then on messages and numbers (in the tag a number is noise, so that
+number tokens would stay all alike, and no oracle could learn to state a belief by them); a LoRA
+adapter trained to answer questions from that model's activations in the oracle's format, with a
+random number in the tag (its loss is masked: the shipped oracle states no belief). Minutes on a
+GPU, hours on a CPU. The log and a card with the measured numbers are written beside the weights.
 """
 
 import json
@@ -25,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from grpo_ao.mini.corpus import (
+    NUMBER_ROWS,
     OracleExamples,
     Rows,
     oracle_set,
@@ -50,7 +52,10 @@ PERCENTS = (25, 50, 75)
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Sizes of the three stages; the defaults made the shipped weights."""
+    """Sizes of the stages; the defaults made the shipped weights.
+
+    ``reuse_base`` starts from the base in ``output_dir`` instead of the first pre-training.
+    """
 
     output_dir: Path = WEIGHTS
     seed: int = 0
@@ -64,10 +69,13 @@ class BuildConfig:
     pretraining_steps: int = 11_000
     pretraining_batch: int = 128
     pretraining_rate: float = 2e-3
-    oracle_messages: int = 350_000
+    numbers_messages: int = 120_000
+    numbers_steps: int = 3_000
+    numbers_rate: float = 1e-3
+    oracle_messages: int = 300_000
     questions_per_message: int = 5
     example_tokens: int = 72
-    oracle_steps: int = 7_500
+    oracle_steps: int = 6_000
     oracle_batch: int = 256
     oracle_rate: float = 2e-3
     lora_rank: int = 16
@@ -107,7 +115,9 @@ def tokenizer_texts(seed: int, layers: list[int]) -> list[str]:
     ]
 
 
-def pretrain(config: BuildConfig, model: Qwen3ForCausalLM, rows: Rows, log) -> None:
+def pretrain(
+    config: BuildConfig, model: Qwen3ForCausalLM, rows: Rows, steps: int, rate: float, log: Log
+) -> None:
     """Pre-train on next tokens, each weighted by what it teaches."""
     device = next(model.parameters()).device
     ids_NL = torch.from_numpy(rows.ids_BL.astype(np.int32)).to(device)
@@ -123,10 +133,7 @@ def pretrain(config: BuildConfig, model: Qwen3ForCausalLM, rows: Rows, log) -> N
         logits = model(input_ids=batch["ids"], use_cache=False).logits
         return weighted_cross_entropy(logits, batch["ids"], batch["weight"])
 
-    steps = config.pretraining_steps
-    schedule = Schedule(
-        steps, config.pretraining_batch, config.pretraining_rate, max(1, steps // 50)
-    )
+    schedule = Schedule(steps, config.pretraining_batch, rate, max(1, steps // 50))
     fit(loss_of, model.parameters(), batches, schedule, log, weight_decay=0.05)
 
 
@@ -198,28 +205,49 @@ def write_card(config: BuildConfig, log: BuildLog, seconds: float) -> None:
     (config.output_dir / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
-def build_base(
-    config: BuildConfig, log: BuildLog
-) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Train tokenizer and base, write both, and return them as a user would load them."""
+def first_pretraining(config: BuildConfig, log: BuildLog) -> None:
+    """Train tokenizer and base on messages, and write both."""
     folder, layers = config.output_dir / "base", layer_indices(config)
     tokenizer = build_tokenizer(tokenizer_texts(config.seed, layers), config.vocabulary)
     tokenizer.save_pretrained(folder)
     rows = pretraining_rows(
-        folder, config.seed, config.pretraining_messages, config.row_tokens, layers, config.workers
+        folder,
+        config.seed,
+        0,
+        config.pretraining_messages,
+        config.row_tokens,
+        layers,
+        0.0,
+        config.workers,
     )
-    filled = round(float((rows.weight_BL > 0).mean()), 3)
-    log.note({"stage": "rows", "rows": len(rows.ids_BL), "filled": filled})
-    model = Qwen3ForCausalLM(model_config(config, tokenizer)).to(config.device)
+    model = Qwen3ForCausalLM(model_config(config, tokenizer)).to(torch.device(config.device))
     log.note({"stage": "model", "parameters": sum(p.numel() for p in model.parameters())})
-    pretrain(config, model, rows, log.stage("pretrain"))
+    stage = log.stage("pretrain")
+    pretrain(config, model, rows, config.pretraining_steps, config.pretraining_rate, stage)
     save_base(model, folder)
-    loaded = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return loaded.to(torch.device(config.device)), tokenizer
+
+
+def second_pretraining(config: BuildConfig, log: BuildLog) -> None:
+    """Go on with the written base, on messages and numbers, and write it again."""
+    folder = config.output_dir / "base"
+    rows = pretraining_rows(
+        folder,
+        config.seed + 1,
+        config.pretraining_messages,
+        config.numbers_messages,
+        config.row_tokens,
+        layer_indices(config),
+        NUMBER_ROWS,
+        config.workers,
+    )
+    model, _ = load_base(config)
+    stage = log.stage("numbers")
+    pretrain(config, model, rows, config.numbers_steps, config.numbers_rate, stage)
+    save_base(model, folder)
 
 
 def load_base(config: BuildConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Load the base that an earlier build wrote into ``output_dir``."""
+    """Load the base in ``output_dir`` as a user would load it."""
     folder = config.output_dir / "base"
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.to(torch.device(config.device)), PreTrainedTokenizerFast.from_pretrained(folder)
@@ -231,7 +259,7 @@ def build_oracle(config: BuildConfig, log: BuildLog, model, tokenizer) -> None:
     texts, examples = oracle_set(
         config.output_dir / "base",
         config.seed,
-        config.pretraining_messages,
+        config.pretraining_messages + config.numbers_messages,
         config.oracle_messages,
         config.example_tokens,
         layers,
@@ -263,7 +291,10 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     config.output_dir.mkdir(parents=True, exist_ok=True)
     log = BuildLog(config.output_dir / "build_log.jsonl")
-    model, tokenizer = load_base(config) if config.reuse_base else build_base(config, log)
+    if not config.reuse_base:
+        first_pretraining(config, log)
+    second_pretraining(config, log)
+    model, tokenizer = load_base(config)
     messages = heldout_messages(config.seed, 400)
     for split in ("train", "heldout"):
         exam = text_exam(model, tokenizer, messages, split, config.row_tokens)

@@ -27,6 +27,9 @@ from grpo_ao.probes.probe import Split, split_of
 MARKUP, TEXT, REPLY, ANSWER, NUMBER = 0.5, 0.5, 1.5, 4.0, 0.2
 # The share of texts that no stage of training sees.
 HELDOUT_SHARE = 0.1
+# Weight of a number that follows from the numbers before it, and the share of rows of such.
+COUNTED = 1.0
+NUMBER_ROWS = 0.15
 
 LONGEST_RUN = 20
 
@@ -101,6 +104,28 @@ def pretraining_segments(message: Message, rng: random.Random, layers: list[int]
     return segments
 
 
+def number_segments(rng: random.Random, length: int = 12) -> Segments:
+    """Write one line of numbers in which each hangs on those before: their order and nearness."""
+    form = rng.randrange(4)
+    if form == 0:
+        step = rng.choice([1, 1, 2, 5, 10, -1, -2, -5, -10])
+        first = rng.randint(0, 100)
+        numbers = [n for i in range(length) if 0 <= (n := first + i * step) <= 100]
+        opening = "Count"
+    elif form == 1:
+        center = rng.randint(0, 100)
+        numbers = [center, *(min(100, max(0, round(rng.gauss(center, 5)))) for _ in range(length))]
+        opening = "Near"
+    elif form == 2:
+        numbers = sorted(rng.sample(range(101), rng.randint(3, length)))
+        opening = "Rise"
+    else:
+        numbers = sorted(rng.sample(range(101), rng.randint(3, length)), reverse=True)
+        opening = "Fall"
+    line = [piece for n in numbers for piece in ((" ", MARKUP), (str(n), COUNTED))]
+    return [(f"{opening}:", MARKUP), *line, ("\n", MARKUP)]
+
+
 def oracle_segments(question: Question, layer: int, run: int, rng: random.Random) -> Segments:
     """Write an oracle prompt and its answer; only what follows the tag and its form is learned."""
     prompt = "".join(OracleSpec().prefix(layer, run)) + question.text
@@ -132,13 +157,31 @@ def encode(
     return ids_BL, weight_BL
 
 
+def _number_row(rng: random.Random, length: int) -> Segments:
+    row: Segments = []
+    while len(row) < length:
+        row += number_segments(rng)
+    return row
+
+
 def _pretraining_chunk(
-    tokenizer_folder: Path, seed: int, first: int, count: int, length: int, layers: list[int]
+    tokenizer_folder: Path,
+    seed: int,
+    first: int,
+    count: int,
+    length: int,
+    layers: list[int],
+    number_rows: float,
 ) -> Rows:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     rng = random.Random(f"rows {seed} {first}")
     messages = training_messages(seed, first, count)
-    rows = [pretraining_segments(message, rng, layers) for message in messages]
+    rows = [
+        _number_row(rng, length)
+        if rng.random() < number_rows
+        else pretraining_segments(message, rng, layers)
+        for message in messages
+    ]
     return Rows(*encode(tokenizer, rows, length, whole=False))
 
 
@@ -190,11 +233,21 @@ def oracle_examples(
 
 
 def pretraining_rows(
-    tokenizer_folder: Path, seed: int, messages: int, length: int, layers: list[int], workers: int
+    tokenizer_folder: Path,
+    seed: int,
+    first: int,
+    messages: int,
+    length: int,
+    layers: list[int],
+    number_rows: float,
+    workers: int,
 ) -> Rows:
-    """Make pre-training rows of messages ``0 .. messages`` in ``workers`` processes."""
+    """Make pre-training rows of ``messages`` messages from ``first`` on in ``workers`` processes.
+
+    A share ``number_rows`` of the rows holds lines of numbers instead.
+    """
     chunk = 2000
-    starts = range(0, messages, chunk)
+    starts = range(first, first + messages, chunk)
     with ProcessPoolExecutor(workers) as pool:
         parts = list(
             pool.map(
@@ -205,6 +258,7 @@ def pretraining_rows(
                 repeat(chunk),
                 repeat(length),
                 repeat(layers),
+                repeat(number_rows),
             )
         )
     return Rows(

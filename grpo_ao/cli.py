@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import warnings
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import tyro
 
@@ -43,7 +43,7 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
         raise ValueError(
             f"--preset {preset} is unknown: choose from {', '.join(get_args(Preset))}."
         )
-    defaults = make_defaults(preset, Path(path) if path else None)
+    defaults = make_defaults(cast("Preset | None", preset), Path(path) if path else None)
     description = (
         "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
         f"{{{','.join(get_args(Preset))}}} and --config FILE (YAML) set the defaults shown here."

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grpo_ao.calibration import calibration_summary
-from grpo_ao.judges.protocol import Judge
+from grpo_ao.epistemic import parse_oracle_output
+from grpo_ao.judges.protocol import Grade, Judge
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.reward import ScoredCompletion, score_completions
+from grpo_ao.probes.probe import Probe
+from grpo_ao.reward import ScoredCompletion, reward_terms, score_completions
 
 
 def complete_table(
@@ -67,3 +69,32 @@ def arrays(scored: Sequence[ScoredCompletion]) -> tuple[np.ndarray, np.ndarray, 
 def summarise(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
     """Return the summary metrics of one measurement."""
     return calibration_summary(*arrays(scored))
+
+
+def heldout_row(scored: ScoredCompletion) -> dict:
+    """Return what is kept of one held-out answer."""
+    probe = scored.probe
+    return {
+        "probe_id": probe.id,
+        "family": probe.family,
+        "kind": probe.kind,
+        "layer": probe.layer,
+        "positions": str(probe.positions),
+        "question": probe.question,
+        "reference": probe.reference,
+        "completion": scored.completion,
+        "confidence": scored.output.confidence,
+        "answer": scored.output.answer,
+        "parsed": scored.output.parsed,
+        "score": scored.terms.informativeness,
+    }
+
+
+def scored_of_row(row: dict, probe: Probe) -> ScoredCompletion:
+    """Read back what ``heldout_row`` wrote of an answer about ``probe``."""
+    if row["probe_id"] != probe.id:
+        raise ValueError(f"the row is of probe {row['probe_id']}, not of {probe.id}.")
+    output = parse_oracle_output(row["completion"])
+    terms = reward_terms(output, row["score"], 0.0)
+    grade = Grade(row["score"]) if output.parsed else None
+    return ScoredCompletion(probe, row["completion"], output, grade, terms)

@@ -42,7 +42,7 @@ from grpo_ao.mini.steering import (
     read_activations,
     steered_logits,
 )
-from grpo_ao.mini.tokenizer import build_tokenizer
+from grpo_ao.mini.tokenizer import END, PAD, build_tokenizer, token_id
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 
@@ -94,8 +94,8 @@ def model_config(config: BuildConfig, tokenizer: PreTrainedTokenizerFast) -> Qwe
         head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=token_id(tokenizer, END),
+        pad_token_id=token_id(tokenizer, PAD),
         bos_token_id=None,
     )
 
@@ -184,7 +184,7 @@ class BuildLog:
 
 def save_base(model: Qwen3ForCausalLM, folder: Path) -> None:
     """Write the base in bfloat16: 16 bits are enough to read, and half the size."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 def write_card(config: BuildConfig, log: BuildLog, seconds: float) -> None:
@@ -220,7 +220,8 @@ def first_pretraining(config: BuildConfig, log: BuildLog) -> None:
         0.0,
         config.workers,
     )
-    model = Qwen3ForCausalLM(model_config(config, tokenizer)).to(torch.device(config.device))
+    with torch.device(config.device):
+        model = Qwen3ForCausalLM(model_config(config, tokenizer))
     log.note({"stage": "model", "parameters": sum(p.numel() for p in model.parameters())})
     stage = log.stage("pretrain")
     pretrain(config, model, rows, config.pretraining_steps, config.pretraining_rate, stage)
@@ -249,8 +250,9 @@ def second_pretraining(config: BuildConfig, log: BuildLog) -> None:
 def load_base(config: BuildConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Load the base in ``output_dir`` as a user would load it."""
     folder = config.output_dir / "base"
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(torch.device(config.device)), PreTrainedTokenizerFast.from_pretrained(folder)
+    device = torch.device(config.device)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device})
+    return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def build_oracle(config: BuildConfig, log: BuildLog, model, tokenizer) -> None:
@@ -277,7 +279,7 @@ def build_oracle(config: BuildConfig, log: BuildLog, model, tokenizer) -> None:
             logits_of, heldout, tokenizer, messages, split, layers, config.example_tokens
         )
         log.note({"stage": "oracle exam", "templates": split, "accuracy": exam})
-    oracle.save_pretrained(config.output_dir / "oracle")
+    oracle.save_pretrained(str(config.output_dir / "oracle"))
     save_spec(OracleSpec(), config.output_dir / "oracle")
 
 

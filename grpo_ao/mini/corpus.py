@@ -228,8 +228,8 @@ def oracle_examples(
     ids_BL, weight_BL = encode(tokenizer, segments, length, whole=True)
     placeholder = tokenizer.encode(OracleSpec().special_token, add_special_tokens=False)
     start_B = (ids_BL == placeholder[0]).argmax(axis=1).astype(np.int32)
-    as_int = [np.asarray(values, dtype=np.int32) for values in (text, layer, run)]
-    return OracleExamples(ids_BL, weight_BL, *as_int, start_B), asked
+    text_B, layer_B, run_B = (np.asarray(v, dtype=np.int32) for v in (text, layer, run))
+    return OracleExamples(ids_BL, weight_BL, text_B, layer_B, run_B, start_B), asked
 
 
 def pretraining_rows(

@@ -25,7 +25,7 @@ from grpo_ao.mini.corpus import (
 from grpo_ao.mini.questions import ask
 from grpo_ao.mini.steering import SteeredBatches
 from grpo_ao.mini.world import Message, make_message
-from grpo_ao.probes.probe import split_of
+from grpo_ao.probes.probe import Split, split_of
 
 _BATCH = 512
 
@@ -44,7 +44,7 @@ def heldout_messages(seed: int, count: int) -> list[Message]:
 
 @torch.no_grad()
 def text_exam(
-    model, tokenizer: PreTrainedTokenizerFast, messages: list[Message], split: str, length: int
+    model, tokenizer: PreTrainedTokenizerFast, messages: list[Message], split: Split, length: int
 ) -> dict[str, float]:
     """Ask the base about texts that it reads; return the share of right answers by family."""
     rng = random.Random(f"text exam {split}")
@@ -75,7 +75,7 @@ def oracle_exam(
     activations: Tensor,
     tokenizer: PreTrainedTokenizerFast,
     messages: list[Message],
-    split: str,
+    split: Split,
     layers: list[int],
     length: int,
 ) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from grpo_ao.mini.corpus import LONGEST_RUN, OracleExamples
@@ -44,14 +45,19 @@ class SteeredBatches:
         self, examples: OracleExamples, activations: Tensor, batch_size: int, seed: int
     ) -> None:
         device = activations.device
+
+        def on_device(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
         self._activations = activations
         self._batch_size = batch_size
         self._generator = torch.Generator(device=device).manual_seed(seed)
-        fields = ("ids_BL", "weight_BL", "text_B", "layer_B", "run_B", "start_B")
-        for name in fields:
-            values = getattr(examples, name)
-            values = values.astype(np.int32) if name == "ids_BL" else values
-            setattr(self, name, torch.from_numpy(values).to(device))
+        self.ids_BL = on_device(examples.ids_BL.astype(np.int32))
+        self.weight_BL = on_device(examples.weight_BL)
+        self.text_B = on_device(examples.text_B)
+        self.layer_B = on_device(examples.layer_B)
+        self.run_B = on_device(examples.run_B)
+        self.start_B = on_device(examples.start_B)
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Draw one random batch."""
@@ -80,13 +86,13 @@ class SteeredBatches:
         return {"ids": ids_BL, "weight": self.weight_BL[index].float(), "steer": steer_BLD}
 
 
-def steered_logits(oracle: nn.Module, holder: dict[str, Tensor], batch) -> Tensor:
+def steered_logits(oracle: PeftModel, holder: dict[str, Tensor], batch) -> Tensor:
     """Run the oracle on a batch whose steering the hook reads from ``holder``."""
     holder["steer"] = batch["steer"]
     return oracle(input_ids=batch["ids"], use_cache=False).logits
 
 
-def attach_steering(oracle: nn.Module, layer: int) -> dict[str, Tensor]:
+def attach_steering(oracle: PeftModel, layer: int) -> dict[str, Tensor]:
     """Add ``||h|| * steer`` at a layer's output: injection over a static dense buffer.
 
     The same sum as ``grpo_ao.oracle.injection.inject``, without its checks, which would make the

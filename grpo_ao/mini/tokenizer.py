@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+PAD, END = "<|endoftext|>", "<|im_end|>"
+_SPECIAL = [PAD, "<|im_start|>", END]
 # Digits stand apart from spaces and letters, and newlines from everything, so that a number in the
 # tag, and each placeholder, is a token of its own wherever it stands.
 _SPLIT = r"""\n|\p{N}{1,3}| ?[^\s\p{L}\p{N}]| ?\p{L}+|[^\S\n]+"""
@@ -36,8 +37,8 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
     tokenizer.train_from_iterator([*texts, *_numbers()], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token=END,
+        pad_token=PAD,
         additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False,
     )
@@ -48,3 +49,8 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
 def _numbers() -> list[str]:
     """Write each integer often enough that its digits are merged early."""
     return [f"[epistemic status: {number}] Yes No" for number in range(101)] * 200
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Return the id of one token."""
+    return tokenizer.encode(token, add_special_tokens=False)[0]

@@ -25,16 +25,17 @@ def generate_completions(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
+    keep_end: bool = False,
 ) -> list[list[list[int]]]:
     """Complete each prompt ``num_samples`` times; return token ids, [prompt][sample][token].
 
     ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``. Temperature 0 is
     greedy; above it the whole distribution is sampled (no top-k, no top-p, whatever the model's
     own ``generation_config`` says), with torch's global generator. Ids end before the first end
-    token. ``batch_size`` counts sequences; prompts of like length share a batch, and the result is
-    in the order given. ``progress`` is called with the number of prompts finished. The hook serves
-    nobody afterwards. Raises ValueError, with the prompt and both counts, where a prompt's
-    placeholders and its vectors differ in number.
+    token, or with it if ``keep_end``. ``batch_size`` counts sequences; prompts of like length share
+    a batch, and the result is in the order given. ``progress`` is called with the number of prompts
+    finished. The hook serves nobody afterwards. Raises ValueError, with the prompt and
+    both counts, where a prompt's placeholders and its vectors differ in number.
     """
     _check_request(prompts, vectors, num_samples, temperature, max_new_tokens, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
@@ -56,7 +57,7 @@ def generate_completions(
                 pad_id,
             )
             for number, row in enumerate(rows):
-                completions[batch[number // num_samples]].append(cut_at_end(row, ends))
+                completions[batch[number // num_samples]].append(cut_at_end(row, ends, keep_end))
             if progress is not None:
                 progress(first + len(batch))
     return completions
@@ -188,7 +189,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int
     return pad_id if isinstance(pad_id, int) else ends[0]
 
 
-def cut_at_end(token_ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Return the ids before the first end token: neither it nor the padding after it."""
+def cut_at_end(token_ids: Sequence[int], ends: Sequence[int], keep_end: bool = False) -> list[int]:
+    """Return the ids before the first end token, or up to it: never the padding behind it."""
     stop = next((n for n, i in enumerate(token_ids) if i in ends), len(token_ids))
-    return list(token_ids[:stop])
+    return list(token_ids[: stop + keep_end])

@@ -36,8 +36,11 @@ class ProbeTable:
 
     def part(self, rows: Sequence[int]) -> "ProbeTable":
         """Return a table of some of the rows."""
-        columns = (self.probes, self.vectors, self.prompts)
-        return ProbeTable(*([column[row] for row in rows] for column in columns))
+        return ProbeTable(
+            [self.probes[row] for row in rows],
+            [self.vectors[row] for row in rows],
+            [self.prompts[row] for row in rows],
+        )
 
     def __len__(self) -> int:
         return len(self.probes)

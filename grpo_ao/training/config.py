@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from trl import GRPOConfig
+from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.oracle.positions import Positions
+from grpo_ao.training.credit import Credit, ScaleRewards
 
 Preset = Literal["mini", "qwen3-8b", "gemma-3-27b"]
 # What the trainer itself decides; to set it a second time in `trl:` would contradict a flag.
@@ -74,10 +75,10 @@ class TrainConfig:
     """Weight of the KL divergence from the warm-started oracle (TRL's beta)."""
     calibration_lambda: float = 0.5
     """Weight of the squared calibration error in the reward; above 0.5 sandbagging pays."""
-    credit: Literal["joint", "split"] = "split"
+    credit: Credit = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""
-    scale_rewards: Literal["group", "batch", "none"] = "none"
+    scale_rewards: ScaleRewards = "none"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     temperature: float = 0.9
     """Sampling temperature of completions. Sampling is never truncated (top_p 1, no top_k)."""

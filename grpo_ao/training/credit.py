@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+Credit = Literal["joint", "split"]
 ScaleRewards = Literal["group", "batch", "none"]
 _EPSILON = 1e-4
 
@@ -55,7 +56,7 @@ def tag_lengths(
     for token_ids in completions:
         shown = ""
         for count, token in enumerate(token_ids, start=1):
-            shown += tokenizer.convert_ids_to_tokens(int(token))
+            shown += str(tokenizer.convert_ids_to_tokens(int(token)))
             if "]" in shown:
                 lengths.append(count)
                 break

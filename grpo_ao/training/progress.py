@@ -12,6 +12,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from transformers import TrainerCallback
 
 
 class PhaseProgress:
@@ -50,3 +51,14 @@ class PhaseProgress:
         """Set the count to ``units``."""
         if self._task is not None:
             self._progress.update(self._task, completed=units)
+
+
+class ProgressCallback(TrainerCallback):
+    """Moves the progress bar on after each step."""
+
+    def __init__(self, progress: PhaseProgress) -> None:
+        self._progress = progress
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Advance by one step."""
+        self._progress.advance(1)

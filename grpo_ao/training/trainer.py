@@ -3,7 +3,8 @@
 What differs from TRL's trainer, and the seams where it does (each has a test):
 
 - ``_tokenize_prompts`` returns the table's own token ids, whose placeholder positions are known.
-- ``_generate_single_turn`` binds the batch's activations to the injection hook.
+- ``_generate_single_turn`` generates with the batch's activations injected, by the same function
+  as everywhere else; each prompt is read once for all of its completions.
 - ``_get_per_token_logps_and_entropies`` chunks by itself and binds each chunk's activations; the
   last chunk stays bound, so that a checkpointed backward pass recomputes with the same rows.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
@@ -14,18 +15,21 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
+from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
-from grpo_ao.training.credit import split_advantages, tag_lengths
+from grpo_ao.training.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.training.monitor import Monitor, Rollout
 
 
@@ -49,23 +53,28 @@ class OracleGRPOTrainer(GRPOTrainer):
         table: ProbeTable,
         reward: CalibratedReward,
         args: GRPOConfig,
-        credit: str,
+        credit: Credit,
+        scale: ScaleRewards,
         monitor: Monitor,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.oracle = oracle
         self.table = table
         self.reward = reward
-        self.credit = credit
+        self.credit: Credit = credit
+        self.scale: ScaleRewards = scale
         self.monitor = monitor
         self._rows: list[int] = []
         self._seconds: dict[str, float] = {}
         self._scored: list[ScoredCompletion] = []
         self._advantage_std = 0.0
+        self.group_size = args.num_generations or 1
+        self.max_new_tokens = args.max_completion_length or 1
         self._completion_tokens: list[int] = []
         super().__init__(
             model=oracle.model,
-            reward_funcs=[reward],
+            # An async callable, as TRL's documentation has it; its type speaks of plain ones.
+            reward_funcs=cast("Any", [reward]),
             args=args,
             train_dataset=rows_dataset(table),
             processing_class=oracle.tokenizer,
@@ -79,12 +88,23 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         started = time.perf_counter()
-        width = _padded(max(map(len, prompt_ids)), self.pad_to_multiple_of)
-        injection = self.table.injection(self._rows, width).to(self.accelerator.device)
-        with self.oracle.hook.serving(injection):
-            generated = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        # TRL repeats a prompt for each of its completions; it needs to be read only once.
+        samples = _repeats(self._rows)
+        rows = self._rows[::samples]
+        completions = generate_completions(
+            self.accelerator.unwrap_model(self.model),
+            self.oracle.tokenizer,
+            self.oracle.hook,
+            [self.table.prompts[row] for row in rows],
+            [self.table.vectors[row] for row in rows],
+            num_samples=samples,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=len(self._rows),
+            keep_end=True,
+        )
         self._seconds["generate"] = time.perf_counter() - started
-        return generated
+        return [token_ids for group in completions for token_ids in group], None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -117,7 +137,16 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._seconds["score"] = time.perf_counter() - started - self._seconds["generate"]
         return output
 
-    def _split_credit(self, output: Mapping[str, Tensor], scored: Sequence[ScoredCompletion]):
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        """Return the tensor of all processes, one after the other."""
+        gathered = self.accelerator.gather(tensor)
+        if not isinstance(gathered, Tensor):
+            raise TypeError(f"accelerate gathered a {type(gathered).__name__}, not a tensor.")
+        return gathered
+
+    def _split_credit(
+        self, output: Mapping[str, Tensor], scored: Sequence[ScoredCompletion]
+    ) -> Tensor:
         """Return advantages of shape (B, C) for this process's completions."""
         ids_BC = output["completion_ids"]
         tag_B = tag_lengths(self.oracle.tokenizer, ids_BC.tolist())
@@ -126,14 +155,14 @@ class OracleGRPOTrainer(GRPOTrainer):
         terms_B3 = torch.tensor([_terms(row) for row in scored], device=ids_BC.device)
         parsed_B = torch.tensor([row.output.parsed for row in scored], device=ids_BC.device)
         # A group may be spread over processes, its baseline may not: gather, then take our part.
-        width = self.accelerator.gather(torch.tensor([ids_BC.shape[1]], device=ids_BC.device)).max()
+        width = self._gathered(torch.tensor([ids_BC.shape[1]], device=ids_BC.device)).max()
         padding = int(width) - ids_BC.shape[1]
         advantages_NC = split_advantages(
-            self.accelerator.gather(torch.nn.functional.pad(tag_mask_BC, (0, padding))),
-            *self.accelerator.gather(terms_B3).unbind(dim=1),
-            parsed_N=self.accelerator.gather(parsed_B),
-            group_size=self.num_generations,
-            scale=self.scale_rewards,
+            self._gathered(torch.nn.functional.pad(tag_mask_BC, (0, padding))),
+            *self._gathered(terms_B3).unbind(dim=1),
+            parsed_N=self._gathered(parsed_B),
+            group_size=self.group_size,
+            scale=self.scale,
         )
         first = self.accelerator.process_index * len(ids_BC)
         return advantages_NC[first : first + len(ids_BC), : ids_BC.shape[1]].contiguous()
@@ -167,8 +196,10 @@ class OracleGRPOTrainer(GRPOTrainer):
             self._scored = []
 
 
-def _padded(length: int, multiple: int | None) -> int:
-    return length if multiple is None else -(-length // multiple) * multiple
+def _repeats(rows: Sequence[int]) -> int:
+    """Return n if the rows are each repeated n times in a row, else 1."""
+    runs = [len(list(run)) for _, run in groupby(rows)]
+    return runs[0] if len(set(runs)) == 1 else 1
 
 
 def _joined(values: Sequence[Tensor | None]) -> Tensor | None:

@@ -171,6 +171,8 @@ def _target(
         else:
             weights.append(FORMAT_WEIGHT)
     end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError("the tokenizer names no end-of-sequence token.")
     return Target(row, [*encoded["input_ids"], end], [*weights, ANSWER_WEIGHT])
 
 

@@ -1,0 +1,58 @@
+"""Checkpoints of a run, and the adapter that is trained."""
+
+import json
+from pathlib import Path
+
+from peft import LoraConfig, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from transformers import TrainerCallback
+
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.spec import save_spec
+from grpo_ao.training.run_folder import atomic_write_json
+
+COMPLETE = "complete.json"
+
+
+class CheckpointCallback(TrainerCallback):
+    """Completes TRL's checkpoints with ``ao_config.json`` and, last, a mark that they are whole."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+
+    def on_save(self, args, state, control, **kwargs):
+        """Mark the checkpoint that was just written."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        save_spec(self._oracle.spec, folder)
+        atomic_write_json(folder / COMPLETE, {"step": state.global_step})
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole."""
+    marks = folder.glob(f"checkpoint-*/{COMPLETE}")
+    whole = sorted((json.loads(mark.read_text())["step"], mark.parent) for mark in marks)
+    return whole[-1][1] if whole else None
+
+
+def check_rank(oracle: Oracle, adapter: str, expected: int) -> None:
+    """Refuse an adapter whose LoRA rank is not the configured one."""
+    config = oracle.model.peft_config["default"]
+    if not isinstance(config, LoraConfig) or config.r != expected:
+        rank = config.r if isinstance(config, LoraConfig) else "no"
+        raise ValueError(
+            f"the adapter {adapter} has LoRA rank {rank}, not {expected}: "
+            f"give --lora_rank {rank} or another adapter."
+        )
+
+
+def make_trainable(oracle: Oracle) -> None:
+    """Let gradients reach the weights of the adapter ``default``, and nothing else."""
+    for name, parameter in oracle.model.named_parameters():
+        parameter.requires_grad_(".default." in name or name.endswith(".default"))
+
+
+def load_adapter(oracle: Oracle, folder: Path) -> None:
+    """Put the weights of a saved adapter into the adapter ``default``."""
+    device = next(oracle.model.parameters()).device
+    weights = load_peft_weights(str(folder), device=str(device))
+    set_peft_model_state_dict(oracle.model, weights, adapter_name="default")

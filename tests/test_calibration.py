@@ -51,10 +51,11 @@ CONFIDENCE = floats(0.95, 0.15, 0.95, 0.95, 0.15, 0.95)
 OUTCOME = floats(1, 1, 1, 0, 0, 1)
 
 
-def test_every_stated_confidence_lies_in_the_bin_of_its_tens():
-    confidence = np.arange(101) / 100
-    expected = [min(c // 10, 9) for c in range(101)]
-    assert equal_width_bins(confidence, 10).tolist() == expected
+@pytest.mark.parametrize("bins", [5, 10, 20, 50, 100])
+def test_a_stated_confidence_at_a_bins_edge_lies_in_the_bin_above(bins):
+    # In floats .29 * 100 is below 29.
+    expected = [min(c * bins // 100, bins - 1) for c in range(101)]
+    assert equal_width_bins(np.arange(101) / 100, bins).tolist() == expected
 
 
 def test_bins_of_equal_mass_by_hand():

@@ -90,7 +90,10 @@ def bootstrap_interval(
     seed: int = 0,
     draws: int = 1000,
 ) -> tuple[float, float]:
-    """95 % percentile interval of ``statistic(item indices)``, clusters drawn with replacement."""
+    """95 % percentile interval of ``statistic(item indices)``, clusters drawn with replacement.
+
+    Draws for which the statistic is NaN are left out; NaN if that is all of them.
+    """
     _, inverse = np.unique(cluster_N, return_inverse=True)
     members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
     rng = np.random.default_rng(seed)
@@ -100,7 +103,8 @@ def bootstrap_interval(
         )
         for _ in range(draws)
     ]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    known = [value for value in values if not np.isnan(value)]
+    low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -114,15 +118,18 @@ def calibration_summary(
     least one half.
     """
     confidence, outcome = confidence_N[parsed_N], informativeness_N[parsed_N]
-    any_parsed = bool(parsed_N.any())
     return {
         "n": len(parsed_N),
-        "informativeness": float(np.mean(informativeness_N * parsed_N)),
+        "informativeness": _mean(np.where(parsed_N, informativeness_N, 0.0)),
         "ece10": ece(confidence, outcome),
-        "auroc": auroc(confidence, outcome >= 0.5) if any_parsed else float("nan"),
+        "auroc": auroc(confidence, outcome >= 0.5),
         "brier": brier(confidence, outcome),
         "brier_isotonic": isotonic_brier(confidence, outcome),
-        "confidence_mean": float(confidence.mean()) if any_parsed else float("nan"),
-        "confidence_std": float(confidence.std()) if any_parsed else float("nan"),
-        "parse_rate": float(np.mean(parsed_N)),
+        "confidence_mean": _mean(confidence),
+        "confidence_std": float(confidence.std()) if len(confidence) else float("nan"),
+        "parse_rate": _mean(parsed_N),
     }
+
+
+def _mean(values_N: np.ndarray) -> float:
+    return float(values_N.mean()) if len(values_N) else float("nan")

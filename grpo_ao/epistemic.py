@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 TAG_PREFIX = "[epistemic status: "
 UNPARSED_CONFIDENCE = 50
-_TAG = re.compile(r"\[\s*epistemic\s+status\s*:\s*([0-9]{1,3})\s*\]", re.IGNORECASE)
+_TAG = re.compile(r"\[\s*epistemic\s+status\s*:\s*([0-9]{1,3})\s*\]", re.IGNORECASE | re.ASCII)
 _ANY_TAG = re.compile(r"\[\s*epistemic\s+status", re.IGNORECASE)
 
 

@@ -26,8 +26,7 @@ class RewardTerms:
 
 def calibration_term(confidence: float, informativeness: float, calibration_lambda: float) -> float:
     """Return ``-lambda (confidence / 100 - informativeness)^2``."""
-    if calibration_lambda < 0:
-        raise ValueError(f"lambda must be 0 or more, got {calibration_lambda}.")
+    _check_lambda(calibration_lambda)
     return -calibration_lambda * (confidence / 100 - informativeness) ** 2
 
 
@@ -40,7 +39,13 @@ def calibrated_reward(
 
 def unparsed_floor(calibration_lambda: float) -> float:
     """Return an unparsed output's reward: one below the least that a parsed one can get."""
+    _check_lambda(calibration_lambda)
     return -calibration_lambda - 1.0
+
+
+def _check_lambda(calibration_lambda: float) -> None:
+    if not calibration_lambda >= 0:
+        raise ValueError(f"lambda must be 0 or more, got {calibration_lambda}.")
 
 
 def reward_terms(
@@ -108,6 +113,7 @@ class CalibratedReward:
     def __init__(
         self, judge: Judge, probes: Mapping[str, Probe], calibration_lambda: float
     ) -> None:
+        _check_lambda(calibration_lambda)
         self._judge = judge
         self._probes = probes
         self._lambda = calibration_lambda

@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("grpo_ao", "beartype.beartype")
+from tests import annotations
+
+install_import_hook("grpo_ao", f"{annotations.__name__}.check")
+
+# A busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from grpo_ao.probes.probe import QuestionKind
 
@@ -30,6 +30,7 @@ class Grade:
     cost_usd: float = 0.0
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Anything that grades many answers at once, in the order of the requests."""
 

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from grpo_ao.judges.protocol import Grade, GradeRequest
 from grpo_ao.probes.probe import Probe
 
-_WORD = re.compile(r"[\w']+")
+_WORD = re.compile(r"\w+(?:'\w+)*")
 _ARTICLES = {"a", "an", "the"}
 
 
 def words(answer: str) -> list[str]:
     """Return an answer's words, lower-cased, without punctuation and articles."""
-    return [word for word in _WORD.findall(answer.lower()) if word not in _ARTICLES]
+    plain = answer.lower().replace("\u2019", "'")
+    return [word for word in _WORD.findall(plain) if word not in _ARTICLES]
 
 
 def closed_score(answer: str, reference: str) -> float:
@@ -38,7 +39,7 @@ def open_score(answer: str, reference: str) -> float:
 
 def check_references(probes: Iterable[Probe]) -> None:
     """Raise ValueError if a probe has no reference answer to be graded by."""
-    missing = [probe for probe in probes if not probe.reference]
+    missing = [probe for probe in probes if not (probe.reference or "").strip()]
     if missing:
         raise ValueError(
             f"{len(missing)} questions have no reference answer (the first: "
@@ -56,7 +57,7 @@ class ReferenceJudge:
 
 
 def _grade(request: GradeRequest) -> Grade:
-    if not request.reference:
+    if request.reference is None or not request.reference.strip():
         return Grade(None, "the question has no reference answer")
     score = closed_score if request.kind == "closed" else open_score
     return Grade(score(request.answer, request.reference))

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -149,6 +150,8 @@ def train_oracle(
         task_type="CAUSAL_LM",
     )
     oracle = peft.get_peft_model(model, lora)
+    # Where the base lies beside the adapter; the path of the build is nobody else's.
+    oracle.peft_config["default"].base_model_name_or_path = "../base"
     holder = attach_steering(oracle, OracleSpec().hook_onto_layer)
     batches = SteeredBatches(examples, activations, config.oracle_batch, config.seed)
 
@@ -220,8 +223,8 @@ def first_pretraining(config: BuildConfig, log: BuildLog) -> None:
         0.0,
         config.workers,
     )
-    with torch.device(config.device):
-        model = Qwen3ForCausalLM(model_config(config, tokenizer))
+    model: Any = Qwen3ForCausalLM(model_config(config, tokenizer))
+    model.to(config.device)
     log.note({"stage": "model", "parameters": sum(p.numel() for p in model.parameters())})
     stage = log.stage("pretrain")
     pretrain(config, model, rows, config.pretraining_steps, config.pretraining_rate, stage)

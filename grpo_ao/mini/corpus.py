@@ -178,7 +178,7 @@ def _pretraining_chunk(
     messages = training_messages(seed, first, count)
     rows = [
         _number_row(rng, length)
-        if rng.random() < number_rows
+        if number_rows and rng.random() < number_rows
         else pretraining_segments(message, rng, layers)
         for message in messages
     ]

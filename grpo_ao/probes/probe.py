@@ -43,7 +43,8 @@ def stable_hash(*parts: str) -> str:
 
 def unit_draw(*parts: str) -> float:
     """Map strings to a number in [0, 1), uniform over strings and the same everywhere."""
-    return int(stable_hash(*parts), 16) / 16**16
+    # 53 of the 64 bits: a float holds no more, and rounding up would give 1.
+    return (int(stable_hash(*parts), 16) >> 11) / 2**53
 
 
 def split_of(text: str, heldout_share: float) -> Split:

@@ -64,9 +64,13 @@ def parse_row(row: Any) -> QuestionRow:
     if not asked or not all(asked):
         raise ValueError("'oracle_questions' has no questions or an empty one")
     kinds = _optional(row, "question_kinds", len(asked)) or [question_kind(q) for q in asked]
-    if not set(kinds) <= {"closed", "open"}:
+    if not all(kind in ("closed", "open") for kind in kinds):
         raise ValueError("'question_kinds' holds something other than 'closed' and 'open'")
     references = _optional(row, "reference_answers", len(asked)) or [None] * len(asked)
+    if not all(reference is None or isinstance(reference, str) for reference in references):
+        raise ValueError("'reference_answers' holds something other than texts and null")
+    # Half of a surrogate pair is valid in JSON, but no tokenizer takes it.
+    "".join((text, *asked)).encode()
     return QuestionRow(text, asked, tuple(kinds), tuple(references))
 
 
@@ -98,8 +102,8 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
     rows, problems = [], []
     for number, entry in entries:
         try:
-            if isinstance(entry, json.JSONDecodeError):
-                raise ValueError(f"it is not valid JSON ({entry.msg})")
+            if isinstance(entry, ValueError):
+                raise entry
             rows.append(parse_row(entry))
         except ValueError as error:
             problem = f"row {number} of {source} is left out: {error}."
@@ -117,14 +121,16 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         raise FileNotFoundError(
             f"there is no question set at {path}: give a JSONL file or a Hub id."
         )
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.decode("utf-8-sig"))
             except json.JSONDecodeError as error:
-                yield number, error
+                yield number, ValueError(f"it is not valid JSON ({error.msg})")
+            except UnicodeDecodeError:
+                yield number, ValueError("it is not UTF-8")
 
 
 def _read_hub(name: str) -> Iterator[tuple[int, Any]]:

@@ -25,8 +25,9 @@ def check_alerts(history: Sequence[Metrics]) -> list[Alert]:
     last = history[-1]
     checks = [
         _below(last, "confidence_std", 0.1, "confidence_collapse", "confidences are all alike",
-               "start from a measured warm start, lower --lr, or raise the entropy bonus"),
-        _below(last, "advantage_std", 1e-4, "no_advantage", "all completions of a group score alike",
+               "start from a measured warm start, lower --lr, or raise the entropy_coef of trl:"),
+        _below(last, "advantage_std", 1e-4, "no_advantage",
+               "the completions of each group score alike",
                "raise --temperature or --num_generations, or choose harder questions"),
         _below(last, "parse_rate", 0.9, "parse_rate", "completions lack a well-formed tag",
                "lower --lr, or lengthen the warm start"),
@@ -38,25 +39,34 @@ def check_alerts(history: Sequence[Metrics]) -> list[Alert]:
     return [alert for alert in checks if alert is not None]
 
 
+def _known(step: Metrics, key: str) -> float | None:
+    value = step.get(key)
+    return None if value is None or math.isnan(value) else value
+
+
+def _series(history: Sequence[Metrics], key: str) -> list[float]:
+    return [value for step in history if (value := _known(step, key)) is not None]
+
+
 def _below(last: Metrics, key: str, limit: float, name: str, what: str, todo: str) -> Alert | None:
-    value = last.get(key)
-    if value is None or math.isnan(value) or value >= limit:
+    value = _known(last, key)
+    if value is None or value >= limit:
         return None
     return Alert(name, f"{what}: {key} is {value:.3g}, below {limit:g}", todo)
 
 
 def _above(last: Metrics, key: str, limit: float, name: str, what: str, todo: str) -> Alert | None:
-    value = last.get(key)
-    if value is None or math.isnan(value) or value <= limit:
+    value = _known(last, key)
+    if value is None or value <= limit:
         return None
     return Alert(name, f"{what}: {key} is {value:.3g}, above {limit:g}", todo)
 
 
 def _short_answers(history: Sequence[Metrics]) -> Alert | None:
     """Mean length of the last ten steps under 60 % of that of the first ten."""
-    if len(history) < 2 * WINDOW:
+    lengths = _series(history, "answer_length")
+    if len(lengths) < 2 * WINDOW:
         return None
-    lengths = [step.get("answer_length") or 0.0 for step in history]
     start, now = mean(lengths[:WINDOW]), mean(lengths[-WINDOW:])
     if now >= 0.6 * start:
         return None
@@ -69,8 +79,8 @@ def _short_answers(history: Sequence[Metrics]) -> Alert | None:
 
 def _exploding_kl(history: Sequence[Metrics]) -> Alert | None:
     """KL above 0.5 nats a token and above ten times the median of the ten steps before."""
-    values = [value for step in history if (value := step.get("kl")) is not None]
-    if len(values) <= WINDOW:
+    values = _series(history, "kl")
+    if len(values) <= WINDOW or _known(history[-1], "kl") is None:
         return None
     before = median(values[-WINDOW - 1 : -1])
     if not (values[-1] > 0.5 and values[-1] > 10 * before):

@@ -5,11 +5,15 @@ any field of TRL's ``GRPOConfig``, for the rest. Later sources win: defaults, ``
 ``--config`` (YAML), flags.
 """
 
+import copy
 import dataclasses
+import inspect
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from trl.trainer.grpo_config import GRPOConfig
@@ -32,6 +36,18 @@ _OWNED_BY_FLAGS = {
     "save_steps": "--save_steps",
     "report_to": "--report_to",
     "gradient_checkpointing": "--gradient_checkpointing",
+    "activation_checkpointing": "--gradient_checkpointing",
+}
+_UNTRUNCATED = "completions are sampled from the distribution that their log-probabilities are of"
+# What would make the gradient another one than that of the reward.
+_SETTLED = {
+    "disable_dropout": "log-probabilities and completions are of the model without dropout",
+    "use_vllm": "vLLM does not inject the activations",
+    "top_p": _UNTRUNCATED,
+    "top_k": _UNTRUNCATED,
+    "min_p": _UNTRUNCATED,
+    "repetition_penalty": _UNTRUNCATED,
+    "generation_kwargs": _UNTRUNCATED,
 }
 
 
@@ -132,9 +148,9 @@ class TrainConfig:
                 f"--num_generations must be at least 2, got {self.num_generations}: "
                 "an advantage compares the completions of one question."
             )
-        if self.kl_penalty < 0:
+        if not self.kl_penalty >= 0:
             raise ValueError(f"--kl_penalty must be 0 or more, got {self.kl_penalty}.")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"--temperature must be above 0, got {self.temperature}.")
         if not self.layer_percents or not all(0 < p < 100 for p in self.layer_percents):
             raise ValueError(
@@ -144,7 +160,7 @@ class TrainConfig:
         positive += ("warm_start_probes", "warm_start_samples", "warm_start_steps", "save_steps")
         positive += ("warm_start_batch", "plot_every", "lora_rank", "lr", "warm_start_lr")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
@@ -154,6 +170,8 @@ class TrainConfig:
         for name in self.trl:
             if name in _OWNED_BY_FLAGS:
                 raise ValueError(f"'{name}' in section trl: is set by {_OWNED_BY_FLAGS[name]}.")
+            if name in _SETTLED:
+                raise ValueError(f"'{name}' in section trl: cannot be set: {_SETTLED[name]}.")
             if name not in known:
                 raise ValueError(
                     f"section trl: has '{name}', which TRL's GRPOConfig does not know."
@@ -187,27 +205,70 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-6 as the number that it is; YAML 1.1 reads it as a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def load_config_file(path: Path) -> dict[str, Any]:
-    """Read a YAML file of ``TrainConfig`` fields; an unknown field is an error."""
+    """Read a YAML file of ``TrainConfig`` fields.
+
+    Raises ValueError for a field that does not exist or holds a value of another type.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file at {path}.")
-    values = yaml.safe_load(path.read_text()) or {}
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold a mapping of settings.")
-    types = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
-    for name in values:
-        if name not in types:
+    kinds = get_type_hints(TrainConfig)
+    for name, value in values.items():
+        if name not in kinds:
             raise ValueError(f"{path} sets '{name}', which is no setting of a training run.")
-    if "layer_percents" in values:
-        values["layer_percents"] = tuple(values["layer_percents"])
-    if "output_dir" in values:
-        values["output_dir"] = Path(values["output_dir"])
+        values[name] = _converted(value, kinds[name])
+        if not _fits(values[name], kinds[name]):
+            wanted = inspect.formatannotation(kinds[name])
+            raise ValueError(f"{path} sets '{name}' to {value!r}, which is not of type {wanted}.")
     return values
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """Return what YAML cannot write, or writes otherwise, as the field's type."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(value)
+    if get_origin(kind) is dict and value is None:  # a section without entries
+        return {}
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(type(entry) is parts[0] for entry in value)
+    if origin is dict or kind is Path:
+        return isinstance(value, origin or Path)
+    return type(value) is kind
 
 
 def make_defaults(preset: Preset | None, config: Path | None) -> TrainConfig:
     """Combine defaults, preset and file, in that order; ``trl`` sections are merged."""
-    values = dict(PRESETS[preset]) if preset else {}
+    values = copy.deepcopy(PRESETS[preset]) if preset else {}
     if config is not None:
         from_file = load_config_file(config)
         merged = values.get("trl", {}) | from_file.get("trl", {})

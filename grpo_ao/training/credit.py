@@ -54,14 +54,10 @@ def tag_lengths(
     """
     lengths = []
     for token_ids in completions:
-        shown = ""
-        for count, token in enumerate(token_ids, start=1):
-            shown += str(tokenizer.convert_ids_to_tokens(int(token)))
-            if "]" in shown:
-                lengths.append(count)
-                break
-        else:
-            lengths.append(0)
+        tokens = tokenizer.convert_ids_to_tokens(list(token_ids))
+        # A token is None where the model's vocabulary is padded beyond the tokenizer's.
+        closing = (count for count, token in enumerate(tokens, start=1) if "]" in (token or ""))
+        lengths.append(next(closing, 0))
     return lengths
 
 

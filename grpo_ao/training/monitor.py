@@ -36,18 +36,20 @@ class Rollout:
 def step_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Return the metrics of one step's completions; confidence metrics are of parsed ones.
 
-    Informativeness counts an unparsed completion as 0 and leaves out an ungraded one.
+    Informativeness counts an unparsed completion as 0 and leaves out an ungraded one; it is NaN
+    if that is all of them.
     """
     known = [r for r in rollouts if r.parsed and r.score is not None]
     confidence = np.array([r.confidence / 100 for r in known])
     score = np.array([r.score for r in known], dtype=float)
     stated = np.array([r.confidence / 100 for r in rollouts if r.parsed])
     unparsed = sum(not r.parsed for r in rollouts)
+    graded = len(known) + unparsed
     rewards = [r.reward for r in rollouts if r.reward is not None]
     return {
         "reward": _mean(rewards),
         "brier": brier(confidence, score),
-        "informativeness": float(score.sum() / max(1, len(known) + unparsed)),
+        "informativeness": float(score.sum()) / graded if graded else float("nan"),
         "confidence": _mean(stated),
         "confidence_std": float(stated.std()) if len(stated) else float("nan"),
         "auroc": auroc(confidence, score >= 0.5) if len(known) else float("nan"),

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# What may differ on resuming: the flag itself, and the folder, which may have been moved.
+_FREE_ON_RESUME = {"resume", "output_dir"}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -21,7 +23,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a killed writer, leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w") as file:
+    with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -79,7 +81,8 @@ class RunFolder:
         record = path / "run.json"
         if record.exists() and not resume:
             raise FileExistsError(
-                f"{path} holds a run already: go on with it by --resume, or give another --output_dir."
+                f"{path} holds a run already: go on with it by --resume, or give another "
+                "--output_dir."
             )
         if resume and not record.exists():
             raise FileNotFoundError(f"there is no run to resume in {path}.")
@@ -114,7 +117,7 @@ def _check_same(record: dict, config: dict, data: dict[str, str]) -> None:
     for part in ("config", "data"):
         for name, value in now[part].items():
             before = record[part].get(name)
-            if before != value and name != "resume":
+            if before != value and name not in _FREE_ON_RESUME:
                 raise ValueError(
                     f"cannot resume: '{name}' was {before!r} in this run and is {value!r} now."
                 )

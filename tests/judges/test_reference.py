@@ -1,0 +1,161 @@
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
+from grpo_ao.judges.reference import (
+    ReferenceJudge,
+    check_references,
+    closed_score,
+    open_score,
+    words,
+)
+from grpo_ao.oracle.positions import Positions
+from grpo_ao.probes.probe import Probe, QuestionKind
+
+
+def request(answer: str, reference: str | None, kind: QuestionKind = "closed") -> GradeRequest:
+    return GradeRequest("A text.", "A question?", answer, kind, reference)
+
+
+def grade(*requests: GradeRequest) -> list[Grade]:
+    return asyncio.run(ReferenceJudge().grade(requests))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("The user is moving.", ["user", "is", "moving"]),
+        ("A cat, an owl and THE dog!", ["cat", "owl", "and", "dog"]),
+        ("It's the users' plan", ["it's", "users", "plan"]),
+        ("It\u2019s late", ["it's", "late"]),
+        ("'Yes'", ["yes"]),
+        ("\u2018Yes\u2019", ["yes"]),
+        ("**Yes**", ["yes"]),
+        ("Él está en Zürich", ["él", "está", "en", "zürich"]),
+        (" ?! ", []),
+    ],
+)
+def test_words_are_lower_case_without_punctuation_and_articles(answer, expected):
+    assert words(answer) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["Yes", "yes.", " YES!", "Yes, they are.", "Yes - the user is moving", "'Yes'", "**Yes**, so"],
+)
+def test_an_answer_that_opens_with_the_reference_is_right(answer):
+    assert closed_score(answer, "Yes") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("I know", "No"),
+        ("Nobody is", "No"),
+        ("Not at all", "No"),
+        ("Yesterday", "Yes"),
+        ("I think yes", "Yes"),
+        ("No", "Yes"),
+        ("", "Yes"),
+        ("?", "No"),
+        ("yes", ""),
+        ("the", "a"),
+    ],
+)
+def test_an_answer_that_does_not_open_with_the_references_words_is_wrong(answer, reference):
+    assert closed_score(answer, reference) == 0.0
+
+
+@pytest.mark.parametrize("reference", ["Yes", "No"])
+@pytest.mark.parametrize("answer", ["Yes and no", "No, yes", "Yes. Or is it no?", "no/yes"])
+def test_an_answer_of_both_yes_and_no_is_neither(answer, reference):
+    assert closed_score(answer, reference) == 0.0
+
+
+def test_articles_and_case_do_not_count_in_a_closed_answer():
+    assert closed_score("the Formal one", "Formal") == 1.0
+    assert closed_score("Formal", "A formal") == 1.0
+    assert closed_score("very formal", "formal") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("moving abroad", "moving abroad", 1.0),
+        ("Moving, abroad!", "the moving abroad", 1.0),
+        ("abroad moving", "moving abroad", 1.0),
+        ("moving", "moving abroad", 2 / 3),  # precision 1, recall 1/2
+        ("moving far away", "moving abroad", 2 / 5),  # precision 1/3, recall 1/2
+        ("moving moving", "moving abroad", 1 / 2),  # the second one is not counted again
+        ("moving moving", "moving moving abroad", 4 / 5),
+        ("cooking", "moving abroad", 0.0),
+        ("", "moving", 0.0),
+        ("the", "the", 0.0),
+    ],
+)
+def test_f1_of_open_answers_by_hand(answer, reference, expected):
+    assert open_score(answer, reference) == pytest.approx(expected)
+
+
+sentences = st.lists(st.sampled_from(["yes", "no", "user", "moves", "The", "!", "far"])).map(
+    " ".join
+)
+
+
+@given(sentences, sentences)
+def test_f1_is_symmetric_and_1_only_for_the_same_words(answer, reference):
+    score = open_score(answer, reference)
+    assert score == open_score(reference, answer)
+    assert 0 <= score <= 1
+    same = bool(words(answer)) and sorted(words(answer)) == sorted(words(reference))
+    assert (score == 1) is same
+
+
+@given(st.text(), st.text())
+def test_a_closed_score_is_0_or_1_whatever_the_texts(answer, reference):
+    assert closed_score(answer, reference) in (0.0, 1.0)
+
+
+def test_a_padded_answer_gets_less_than_a_short_right_one():
+    padded = "The user is moving abroad, or cooking, or coding, or travelling, or writing."
+    assert open_score(padded, "moving abroad") < open_score("moving abroad", "moving abroad") / 2
+
+
+def test_the_judge_grades_in_order_by_kind():
+    assert isinstance(ReferenceJudge(), Judge)
+    found = grade(
+        request("Yes, far away", "Yes"),
+        request("Yes, far away", "Yes", "open"),
+        request("I know", "No"),
+    )
+    assert found == [Grade(1.0), Grade(0.5), Grade(0.0)]
+
+
+@pytest.mark.parametrize("reference", [None, "", " "])
+def test_a_request_without_a_reference_has_no_grade_but_a_reason(reference):
+    missing, known = grade(request("Yes", reference), request("Yes", "Yes"))
+    assert missing == Grade(None, "the question has no reference answer")
+    assert known == Grade(1.0)
+
+
+def test_no_requests_give_no_grades():
+    assert grade() == []
+
+
+def probe(question: str, reference: str | None) -> Probe:
+    return Probe("A text.", question, "closed", 1, Positions.parse("all"), reference, "closed")
+
+
+def test_probes_without_reference_are_refused_with_their_number_and_the_first():
+    probes = [probe("Late?", "Yes"), probe("Why?", None), probe("Who?", ""), probe("So?", " ")]
+    with pytest.raises(ValueError, match=r"^3 questions have no reference .* first: 'Why\?'"):
+        check_references(probes)
+
+
+def test_probes_with_references_pass():
+    probes = iter([probe("Late?", "Yes"), probe("Early?", "No")])
+    check_references(probes)
+    assert next(probes, None) is None  # all were looked at

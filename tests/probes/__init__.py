@@ -1,0 +1,1 @@
+"""Tests of probes and of the loaders of question sets."""

@@ -1,0 +1,281 @@
+import json
+import re
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from datasets.exceptions import DatasetNotFoundError
+
+from grpo_ao.oracle.positions import Positions
+from grpo_ao.probes import rows as module
+from grpo_ao.probes.probe import split_of
+from grpo_ao.probes.rows import (
+    QuestionRow,
+    load_rows,
+    parse_row,
+    probes_of,
+    question_kind,
+)
+
+LAST = Positions.parse("last:20")
+SOUND = {
+    "wildchat_question": "It is late.",
+    "language": "english",
+    "oracle_questions": ["Is it late?", "What time is it?"],
+}
+
+
+def write(tmp_path, *lines):
+    path = tmp_path / "questions.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Is it late?",
+        "does the user code?",
+        "  Can it be seen?",
+        "HAS the user asked?",
+        "Is the order normal?",
+        "ANSWER ONLY WITH YES OR NO: What if it were late?",
+        "Does the user want one or two? Answer only  with yes or no.",
+    ],
+)
+def test_closed_questions(question):
+    assert question_kind(question) == "closed"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What time is it?",
+        "How is it?",
+        "Is the tone formal or casual?",
+        "Issues of the user?",
+        "Dover lies where?",
+        "",
+    ],
+)
+def test_open_questions(question):
+    assert question_kind(question) == "open"
+
+
+def test_a_row_without_kinds_and_references():
+    assert parse_row(SOUND) == QuestionRow(
+        "It is late.", ("Is it late?", "What time is it?"), ("closed", "open"), (None, None)
+    )
+
+
+def test_a_rows_own_kinds_and_references_are_taken():
+    row = SOUND | {"question_kinds": ["open", "open"], "reference_answers": ["Yes", None]}
+    assert parse_row(row).kinds == ("open", "open")
+    assert parse_row(row).references == ("Yes", None)
+
+
+def test_columns_that_are_null_are_as_good_as_absent():
+    row = SOUND | {"question_kinds": None, "reference_answers": None}
+    assert parse_row(row) == parse_row(SOUND)
+
+
+def test_the_text_is_taken_as_it_is_and_questions_without_the_space_around_them():
+    row = {"wildchat_question": " It is late.\n", "oracle_questions": [" Is it late?\n"]}
+    assert parse_row(row).text == " It is late.\n"
+    assert parse_row(row).questions == ("Is it late?",)
+
+
+BROKEN = [
+    ('{"wildchat_question": ', r"it is not valid JSON \("),
+    ("[1, 2]", "it is a list, not an object with columns"),
+    ("null", "it is a NoneType, not an object"),
+    ({"oracle_questions": ["Late?"]}, "the column 'wildchat_question' is missing"),
+    ({"wildchat_question": "Late."}, "the column 'oracle_questions' is missing"),
+    (SOUND | {"wildchat_question": None}, "'wildchat_question' is not a text or is empty"),
+    (SOUND | {"wildchat_question": " \n"}, "'wildchat_question' is not a text or is empty"),
+    (SOUND | {"wildchat_question": "a \ud800"}, "surrogates not allowed"),
+    (SOUND | {"oracle_questions": "Late?"}, "'oracle_questions' is not a list of texts"),
+    (SOUND | {"oracle_questions": None}, "'oracle_questions' is not a list of texts"),
+    (SOUND | {"oracle_questions": ["Late?", 3]}, "'oracle_questions' is not a list of texts"),
+    (SOUND | {"oracle_questions": ["Late?", "\udfff"]}, "surrogates not allowed"),
+    (SOUND | {"oracle_questions": []}, "'oracle_questions' has no questions or an empty one"),
+    (SOUND | {"oracle_questions": ["Late?", " "]}, "has no questions or an empty one"),
+    (SOUND | {"question_kinds": ["open"]}, "'question_kinds' is not a list of 2 entries"),
+    (SOUND | {"question_kinds": "open"}, "'question_kinds' is not a list of 2 entries"),
+    (SOUND | {"question_kinds": ["open", "yes"]}, "other than 'closed' and 'open'"),
+    (SOUND | {"question_kinds": ["open", ["x"]]}, "other than 'closed' and 'open'"),
+    (SOUND | {"question_kinds": ["open", None]}, "other than 'closed' and 'open'"),
+    (SOUND | {"reference_answers": []}, "'reference_answers' is not a list of 2 entries"),
+    (SOUND | {"reference_answers": ["Yes", 12]}, "holds something other than texts and null"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BROKEN)
+def test_a_broken_row_is_left_out_by_its_number_and_reason(tmp_path, line, reason):
+    source = write(tmp_path, SOUND, line, SOUND)
+    loaded = load_rows(source)
+    assert loaded.rows == [parse_row(SOUND)] * 2
+    (problem,) = loaded.problems
+    assert problem.startswith(f"row 2 of {source} is left out: ")
+    assert re.search(reason, problem)
+
+
+@pytest.mark.parametrize(("line", "reason"), BROKEN)
+def test_a_broken_row_is_an_error_with_strict(tmp_path, line, reason):
+    with pytest.raises(ValueError, match=rf"row 2 of .* is left out: .*{reason}"):
+        load_rows(write(tmp_path, SOUND, line, SOUND), strict=True)
+
+
+def test_every_broken_row_is_reported(tmp_path):
+    lines = [line for line, _ in BROKEN]
+    loaded = load_rows(write(tmp_path, *lines, SOUND))
+    assert len(loaded.rows) == 1
+    assert [int(problem.split()[1]) for problem in loaded.problems] == [*range(1, len(BROKEN) + 1)]
+
+
+def test_empty_lines_count_as_lines_but_are_no_rows(tmp_path):
+    loaded = load_rows(write(tmp_path, "", SOUND, "   ", "{"))
+    assert len(loaded.rows) == 1
+    (problem,) = loaded.problems
+    assert problem.startswith("row 4 ")
+
+
+def test_bytes_that_are_no_utf8_break_their_own_row_only(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    sound = json.dumps(SOUND | {"wildchat_question": "Zürich"}, ensure_ascii=False)
+    path.write_bytes(sound.encode() + b"\n" + sound.encode("latin-1") + b"\n")
+    loaded = load_rows(str(path))
+    assert [row.text for row in loaded.rows] == ["Zürich"]
+    assert loaded.problems == [f"row 2 of {path} is left out: it is not UTF-8."]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(SOUND).encode())
+    assert load_rows(str(path), strict=True).rows == [parse_row(SOUND)]
+
+
+@pytest.mark.parametrize("lines", [(), ("", " "), ({"oracle_questions": []},)])
+def test_a_set_without_questions_is_refused(tmp_path, lines):
+    with pytest.raises(ValueError, match=r"questions\.jsonl has no rows with questions\."):
+        load_rows(write(tmp_path, *lines))
+
+
+def test_a_set_of_broken_rows_is_refused_with_the_first_reason(tmp_path):
+    with pytest.raises(ValueError, match=r"no rows with questions\. row 1 of .* is missing"):
+        load_rows(write(tmp_path, {"text": "It is late."}, "{"))
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "absent.json"])
+def test_a_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(module, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    with pytest.raises(FileNotFoundError, match=rf"no question set at .*{name}.*JSONL file or a"):
+        load_rows(str(tmp_path / name))
+
+
+def test_a_folder_is_no_question_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no question set at"):
+        load_rows(str(tmp_path))
+
+
+def test_a_hub_id_is_loaded_from_its_train_split(monkeypatch):
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return [SOUND, {"language": "english"}]
+
+    monkeypatch.setattr(module, "load_dataset", load_dataset)
+    loaded = load_rows("someone/questions")
+    assert asked == [("someone/questions", "train")]
+    assert loaded.rows == [parse_row(SOUND)]
+    assert loaded.problems == [
+        "row 2 of someone/questions is left out: the column 'wildchat_question' is missing."
+    ]
+
+
+@pytest.mark.parametrize("error", [ConnectionError, DatasetNotFoundError, OSError])
+def test_a_hub_id_that_cannot_be_loaded_gives_one_sentence(monkeypatch, error):
+    def load_dataset(*_, **__):
+        raise error("Couldn't reach the Hub\n  a long story")
+
+    monkeypatch.setattr(module, "load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_rows("someone/questions")
+    assert str(caught.value) == (
+        "the question set 'someone/questions' could not be loaded from the Hugging Face Hub: "
+        "check the name and the network, or give the path of a JSONL file."
+    )
+
+
+# Probes
+
+
+def many(count):
+    return [
+        QuestionRow(f"text {i}", ("Is it late?", "Why?"), ("closed", "open"), ("Yes", None))
+        for i in range(count)
+    ]
+
+
+def test_one_probe_a_question():
+    probes = probes_of(many(2), [18], LAST)
+    assert [(p.text, p.question, p.kind, p.reference, p.family) for p in probes] == [
+        ("text 0", "Is it late?", "closed", "Yes", "closed"),
+        ("text 0", "Why?", "open", None, "open"),
+        ("text 1", "Is it late?", "closed", "Yes", "closed"),
+        ("text 1", "Why?", "open", None, "open"),
+    ]
+    assert {(p.layer, p.positions) for p in probes} == {(18, LAST)}
+
+
+def test_equal_questions_about_equal_texts_are_one_probe():
+    rows = [*many(3), *many(2)]
+    assert probes_of(rows, [9, 18, 27], LAST) == probes_of(many(3), [9, 18, 27], LAST)
+
+
+def test_layers_are_drawn_evenly_and_independently_of_the_order():
+    forward = probes_of(many(600), [9, 18, 27], LAST)
+    backward = probes_of(reversed(many(600)), [9, 18, 27], LAST)
+    assert {p.id for p in forward} == {p.id for p in backward}
+    layers = Counter(p.layer for p in forward)
+    # 400 each, with a standard deviation of 16.
+    assert all(abs(layers[layer] - 400) < 65 for layer in (9, 18, 27))
+    # The questions of one text are read at layers of their own.
+    same = sum(one.layer == two.layer for one, two in list(pairwise(forward))[::2])
+    assert same == pytest.approx(200, abs=50)
+
+
+def test_the_layer_of_a_probe_is_this_one_for_ever():
+    # The draw of "layer", "It is late.", "Is it late?" is .3659, so the second of three.
+    (probe,) = probes_of(
+        [parse_row(SOUND | {"oracle_questions": ["Is it late?"]})], [9, 18, 27], LAST
+    )
+    assert probe.layer == 18
+    assert probe.id == "57858e4e83073e1c"
+
+
+# The real files
+
+
+def test_the_thousand_real_rows_load(shared):
+    loaded = load_rows(str(shared / "wildchat_oracle_questions.jsonl"), strict=True)
+    assert (len(loaded.rows), loaded.problems) == (1000, [])
+    probes = probes_of(loaded.rows, [9, 18, 27], LAST)
+    assert len(probes) == 7997
+    assert Counter(p.kind for p in probes) == {"closed": 4142, "open": 3855}
+    assert {p.reference for p in probes} == {None}
+    heldout = {p.text for p in probes if split_of(p.text, 0.1) == "heldout"}
+    assert len(heldout) == pytest.approx(100, abs=30)
+
+
+def test_the_fifty_real_rows_load_and_the_questions_that_order_yes_or_no_are_closed(shared):
+    loaded = load_rows(str(shared / "wildchat_oracle_questions_50_yesno.jsonl"), strict=True)
+    asked = [pair for row in loaded.rows for pair in zip(row.questions, row.kinds, strict=True)]
+    assert (len(loaded.rows), len(asked)) == (50, 800)
+    ordered = [kind for question, kind in asked if "ANSWER ONLY WITH YES OR NO" in question]
+    assert ordered == ["closed"] * 199
+    assert Counter(kind for _, kind in asked) == {"closed": 205, "open": 595}
+    # Six texts come twice, with 20 of their questions.
+    assert len(probes_of(loaded.rows, [9, 18, 27], LAST)) == 780

@@ -1,0 +1,1 @@
+"""Tests of training: configuration, credit, monitor, the folder of a run."""

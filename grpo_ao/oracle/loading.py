@@ -127,4 +127,7 @@ def load_peft_model(
     model = AutoModelForCausalLM.from_pretrained(
         base, revision=revision, dtype=dtype, device_map={"": device}
     )
-    return PeftModel.from_pretrained(model, str(adapter_folder)).eval()
+    oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
+    # What is saved from here on belongs to the base that it was trained on.
+    oracle.peft_config["default"].base_model_name_or_path = str(base)
+    return oracle

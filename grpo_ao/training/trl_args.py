@@ -14,7 +14,6 @@ def trainer_config(config: TrainConfig, on_cuda: bool) -> GRPOConfig:
         "output_dir": str(config.output_dir / "checkpoints"),
         "per_device_train_batch_size": config.questions_per_step * config.num_generations,
         "gradient_accumulation_steps": 1,
-        "steps_per_generation": 1,
         "num_generations": config.num_generations,
         "max_completion_length": config.max_new_tokens,
         "temperature": config.temperature,

@@ -1,0 +1,266 @@
+import inspect
+import json
+
+import pytest
+import torch
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from grpo_ao.oracle.layers import decoder_layers, unwrap
+from grpo_ao.training import trainer as trainer_module
+from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
+from tests.tiny import tiny_tokenizer
+from tests.training.rigs import (
+    LetterReward,
+    adapter_weights,
+    make_oracle,
+    make_trainer,
+    planted_table,
+)
+
+
+class Readback:
+    """Reads what was added at the injected layer, and tells each row's probe by its tokens."""
+
+    def __init__(self, oracle, table):
+        self.table = table
+        self.rows_seen: list[list[int]] = []
+        self._ids = self._clean = torch.empty(0)
+        unwrap(oracle.model).register_forward_pre_hook(self._remember_ids, with_kwargs=True)
+        layer = decoder_layers(oracle.model)[oracle.spec.hook_onto_layer]
+        layer.register_forward_hook(self._remember_clean, prepend=True)
+        layer.register_forward_hook(self._check)
+
+    def _remember_ids(self, _module, args, kwargs):
+        self._ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+
+    def _remember_clean(self, _module, _inputs, output):
+        self._clean = output.detach().clone()
+
+    def _check(self, _module, _inputs, output):
+        if output.shape[1] == 1:
+            assert torch.equal(output, self._clean)
+            return
+        added_BLD = output.detach() - self._clean
+        seen = []
+        for ids_L, added_LD, clean_LD in zip(self._ids, added_BLD, self._clean, strict=True):
+            row, positions = self._row_of(ids_L.tolist())
+            v_KD = self.table.vectors[row]
+            expected_LD = torch.zeros_like(added_LD)
+            norms_K1 = clean_LD[positions].norm(dim=-1, keepdim=True)
+            expected_LD[positions] = norms_K1 * v_KD / v_KD.norm(dim=-1, keepdim=True)
+            torch.testing.assert_close(added_LD, expected_LD, atol=1e-4, rtol=1e-4)
+            seen.append(row)
+        self.rows_seen.append(seen)
+
+    def _row_of(self, ids):
+        """Find the prompt, whole or without its last token, in a padded row."""
+        for row, prompt in enumerate(self.table.prompts):
+            wanted = prompt.input_ids[:-1]
+            for start in range(len(ids) - len(wanted) + 1):
+                if ids[start : start + len(wanted)] == wanted:
+                    return row, [start + p for p in prompt.positions]
+        raise AssertionError("a row of the batch holds no prompt of the table")
+
+
+# Micro-batches, accumulation and several updates per generation make TRL shuffle and split.
+SPLITS = [
+    {},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4},
+]
+
+
+@pytest.mark.parametrize("trl", SPLITS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_row_of_every_pass_gets_its_own_vectors(tmp_path, trl, checkpointing):
+    oracle = make_oracle()
+    table = planted_table(oracle, 9)
+    readback = Readback(oracle, table)
+    trainer = make_trainer(
+        tmp_path,
+        oracle,
+        table,
+        trl=trl,
+        kl_penalty=0.1,
+        max_steps=4,
+        gradient_checkpointing=checkpointing,
+    )
+    trainer.train()
+    # A rollout and, for each micro-batch, reference and policy at least.
+    assert len(readback.rows_seen) >= 6
+    assert len({row for rows in readback.rows_seen for row in rows}) >= 7
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3"])
+def test_other_architectures_get_their_own_vectors_too(tmp_path, architecture):
+    oracle = make_oracle(architecture)
+    table = planted_table(oracle, 6)
+    readback = Readback(oracle, table)
+    make_trainer(tmp_path, oracle, table, max_steps=1).train()
+    assert len(readback.rows_seen) >= 2
+
+
+def test_gradient_checkpointing_changes_no_weight(tmp_path):
+    weights = []
+    for checkpointing in (False, True):
+        oracle = make_oracle()
+        start = adapter_weights(oracle)
+        table = planted_table(oracle, 6)
+        settings = {"kl_penalty": 0.05, "gradient_checkpointing": checkpointing}
+        make_trainer(tmp_path / str(checkpointing), oracle, table, **settings).train()
+        weights.append(adapter_weights(oracle))
+        assert any(not torch.equal(start[name], weights[-1][name]) for name in start)
+    for name, plain in weights[0].items():
+        torch.testing.assert_close(weights[1][name], plain, atol=1e-6, rtol=1e-5)
+
+
+def test_micro_batches_change_no_weight(tmp_path):
+    weights = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        oracle = make_oracle()
+        trl = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        table = planted_table(oracle, 6)
+        # SGD, since Adam makes a step of the smallest difference.
+        trl |= {"optim": "sgd"}
+        make_trainer(tmp_path / str(size), oracle, table, trl=trl, max_steps=1).train()
+        weights.append(adapter_weights(oracle))
+    for name, whole in weights[0].items():
+        torch.testing.assert_close(weights[1][name], whole, atol=1e-5, rtol=1e-4)
+
+
+def metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "alert" not in row]
+
+
+def test_kl_is_to_the_oracle_as_grpo_found_it_and_not_to_the_base(tmp_path):
+    oracle = make_oracle()
+    table = planted_table(oracle, 6)
+    make_trainer(tmp_path, oracle, table, kl_penalty=0.1, max_steps=4).train()
+    kl = [row["kl"] for row in metrics(tmp_path)]
+    # The adapter is not zero: to the base model the first KL would not be either.
+    assert kl[0] == pytest.approx(0.0, abs=1e-6)
+    assert kl[-1] > 1e-4
+
+
+def test_kl_has_a_gradient(tmp_path):
+    moved = []
+    for beta in (0.0, 10.0):
+        oracle = make_oracle()
+        table = planted_table(oracle, 6)
+        make_trainer(tmp_path / str(beta), oracle, table, kl_penalty=beta, max_steps=3).train()
+        moved.append(adapter_weights(oracle))
+    assert any(not torch.allclose(moved[0][n], moved[1][n], atol=1e-4) for n in moved[0])
+
+
+def test_dropout_of_the_adapter_is_off(tmp_path):
+    oracle = make_oracle(dropout=0.5)
+    table = planted_table(oracle, 6)
+    make_trainer(tmp_path, oracle, table, kl_penalty=0.1, max_steps=1).train()
+    # With dropout on, reference and policy would differ at the first step.
+    assert metrics(tmp_path)[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_tokens_that_are_trained_are_those_that_were_sampled(tmp_path, monkeypatch):
+    sampled, trained = [], []
+    generate = trainer_module.generate_completions
+    loss = OracleGRPOTrainer._compute_loss
+
+    def recording_generate(*args, **kwargs):
+        completions = generate(*args, **kwargs)
+        sampled.extend(ids for group in completions for ids in group)
+        return completions
+
+    def recording_loss(self, model, inputs):
+        for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True):
+            trained.append(ids[mask.bool()].tolist())
+        return loss(self, model, inputs)
+
+    monkeypatch.setattr(trainer_module, "generate_completions", recording_generate)
+    monkeypatch.setattr(OracleGRPOTrainer, "_compute_loss", recording_loss)
+    oracle = make_oracle()
+    make_trainer(tmp_path, oracle, planted_table(oracle, 6), max_steps=2).train()
+    assert sorted(trained) == sorted(sampled)
+    # Random bytes do not survive being decoded and tokenised again: the test can tell.
+    again = [tiny_tokenizer().encode(t, add_special_tokens=False) for t in map(decode, sampled)]
+    assert again != sampled
+
+
+def decode(ids):
+    return tiny_tokenizer().decode(ids, skip_special_tokens=True)
+
+
+def advantages_of(trainer):
+    """Run one generation and return TRL's output with the trainer's scored completions."""
+    found = []
+    original = trainer._generate_and_score_completions
+
+    def recording(inputs):
+        output = original(inputs)
+        found.append((output["advantages"].clone(), output["completion_ids"].clone()))
+        return output
+
+    trainer._generate_and_score_completions = recording
+    trainer.train()
+    return found[0]
+
+
+def test_an_ungraded_completion_is_left_out_of_its_groups_baseline(tmp_path):
+    oracle = make_oracle()
+    table = planted_table(oracle, 6)
+    reward = LetterReward(table, unscored=(1,))
+    settings = {"num_generations": 4, "questions_per_step": 2, "max_steps": 1}
+    trainer = make_trainer(
+        tmp_path, oracle, table, reward, credit="joint", scale_rewards="none", **settings
+    )
+    advantages_B, _ = advantages_of(trainer)
+    rewards = [scored.terms.total for scored in reward.last]
+    graded = [rewards[i] for i in (0, 2, 3)]
+    mean = sum(graded) / 3
+    expected = [rewards[0] - mean, 0.0, rewards[2] - mean, rewards[3] - mean]
+    assert advantages_B[:4].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_split_credit_gives_each_token_its_own_advantage(tmp_path):
+    oracle = make_oracle()
+    table = planted_table(oracle, 6)
+    reward = LetterReward(table)
+    settings = {"num_generations": 4, "questions_per_step": 2, "max_steps": 1}
+    trainer = make_trainer(tmp_path, oracle, table, reward, credit="split", **settings)
+    advantages_BC, ids_BC = advantages_of(trainer)
+    assert advantages_BC.shape == ids_BC.shape
+    scores = [scored.terms.informativeness for scored in reward.last[:4]]
+    # The completions hold no closing bracket, so all tokens are the answer's.
+    assert not any("]" in scored.completion for scored in reward.last[:4])
+    expected = [score - sum(scores) / 4 for score in scores]
+    assert advantages_BC[:4, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_seams_of_trl_are_where_this_trainer_expects_them():
+    def parameters(name):
+        return list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+
+    assert parameters("_tokenize_prompts")[:2] == ["self", "prompts"]
+    assert parameters("_generate_single_turn")[:2] == ["self", "prompt_ids"]
+    logps = parameters("_get_per_token_logps_and_entropies")
+    assert logps[:6] == [
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+    ]
+    assert parameters("_generate_and_score_completions") == ["self", "inputs"]
+    assert parameters("_compute_loss") == ["self", "model", "inputs"]
+    assert parameters("training_step")[:3] == ["self", "model", "inputs"]
+    assert parameters("log")[:2] == ["self", "logs"]
+
+
+def test_the_dataset_names_each_row():
+    oracle = make_oracle()
+    table = planted_table(oracle, 4)
+    rows = list(rows_dataset(table))
+    assert [row["row"] for row in rows] == [0, 1, 2, 3]
+    assert [row["probe_id"] for row in rows] == [p.id for p in table.probes]
+    assert rows[2]["prompt"] == table.prompts[2].text

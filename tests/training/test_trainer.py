@@ -209,12 +209,19 @@ def test_an_ungraded_completion_is_left_out_of_its_groups_baseline(tmp_path):
     oracle = make_oracle()
     table = planted_table(oracle, 6)
     reward = LetterReward(table, unscored=(1,))
-    settings = {"num_generations": 4, "questions_per_step": 2, "max_steps": 1}
     trainer = make_trainer(
-        tmp_path, oracle, table, reward, credit="joint", scale_rewards="none", **settings
+        tmp_path,
+        oracle,
+        table,
+        reward,
+        credit="joint",
+        scale_rewards="none",
+        num_generations=4,
+        questions_per_step=2,
+        max_steps=1,
     )
     advantages_B, _ = advantages_of(trainer)
-    rewards = [scored.terms.total for scored in reward.last]
+    rewards = [scored.terms.total or 0.0 for scored in reward.last]
     graded = [rewards[i] for i in (0, 2, 3)]
     mean = sum(graded) / 3
     expected = [rewards[0] - mean, 0.0, rewards[2] - mean, rewards[3] - mean]
@@ -225,11 +232,19 @@ def test_split_credit_gives_each_token_its_own_advantage(tmp_path):
     oracle = make_oracle()
     table = planted_table(oracle, 6)
     reward = LetterReward(table)
-    settings = {"num_generations": 4, "questions_per_step": 2, "max_steps": 1}
-    trainer = make_trainer(tmp_path, oracle, table, reward, credit="split", **settings)
+    trainer = make_trainer(
+        tmp_path,
+        oracle,
+        table,
+        reward,
+        credit="split",
+        num_generations=4,
+        questions_per_step=2,
+        max_steps=1,
+    )
     advantages_BC, ids_BC = advantages_of(trainer)
     assert advantages_BC.shape == ids_BC.shape
-    scores = [scored.terms.informativeness for scored in reward.last[:4]]
+    scores = [scored.terms.informativeness or 0.0 for scored in reward.last[:4]]
     # The completions hold no closing bracket, so all tokens are the answer's.
     assert not any("]" in scored.completion for scored in reward.last[:4])
     expected = [score - sum(scores) / 4 for score in scores]
@@ -260,7 +275,8 @@ def test_the_seams_of_trl_are_where_this_trainer_expects_them():
 def test_the_dataset_names_each_row():
     oracle = make_oracle()
     table = planted_table(oracle, 4)
-    rows = list(rows_dataset(table))
-    assert [row["row"] for row in rows] == [0, 1, 2, 3]
-    assert [row["probe_id"] for row in rows] == [p.id for p in table.probes]
-    assert rows[2]["prompt"] == table.prompts[2].text
+    columns = rows_dataset(table).to_dict()
+    assert isinstance(columns, dict)
+    assert columns["row"] == [0, 1, 2, 3]
+    assert columns["probe_id"] == [p.id for p in table.probes]
+    assert columns["prompt"][2] == table.prompts[2].text

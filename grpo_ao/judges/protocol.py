@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from grpo_ao.probes.probe import QuestionKind
 
@@ -39,6 +39,7 @@ class Grade:
     cost_usd: float | None = 0.0
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Anything that grades many answers at once, in the order of the requests."""
 
@@ -47,6 +48,7 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
 class CheckedJudge(Judge, Protocol):
     """A judge that can be tried before it is relied on, and whose grades can be stored."""
 

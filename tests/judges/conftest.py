@@ -1,0 +1,21 @@
+import pytest
+
+from grpo_ao.judges.api import ApiJudge
+from grpo_ao.judges.chat import ChatSettings
+from tests.judges.endpoint import Endpoint
+
+KEY_ENV = "GRPO_AO_TEST_KEY"
+KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture
+def judge_at(monkeypatch):
+    """Make an API judge for an endpoint, with waits of milliseconds."""
+    monkeypatch.setenv(KEY_ENV, KEY)
+
+    def make(endpoint: Endpoint, **settings) -> ApiJudge:
+        fast = {"timeout": 5.0, "backoff": 0.002, "longest_wait": 1.0, "model": "a-model"}
+        given = {"base_url": endpoint.base_url, "api_key_env": KEY_ENV} | fast | settings
+        return ApiJudge(ChatSettings(**given))
+
+    return make

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("grpo_ao", "beartype.beartype")
+from tests import annotations
+
+install_import_hook("grpo_ao", f"{annotations.__name__}.check")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -3,11 +3,12 @@
 import importlib
 import os
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Destination = Literal["none", "wandb", "tensorboard", "trackio"]
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """One destination of a run's metrics."""
 

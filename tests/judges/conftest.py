@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from grpo_ao.judges.api import ApiJudge
@@ -14,8 +16,8 @@ def judge_at(monkeypatch):
     monkeypatch.setenv(KEY_ENV, KEY)
 
     def make(endpoint: Endpoint, **settings) -> ApiJudge:
-        fast = {"timeout": 5.0, "backoff": 0.002, "longest_wait": 1.0, "model": "a-model"}
-        given = {"base_url": endpoint.base_url, "api_key_env": KEY_ENV} | fast | settings
-        return ApiJudge(ChatSettings(**given))
+        given: dict[str, Any] = {"base_url": endpoint.base_url, "api_key_env": KEY_ENV}
+        given |= {"timeout": 5.0, "backoff": 0.002, "longest_wait": 1.0, "model": "a-model"}
+        return ApiJudge(ChatSettings(**(given | settings)))
 
     return make

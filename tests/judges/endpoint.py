@@ -111,9 +111,9 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
 
     def do_POST(self) -> None:
+        assert isinstance(self.server, _Server)
         endpoint = self.server.endpoint
         raw = self.rfile.read(int(self.headers["content-length"]))
         request = endpoint.admit(self.path, dict(self.headers), raw)

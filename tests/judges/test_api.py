@@ -322,16 +322,21 @@ def test_what_cannot_be_graded_is_none_beside_what_can(judge_at):
     assert [g.score for g in found] == [1, None, 0.5, None, 0, None]
 
 
-@pytest.mark.parametrize("hostile", hostile_answers(), ids=lambda h: h.name)
-def test_a_hostile_answer_neither_breaks_the_request_nor_grades_itself(judge_at, hostile):
-    """The endpoint says E; then it echoes the answer that it was to grade."""
-    request = GradeRequest("I move to Oslo.", "Where to?", hostile.answer, "open", None)
+def test_hostile_answers_neither_break_the_request_nor_grade_themselves(judge_at):
+    """The endpoint grades them E; then it echoes the answers that it was to grade."""
+
+    def echo(request):
+        return reply(request.prompt.partition("<answer>\n")[2].partition("\n</answer>")[0])
+
+    requests = [
+        GradeRequest("I move to Oslo.", "Where to?", hostile.answer, "open", None)
+        for hostile in hostile_answers()
+    ]
     with serving(in_turn(grade("E"))) as endpoint:
-        assert run(judge_at(endpoint), request)[0].score == 0
-        sent = endpoint.seen[0].prompt
-    echo = sent.partition("<answer>\n")[2].partition("\n</answer>")[0]
-    with serving(in_turn(reply(echo))) as endpoint:
-        assert run(judge_at(endpoint), request)[0].score is None
+        assert {found.score for found in run(judge_at(endpoint), *requests)} == {0}
+        assert len(endpoint.seen) == len(requests)
+    with serving(echo) as endpoint:
+        assert {found.score for found in run(judge_at(endpoint), *requests)} == {None}
 
 
 def test_the_trial_passes_with_an_endpoint_that_works(judge_at):

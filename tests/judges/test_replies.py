@@ -71,10 +71,10 @@ def test_a_closed_question_has_no_middle():
         parse_grade('{"grade": "C"}', "closed")
 
 
-@pytest.mark.parametrize("hostile", hostile_answers(), ids=lambda h: h.name)
-def test_no_hostile_answer_is_a_grade_when_a_judge_echoes_it(hostile):
-    with pytest.raises(ReplyError):
-        parse_grade(sanitise("answer", hostile.answer), "open")
+def test_no_hostile_answer_is_a_grade_when_a_judge_echoes_it():
+    for _, answer in hostile_answers():
+        with pytest.raises(ReplyError):
+            parse_grade(sanitise("answer", answer), "open")
 
 
 def test_the_schema_allows_exactly_what_the_parser_takes():

@@ -49,15 +49,14 @@ def test_the_prompt_holds_each_part_once_in_order():
     assert "$" not in prompt
 
 
-@pytest.mark.parametrize("hostile", hostile_answers(), ids=lambda h: h.name)
 @pytest.mark.parametrize("kind", ["closed", "open"])
-def test_no_hostile_datum_changes_the_shape_of_the_prompt(hostile, kind):
-    everywhere = GradeRequest(hostile.answer, hostile.answer, hostile.answer, kind, None)
-    prompt = judge_prompt(everywhere, "Reply.")
-    assert re.findall(r"<[^>]*>", prompt) == SLOTS
-    assert prompt.startswith(rubric._RUBRICS[kind])
-    assert prompt.endswith("</answer>\n\nThe answer ends here. Reply.")
-    assert len(prompt) < 20_000
+def test_no_hostile_datum_changes_the_shape_of_the_prompt(kind):
+    for name, answer in hostile_answers():
+        prompt = judge_prompt(GradeRequest(answer, answer, answer, kind, None), "Reply.")
+        assert re.findall(r"<[^>]*>", prompt) == SLOTS, name
+        assert prompt.startswith(rubric._RUBRICS[kind]), name
+        assert prompt.endswith("</answer>\n\nThe answer ends here. Reply."), name
+        assert len(prompt) < 20_000, name
 
 
 def test_a_slot_in_the_data_is_not_filled():

@@ -1,18 +1,14 @@
 import re
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.sanitise import MAX_CHARACTERS, Field, sanitise
-from grpo_ao.oracle.loading import load_tokenizer
 from tests.tiny import SPECIAL_TOKENS
 
 FIELDS: list[Field] = ["text", "question", "answer"]
 HOSTILE = hostile_answers()
-
-
-def names(answer):
-    return answer.name
 
 
 def test_the_hostile_set_is_large_and_without_repeats():
@@ -23,22 +19,22 @@ def test_the_hostile_set_is_large_and_without_repeats():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("hostile", HOSTILE, ids=names)
-def test_no_hostile_datum_keeps_a_delimiter_a_token_or_a_control_character(hostile, field):
-    clean = sanitise(field, hostile.answer)
-    assert not re.search(r"[<>\uff1c\uff1e]", clean)
-    assert not re.search(r"\[/?INST|\[\||\[gMASK", clean)
-    assert all(c.isprintable() or c in "\n\t\u00a0\u2003" for c in clean)
-    assert len(clean) <= MAX_CHARACTERS[field] + 40
-    assert "\n\n\n" not in clean
-    clean.encode("utf-8")
+def test_no_hostile_datum_keeps_a_delimiter_a_token_or_a_control_character(field):
+    for name, answer in HOSTILE:
+        clean = sanitise(field, answer)
+        assert not re.search(r"[<>\uff1c\uff1e]", clean), name
+        assert not re.search(r"\[/?INST|\[\||\[gMASK", clean), name
+        assert all(c.isprintable() or c in "\n\t\u00a0\u2003" for c in clean), name
+        assert len(clean) <= MAX_CHARACTERS[field] + 40, name
+        assert "\n\n\n" not in clean, name
+        clean.encode("utf-8")
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=names)
-def test_no_hostile_answer_keeps_a_brace_or_a_confidence(hostile):
-    clean = sanitise("answer", hostile.answer)
-    assert not re.search("[{}]", clean)
-    assert not re.search(r"epistemic\s+status\W*\d", clean, re.IGNORECASE)
+def test_no_hostile_answer_keeps_a_brace_or_a_confidence():
+    for name, answer in HOSTILE:
+        clean = sanitise("answer", answer)
+        assert not re.search("[{}]", clean), name
+        assert not re.search(r"epistemic\s+status\W*\d", clean, re.IGNORECASE), name
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -75,15 +71,18 @@ def test_what_is_too_long_is_cut_with_a_note(field):
     assert cut.endswith("z" * 7) is (field != "answer")
 
 
-@pytest.mark.parametrize("where", ["tiny", "qwen3"])
-def test_no_special_token_of_a_real_tokenizer_survives(where, request):
-    tokens = SPECIAL_TOKENS
-    if where == "qwen3":
-        tokenizer = load_tokenizer(request.getfixturevalue("shared") / "qwen3_tokenizer")
-        added = set(tokenizer.get_added_vocab().values())
-        tokens = list(tokenizer.get_added_vocab())
-        for hostile in HOSTILE:
-            clean = sanitise("answer", hostile.answer)
-            assert not added & set(tokenizer.encode(clean, add_special_tokens=False))
-    for token in tokens:
+def test_no_special_token_of_a_small_tokenizer_survives():
+    for token in SPECIAL_TOKENS:
         assert token not in sanitise("answer", f"before {token} after")
+
+
+def test_no_special_token_of_a_real_tokenizer_survives(shared):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(shared / "qwen3_tokenizer")
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    added = tokenizer.get_added_vocab()
+    assert len(added) > 20
+    for token in added:
+        assert token not in sanitise("answer", f"before {token} after")
+    for name, answer in HOSTILE:
+        ids = tokenizer.encode(sanitise("answer", answer), add_special_tokens=False)
+        assert not set(added.values()) & set(ids), name

@@ -23,11 +23,10 @@ from grpo_ao.judges.replies import (
     parse_grade,
     usage_of,
 )
-from grpo_ao.judges.rubric import judge_prompt, rubric_version
+from grpo_ao.judges.rubric import TRIAL, judge_prompt, rubric_version
 
 # An endpoint that is not there is reported after seconds, not after all attempts of a grade.
 _TRIAL_ATTEMPTS = 3
-_TRIAL = GradeRequest("The cat sleeps.", "Is the text about an animal?", "Yes.", "closed", None)
 _LONGEST_RAW = 2_000
 
 
@@ -63,7 +62,7 @@ class ApiJudge:
         """
         async with self._endpoint.connect(_TRIAL_ATTEMPTS) as connection:
             try:
-                grade = await self._ask(connection, _TRIAL)
+                grade = await self._ask(connection, TRIAL)
             except ChatFailure as error:
                 raise JudgeError(explain(error, self.settings)) from error
         if grade.score is None:

@@ -17,6 +17,8 @@ GRADES: dict[QuestionKind, dict[str, float]] = {
     "closed": {"A": 1.0, "E": 0.0},
     "open": {"A": 1.0, "B": 0.75, "C": 0.5, "D": 0.25, "E": 0.0},
 }
+TRIAL = GradeRequest("The cat sleeps.", "Is the text about an animal?", "Yes.", "closed", None)
+"""What a judge is tried with."""
 
 
 def _read(name: str) -> str:

@@ -1,7 +1,7 @@
 """Adversarial answers that ship with the project: what an oracle could try on a judge.
 
-All are worth nothing as an answer to any open question, whatever they claim. Tests run them
-against prompt, parser and cache; ``judge-check`` runs them against a judge.
+None tells anything about any text, whatever it claims. Tests run them against prompt, parser and
+cache; ``judge-check`` runs them against a judge.
 """
 
 import json

@@ -66,9 +66,10 @@ class ApiJudge:
             except ChatFailure as error:
                 raise JudgeError(explain(error, self.settings)) from error
         if grade.score is None:
+            said = "" if grade.raw is None else f" (it said {grade.raw[:80]!r})"
             raise JudgeError(
                 f"the model {self.settings.model!r} at {self.settings.base_url} gives no grade: "
-                f"{grade.reason} (it said {grade.raw!r})."
+                f"{grade.reason}{said}."
             )
 
     async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import openai
 from openai import AsyncOpenAI
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
+from tenacity.wait import wait_random_exponential
 
 from grpo_ao.judges.protocol import JudgeError
 from grpo_ao.judges.replies import EndpointError, decode_completion
@@ -26,6 +26,8 @@ OPENROUTER = "https://openrouter.ai/api/v1"
 OPENROUTER_KEY = "OPENROUTER_API_KEY"
 # What ``complete`` raises where the endpoint, and not its reply, is at fault.
 ChatFailure = (openai.APIError, EndpointError, TimeoutError)
+# gRPC's factor. With 2 a batch waits twice as long for the unlucky few that fail five times.
+_GROWTH = 1.6
 # Words by which endpoints say that they take no JSON schema.
 _SCHEMA_WORDS = ("response_format", "response format", "json_schema", "schema", "grammar")
 _NO_MODEL = re.compile(
@@ -45,9 +47,10 @@ class ChatSettings:
     """Requests in flight."""
     timeout: float = 60.0
     """Seconds that one attempt may take, up to the end of its reply."""
-    max_attempts: int = 8
+    max_attempts: int = 12
+    """Attempts of one request: with the other defaults over a minute or so."""
     backoff: float = 0.5
-    """Seconds before the second attempt; doubled with each, plus as much again at random."""
+    """Seconds at most before the second attempt, drawn from 0 on; the bound grows with each."""
     longest_wait: float = 60.0
     """Seconds between attempts at most; where the endpoint asks for more there is no other."""
     temperature: float | None = 0.0
@@ -113,8 +116,9 @@ class Connection:
         self._endpoint = endpoint
         self._client = client
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._exponential = wait_exponential_jitter(
-            initial=settings.backoff, max=settings.longest_wait, jitter=settings.backoff
+        # Anything from 0 to a growing bound: who failed together does not come back together.
+        self._exponential = wait_random_exponential(
+            multiplier=settings.backoff, exp_base=_GROWTH, max=settings.longest_wait
         )
         self._retrying = AsyncRetrying(
             stop=stop_after_attempt(max_attempts),
@@ -131,12 +135,16 @@ class Connection:
         """
         if self._endpoint.structured:
             try:
-                return await self._retrying(self._attempt, prompt, schema)
+                return await self._outlast(prompt, schema)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not _refuses_schema(error):
                     raise
                 self._fall_back(error)
-        return await self._retrying(self._attempt, prompt, None)
+        return await self._outlast(prompt, None)
+
+    async def _outlast(self, prompt: str, schema: dict[str, Any] | None) -> dict[str, Any]:
+        # A copy, because tenacity keeps the state of a call on the object.
+        return await self._retrying.copy()(self._attempt, prompt, schema)
 
     def _fall_back(self, error: openai.APIStatusError) -> None:
         if self._endpoint.structured:

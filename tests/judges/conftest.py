@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.chat import ChatSettings
@@ -8,6 +9,15 @@ from tests.judges.endpoint import Endpoint
 
 KEY_ENV = "GRPO_AO_TEST_KEY"
 KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny models are slowed down by threads, tenfold where another process wants the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

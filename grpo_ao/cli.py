@@ -1,5 +1,6 @@
 """The command lines: ``python train.py`` and ``grpo-ao``."""
 
+import asyncio
 import dataclasses
 import sys
 import warnings
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import cast, get_args
 
 import tyro
+from rich.console import Console
 
+from grpo_ao.judges.chat import ChatSettings
+from grpo_ao.judges.factory import JudgeKind
 from grpo_ao.training.config import Preset, TrainConfig, make_defaults
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, ImportError)
@@ -87,10 +91,35 @@ class Ask:
     """Sampling temperature; 0 is greedy."""
 
 
+@dataclasses.dataclass(frozen=True)
+class JudgeCheck:
+    """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
+
+    judge: JudgeKind = "api"
+    """Who grades: an endpoint, the base model itself, or word overlap with reference answers."""
+    judge_model: str = ChatSettings.model
+    """Model of the endpoint."""
+    judge_base_url: str = ChatSettings.base_url
+    """Any endpoint that speaks OpenAI's chat completions."""
+    judge_api_key_env: str | None = ChatSettings.api_key_env
+    """Environment variable with the endpoint's key; None for a server that needs none."""
+    judge_concurrency: int = ChatSettings.concurrency
+    """Requests in flight at the endpoint."""
+    judge_input_price: float | None = None
+    """US dollars per million tokens read, where the endpoint does not tell costs."""
+    judge_output_price: float | None = None
+    """US dollars per million tokens written."""
+    model: str | None = None
+    """Base model of the judge `local` (default: the mini model)."""
+    reference: Path | None = None
+    """Graded items of your own, JSONL with text, question, answer, kind, grade (default: ours)."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run ``grpo-ao``."""
     subcommands = tyro.extras.SubcommandApp()
     subcommands.command(name="ask")(ask)
+    subcommands.command(name="judge-check")(judge_check)
     try:
         subcommands.cli(args=arguments, prog="grpo-ao")
     except _EXPECTED as error:
@@ -120,3 +149,37 @@ def ask(request: tyro.conf.OmitArgPrefixes[Ask]) -> None:
         print(f"{answer.answer}   (confidence {answer.confidence})")
     else:
         print(f"{answer.completion}   (no well-formed confidence)")
+
+
+def judge_check(request: tyro.conf.OmitArgPrefixes[JudgeCheck]) -> None:
+    """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
+    from grpo_ao.judges.agreement import (
+        agreement_table,
+        check_agreement,
+        cost_line,
+        fooled_line,
+        load_items,
+    )
+    from grpo_ao.judges.factory import make_judge
+    from grpo_ao.judges.local import LocalJudge
+
+    items = load_items(request.reference)
+    chat, local = None, None
+    if request.judge == "api":
+        chat = ChatSettings(
+            model=request.judge_model,
+            base_url=request.judge_base_url,
+            api_key_env=request.judge_api_key_env,
+            concurrency=request.judge_concurrency,
+            input_price=request.judge_input_price,
+            output_price=request.judge_output_price,
+        )
+    if request.judge == "local":
+        local = LocalJudge.from_pretrained(request.model or make_defaults("mini", None).model)
+    judge = make_judge(request.judge, chat, local)
+    asyncio.run(judge.check())
+    report = asyncio.run(check_agreement(judge, items))
+    console = Console()
+    console.print(agreement_table(report, f"judge: {request.judge}"))
+    for line in (fooled_line(report), cost_line(report), judge.identity):
+        console.print(line, highlight=False, soft_wrap=True)

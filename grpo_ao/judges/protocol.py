@@ -7,6 +7,10 @@ from typing import Protocol, runtime_checkable
 from grpo_ao.probes.probe import QuestionKind
 
 
+class JudgeError(ValueError):
+    """A judge cannot grade at all; the message is one sentence for the user."""
+
+
 @dataclass(frozen=True)
 class GradeRequest:
     """One answer to grade. The stated confidence is not part of it: a judge never sees it."""
@@ -20,14 +24,19 @@ class GradeRequest:
 
 @dataclass(frozen=True)
 class Grade:
-    """Informativeness in [0, 1], or ``None`` and the reason why there is none."""
+    """Informativeness in [0, 1], or ``None`` and the reason why there is none.
+
+    ``raw`` is the judge's own reply. Tokens and cost (US dollars) are what getting this grade
+    took now, failed replies included: 0 for one that comes from a cache, ``None`` where the judge
+    does not say.
+    """
 
     score: float | None
     reason: str | None = None
     raw: str | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
+    cost_usd: float | None = 0.0
 
 
 @runtime_checkable
@@ -36,4 +45,18 @@ class Judge(Protocol):
 
     async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
         """Return one grade for each request."""
+        ...
+
+
+@runtime_checkable
+class CheckedJudge(Judge, Protocol):
+    """A judge that can be tried before it is relied on, and whose grades can be stored."""
+
+    @property
+    def identity(self) -> str:
+        """Name all that its grades depend on besides the request: equal only for equal judges."""
+        ...
+
+    async def check(self) -> None:
+        """Grade one answer for trial; raise JudgeError if the judge cannot grade."""
         ...

@@ -51,6 +51,11 @@ def check_references(probes: Iterable[Probe]) -> None:
 class ReferenceJudge:
     """Grades closed answers 1 or 0, open ones by word overlap with the reference."""
 
+    identity = "reference"
+
+    async def check(self) -> None:
+        """Return: it can always grade. Whether there are references, ``check_references`` says."""
+
     async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
         """Grade at once; a request without a reference is None, with the reason."""
         return [_grade(request) for request in requests]

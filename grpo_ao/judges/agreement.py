@@ -1,0 +1,199 @@
+"""How far a judge agrees with us, and what that costs: to see before a run pays for it."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from grpo_ao.judges.hostile import hostile_answers
+from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
+from grpo_ao.judges.replies import Usage
+from grpo_ao.judges.rubric import GRADES
+from grpo_ao.probes.probe import QuestionKind
+
+# Half a level of the open scale; a closed grade agrees if it lies on the right side of 1/2.
+TOLERANCE: dict[QuestionKind, float] = {"open": 0.125, "closed": 0.5}
+# Some hostile answers are true of every text, and so may be worth a D; half a level more is not.
+HOSTILE_TOLERANCE = 0.375
+_COLUMNS = ("text", "question", "answer", "kind", "grade")
+_HOSTILE_TEXT = (
+    "We are moving from Lisbon to Oslo in May and cannot pay the quotes for our furniture."
+)
+_HOSTILE_QUESTION = "What is the user worried about?"
+_HOSTILE_REFERENCE = "the cost of shipping their furniture from Lisbon to Oslo"
+
+
+class GradedItem(NamedTuple):
+    """An answer, and the grade that it should get."""
+
+    request: GradeRequest
+    grade: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A judge's grades of some items, against ours.
+
+    ``agreement`` is the share of graded items whose grade is within the tolerance of ours, ``bias``
+    the mean of the judge's grade minus ours, ``error`` the mean of the difference's size; NaN
+    where nothing was graded.
+    """
+
+    items: int
+    unscored: int
+    agreement: float
+    bias: float
+    error: float
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What ``check_agreement`` finds.
+
+    ``hostile`` is of the hostile answers, against 0; ``fooled`` names those that got more than a
+    generic answer would. ``grades`` are those of the items, in order, ``usage`` is that of all
+    grades, ``count`` their number.
+    """
+
+    closed: Agreement
+    open: Agreement
+    hostile: Agreement
+    fooled: list[str]
+    grades: list[Grade]
+    usage: Usage
+    count: int
+
+
+def load_items(path: Path | None = None) -> list[GradedItem]:
+    """Load graded items, by default the 60 that ship with the project.
+
+    A JSONL file with the columns text, question, answer, kind, grade and, for the reference judge,
+    reference. Raises ValueError with the row's number for one that is broken.
+    """
+    if path is None:
+        source = files("grpo_ao.judges") / "data" / "agreement_items.jsonl"
+        lines = source.read_text(encoding="utf-8").splitlines()
+    elif path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+    else:
+        raise FileNotFoundError(f"there are no graded items at {path}.")
+    items = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            items.append(_parse_item(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"row {number} of the graded items is broken: {error}.") from error
+    return items
+
+
+def _parse_item(row: Any) -> GradedItem:
+    if not isinstance(row, dict) or not set(_COLUMNS) <= row.keys():
+        raise ValueError(f"it needs {', '.join(_COLUMNS)}")
+    if not all(isinstance(row[column], str) for column in _COLUMNS[:4]):
+        raise ValueError(f"{', '.join(_COLUMNS[:4])} are not all texts")
+    kind, grade = row["kind"], row["grade"]
+    if kind not in GRADES or grade not in GRADES[kind].values():
+        raise ValueError(f"{grade!r} is no grade of a question of kind {kind!r}")
+    reference = row.get("reference")
+    request = GradeRequest(row["text"], row["question"], row["answer"], kind, reference)
+    return GradedItem(request, float(grade))
+
+
+async def check_agreement(judge: Judge, items: Sequence[GradedItem]) -> JudgeReport:
+    """Grade the items and the hostile answers, in one batch."""
+    hostile = hostile_answers()
+    asked = [*items, *(GradedItem(_hostile_request(h.answer), 0.0) for h in hostile)]
+    grades = await judge.grade([item.request for item in asked])
+    usage = Usage()
+    for grade in grades:
+        usage = usage.plus(Usage(grade.input_tokens, grade.output_tokens, grade.cost_usd))
+    pairs = list(zip(asked, grades, strict=True))
+    ours, theirs = pairs[: len(items)], pairs[len(items) :]
+    return JudgeReport(
+        closed=compare(_of_kind(ours, "closed"), TOLERANCE["closed"]),
+        open=compare(_of_kind(ours, "open"), TOLERANCE["open"]),
+        hostile=compare(theirs, HOSTILE_TOLERANCE),
+        fooled=[
+            h.name
+            for h, (_, grade) in zip(hostile, theirs, strict=True)
+            if grade.score is not None and grade.score > HOSTILE_TOLERANCE
+        ],
+        grades=grades[: len(items)],
+        usage=usage,
+        count=len(grades),
+    )
+
+
+def _of_kind(
+    pairs: Sequence[tuple[GradedItem, Grade]], kind: QuestionKind
+) -> list[tuple[GradedItem, Grade]]:
+    return [pair for pair in pairs if pair[0].request.kind == kind]
+
+
+def _hostile_request(answer: str) -> GradeRequest:
+    return GradeRequest(_HOSTILE_TEXT, _HOSTILE_QUESTION, answer, "open", _HOSTILE_REFERENCE)
+
+
+def compare(pairs: Sequence[tuple[GradedItem, Grade]], tolerance: float) -> Agreement:
+    """Compare a judge's grades with ours."""
+    gaps = [grade.score - item.grade for item, grade in pairs if grade.score is not None]
+    return Agreement(
+        items=len(pairs),
+        unscored=len(pairs) - len(gaps),
+        agreement=_mean([float(abs(gap) <= tolerance) for gap in gaps]),
+        bias=_mean(gaps),
+        error=_mean([abs(gap) for gap in gaps]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def agreement_table(report: JudgeReport, title: str) -> Table:
+    """Lay out a report: one line for each sort of items."""
+    table = Table(title=title)
+    for name in ("items", "number", "no grade", "agreement", "bias", "mean error"):
+        table.add_column(name, justify="left" if name == "items" else "right")
+    rows = {
+        "closed questions": report.closed,
+        "open questions": report.open,
+        "hostile answers": report.hostile,
+    }
+    for name, part in rows.items():
+        table.add_row(
+            name,
+            str(part.items),
+            str(part.unscored),
+            f"{part.agreement:.0%}",
+            f"{part.bias:+.2f}",
+            f"{part.error:.2f}",
+        )
+    return table
+
+
+def fooled_line(report: JudgeReport) -> str:
+    """Name the tricks that worked, as many as fit."""
+    if not report.fooled:
+        return "No hostile answer was graded above a generic one."
+    named, others = report.fooled[:8], len(report.fooled) - 8
+    more = f" and {others} more" if others > 0 else ""
+    return f"{len(report.fooled)} hostile answers fooled it: {', '.join(named)}{more}."
+
+
+def cost_line(report: JudgeReport) -> str:
+    """Say what the grades took: tokens and US dollars, or that the judge does not tell."""
+    usage, thousand = report.usage, 1000 / report.count
+    if usage.input_tokens is None or usage.output_tokens is None:
+        tokens = "tokens: not told"
+    else:
+        tokens = f"tokens: {usage.input_tokens:,} read, {usage.output_tokens:,} written"
+    if usage.cost_usd is None:
+        return f"{report.count} grades. {tokens}. Cost: not known."
+    dollars = f"${usage.cost_usd:.4f}, ${usage.cost_usd * thousand:.3f} per 1,000 grades"
+    return f"{report.count} grades. {tokens}. Cost: {dollars}."

@@ -1,0 +1,191 @@
+"""The local judge: the policy's own base weights, adapter off."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
+from grpo_ao.judges.rubric import GRADES, TRIAL, judge_prompt, rubric_version
+from grpo_ao.judges.sanitise import sanitise
+from grpo_ao.oracle.activations import adapter_off, evaluating
+from grpo_ao.oracle.layers import input_device, unwrap
+from grpo_ao.oracle.loading import (
+    check_fits_device,
+    choose_device,
+    default_dtype,
+    load_config,
+    load_tokenizer,
+    meta_model,
+)
+from grpo_ao.oracle.prompt import render_user_turn
+from grpo_ao.oracle.store import model_fingerprint
+from grpo_ao.probes.probe import QuestionKind
+
+LETTER_REPLY = "Reply with the letter of the grade alone."
+_BATCH_TOKENS = 16_384
+
+
+class LocalJudge:
+    """Grades by the base model's own probabilities: no second model, no key, no generation.
+
+    The model reads rubric, text, question and answer; the probabilities of the grades' letters at
+    the next position give the expected score, which may lie between two levels. Adapters are off
+    and no activations are injected while it reads; gradients, training mode and what the injection
+    hook serves are afterwards as they were.
+
+    A grade costs one forward pass over its prompt, and no generated token. In Qwen3's tokenizer
+    that is 245 tokens of rubric for a closed question, 318 for an open one, plus those of the text
+    (of which at most 12,000 characters are read), the question and the answer. The pass runs in the
+    thread that calls ``grade``: nothing else may use the model meanwhile.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> None:
+        """Check the tokenizer; ``name`` identifies the base weights (``model_fingerprint``).
+
+        Raises JudgeError where a grade is not one token of its own behind the prompt, or where an
+        answer could bring one of the tokenizer's special tokens into the prompt.
+        """
+        self._model = model
+        self._tokenizer = tokenizer
+        self._name = name
+        _check_special_tokens(tokenizer)
+        self._letters: dict[QuestionKind, list[int]] = {
+            kind: letter_ids(tokenizer, self._prompt(replace(TRIAL, kind=kind)), list(GRADES[kind]))
+            for kind in GRADES
+        }
+        config = unwrap(model).config.get_text_config(decoder=True)
+        # Models with relative positions state no limit.
+        self._longest = getattr(config, "max_position_embeddings", math.inf)
+
+    @classmethod
+    def from_pretrained(cls, base: str | Path) -> "LocalJudge":
+        """Load a base model as a judge alone, from a local folder or the Hub.
+
+        On a GPU where there is one. Raises FileNotFoundError and ValueError as
+        ``Oracle.from_pretrained`` does.
+        """
+        device = choose_device(None)
+        check_fits_device(base, meta_model(load_config(base)), device)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=default_dtype(device), device_map={"": device}
+        )
+        return cls(model.eval(), load_tokenizer(base), model_fingerprint(base))
+
+    @property
+    def identity(self) -> str:
+        """Base weights, their dtype and the rubric's version, as JSON."""
+        dtype = str(unwrap(self._model).dtype)
+        facts = {"judge": "local", "rubric": rubric_version(), "model": self._name, "dtype": dtype}
+        return json.dumps(facts)
+
+    async def check(self) -> None:
+        """Grade one answer for trial; JudgeError where the model cannot read even that."""
+        (grade,) = await self.grade([TRIAL])
+        if grade.score is None:
+            raise JudgeError(f"the model {self._name} cannot be a judge: {grade.reason}.")
+
+    async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
+        """Grade in batches of prompts of like length."""
+        rows = [self._encode(self._prompt(request)) for request in requests]
+        grades = {i: self._refuse(row) for i, row in enumerate(rows) if len(row) > self._longest}
+        readable = [i for i in range(len(rows)) if i not in grades]
+        with adapter_off(self._model), evaluating(self._model):
+            for batch in _batches(readable, rows):
+                logits_BV = next_token_logits(self._model, [rows[i] for i in batch])
+                for i, logits_V in zip(batch, logits_BV, strict=True):
+                    grades[i] = self._read(logits_V, requests[i].kind, len(rows[i]))
+        return [grades[i] for i in range(len(rows))]
+
+    def _prompt(self, request: GradeRequest) -> str:
+        content = judge_prompt(request, LETTER_REPLY)
+        return render_user_turn(self._tokenizer, content, answer_next=True)
+
+    def _encode(self, prompt: str) -> list[int]:
+        return self._tokenizer.encode(prompt, add_special_tokens=False)
+
+    def _refuse(self, row: Sequence[int]) -> Grade:
+        return Grade(None, f"{len(row)} tokens to read, but the model takes {self._longest}")
+
+    def _read(self, logits_V: Float[Tensor, "V"], kind: QuestionKind, length: int) -> Grade:
+        letters, scores = list(GRADES[kind]), list(GRADES[kind].values())
+        probability_V = logits_V.float().softmax(-1)
+        found = probability_V[self._letters[kind]].double().cpu()
+        mass = float(found.sum())
+        if not (math.isfinite(mass) and mass > 0):
+            return Grade(None, "the model gives the grades no probability", None, length)
+        shares = (found / mass).tolist()
+        score = sum(share * value for share, value in zip(shares, scores, strict=True))
+        shown = " ".join(f"{a} {share:.3f}" for a, share in zip(letters, shares, strict=True))
+        # Rounding may put the sum of the shares a hair above 1.
+        return Grade(min(score, 1.0), None, f"{shown} (of {mass:.3f})", length)
+
+
+def letter_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, letters: Sequence[str]
+) -> list[int]:
+    """Return the token of each letter behind ``prompt``; JudgeError unless it is one of its own."""
+    before = tokenizer.encode(prompt, add_special_tokens=False)
+    rows = [tokenizer.encode(prompt + letter, add_special_tokens=False) for letter in letters]
+    ids = [row[-1] for row in rows]
+    if any(row[:-1] != before for row in rows) or len(set(ids)) < len(ids):
+        raise JudgeError(
+            f"this model cannot be a judge: behind its chat template's opening of an answer, the "
+            f"letters {', '.join(letters)} are not one token each in its tokenizer."
+        )
+    return ids
+
+
+def next_token_logits(
+    model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]]
+) -> Float[Tensor, "batch V"]:
+    """Return the logits behind each row of token ids, in one pass over rows padded on the left."""
+    longest = max(map(len, rows))
+    pads = [longest - len(row) for row in rows]
+    # Any id pads: the mask hides it, and positions count from each row's first own token.
+    input_ids_BL = torch.tensor([[0] * pad + [*row] for pad, row in zip(pads, rows, strict=True)])
+    mask_BL = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+    positions_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
+    base: Any = unwrap(model)
+    device = input_device(model)
+    logits_BLV = base(
+        input_ids=input_ids_BL.to(device),
+        attention_mask=mask_BL.to(device),
+        position_ids=positions_BL.to(device),
+        use_cache=False,
+        logits_to_keep=1,
+    ).logits
+    return logits_BLV[:, -1]
+
+
+def _batches(chosen: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Group row indices, longest rows first, so that a batch pads to at most _BATCH_TOKENS."""
+    order = sorted(chosen, key=lambda i: -len(rows[i]))
+    while order:
+        size = max(1, _BATCH_TOKENS // len(rows[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def _check_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    # Not all_special_ids: that leaves out those without a role, such as <|im_start|>.
+    special = {
+        i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    for token in special.values():
+        ids = tokenizer.encode(sanitise("answer", f"a {token} b"), add_special_tokens=False)
+        if special.keys() & set(ids):
+            raise JudgeError(
+                f"this model cannot be a judge: an answer with {token!r} in it would put a special "
+                "token into the prompt."
+            )

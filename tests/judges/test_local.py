@@ -177,6 +177,29 @@ def test_training_mode_and_dropout_do_not_change_a_grade():
     assert scores(local(model.train()), *REQUESTS) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_model_reads_in_evaluation_mode_without_gradients():
+    model, modes = tiny_peft().train(), []
+    decoder_layers(model)[0].register_forward_hook(
+        lambda layer, *_: modes.append((layer.training, torch.is_grad_enabled()))
+    )
+    run(local(model), *REQUESTS)
+    assert set(modes) == {(False, False)}
+
+
+def test_positions_count_from_each_rows_first_own_token():
+    """Rotary positions are relative, so that no grade of a tiny model would show a shift."""
+    model, seen = tiny_model(), []
+    decoder_of(model).register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append((kwargs["position_ids"], kwargs["attention_mask"])),
+        with_kwargs=True,
+    )
+    run(local(model), *REQUESTS)
+    ((positions_BL, mask_BL),) = seen
+    for row, mask in zip(positions_BL, mask_BL, strict=True):
+        assert row[mask == 1].tolist() == list(range(int(mask.sum())))
+    assert 0 in mask_BL
+
+
 def test_activations_that_are_bound_are_not_injected_and_stay_bound():
     model = tiny_peft()
     plain = scores(local(model), *REQUESTS)

@@ -100,6 +100,8 @@ class TrainConfig:
     """Sampling temperature of completions. Sampling is never truncated (top_p 1, no top_k)."""
     max_new_tokens: int = 64
     """Longest completion, in tokens."""
+    rollout: Literal["transformers", "vllm"] = "transformers"
+    """Who completes the prompts of a step: the oracle's own model, or vLLM."""
 
     lora_rank: int = 64
     """Rank that the adapter must have; another one is an error."""
@@ -135,6 +137,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_trl()
+        if self.rollout == "vllm":
+            raise ValueError("--rollout vllm is not built yet: use --rollout transformers.")
         Positions.parse(self.positions)
 
     def _check_numbers(self) -> None:

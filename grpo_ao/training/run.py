@@ -33,6 +33,7 @@ from grpo_ao.training.data import load_probes, num_layers_of
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.progress import PhaseProgress, ProgressCallback
 from grpo_ao.training.reporting import make_reporter
+from grpo_ao.training.rollout import TransformersRollouts
 from grpo_ao.training.run_folder import (
     RunFolder,
     atomic_write_json,
@@ -211,6 +212,7 @@ class Run:
                 self.oracle,
                 self.train_table,
                 CalibratedReward(self.judge, probes, config.calibration_lambda),
+                TransformersRollouts(self.oracle),
                 trainer_config(config, device.type == "cuda"),
                 config.credit,
                 config.scale_rewards,

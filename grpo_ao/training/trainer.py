@@ -3,8 +3,8 @@
 What differs from TRL's trainer, and the seams where it does (each has a test):
 
 - ``_tokenize_prompts`` returns the table's own token ids, whose placeholder positions are known.
-- ``_generate_single_turn`` generates with the batch's activations injected, by the same function
-  as everywhere else; each prompt is read once for all of its completions.
+- ``_generate_single_turn`` hands the batch's prompts and activations to the rollout engine, each
+  prompt once for all of its completions.
 - ``_get_per_token_logps_and_entropies`` chunks by itself and binds each chunk's activations; the
   last chunk stays bound, so that a checkpointed backward pass recomputes with the same rows.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
@@ -15,7 +15,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, cast
 
 import torch
@@ -25,12 +25,12 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.training.monitor import Monitor, Rollout
+from grpo_ao.training.rollout import RolloutEngine
 
 
 def rows_dataset(table: ProbeTable) -> Dataset:
@@ -52,6 +52,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         oracle: Oracle,
         table: ProbeTable,
         reward: CalibratedReward,
+        engine: RolloutEngine,
         args: GRPOConfig,
         credit: Credit,
         scale: ScaleRewards,
@@ -61,6 +62,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.oracle = oracle
         self.table = table
         self.reward = reward
+        self.engine = engine
         self.credit: Credit = credit
         self.scale: ScaleRewards = scale
         self.monitor = monitor
@@ -91,20 +93,18 @@ class OracleGRPOTrainer(GRPOTrainer):
         # TRL repeats a prompt for each of its completions; it needs to be read only once.
         samples = _repeats(self._rows)
         rows = self._rows[::samples]
-        completions = generate_completions(
-            self.accelerator.unwrap_model(self.model),
-            self.oracle.tokenizer,
-            self.oracle.hook,
+        rollouts = self.engine.rollouts(
             [self.table.prompts[row] for row in rows],
             [self.table.vectors[row] for row in rows],
-            num_samples=samples,
-            temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=len(self._rows),
-            keep_end=True,
+            samples,
+            self.temperature,
+            self.max_new_tokens,
         )
         self._seconds["generate"] = time.perf_counter() - started
-        return [token_ids for group in completions for token_ids in group], None
+        logprobs = rollouts.logprobs
+        return list(chain(*rollouts.token_ids)), None if logprobs is None else list(
+            chain(*logprobs)
+        )
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs

@@ -17,6 +17,7 @@ from grpo_ao.reward import CalibratedReward, RewardTerms, ScoredCompletion
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.reporting import NoReporter
+from grpo_ao.training.rollout import TransformersRollouts
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import trainer_config
 from tests.tiny import WIDTH, tiny_peft, tiny_tokenizer
@@ -114,6 +115,7 @@ def make_trainer(
         oracle,
         table,
         reward,
+        TransformersRollouts(oracle),
         trainer_config(config, on_cuda=False),
         config.credit,
         config.scale_rewards,

@@ -6,7 +6,7 @@ import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.oracle.layers import decoder_layers, unwrap
-from grpo_ao.training import trainer as trainer_module
+from grpo_ao.training.rollout import TransformersRollouts
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
 from tests.tiny import tiny_tokenizer
 from tests.training.rigs import (
@@ -163,20 +163,20 @@ def test_dropout_of_the_adapter_is_off(tmp_path):
 
 def test_the_tokens_that_are_trained_are_those_that_were_sampled(tmp_path, monkeypatch):
     sampled, trained = [], []
-    generate = trainer_module.generate_completions
+    rollouts = TransformersRollouts.rollouts
     loss = OracleGRPOTrainer._compute_loss
 
-    def recording_generate(*args, **kwargs):
-        completions = generate(*args, **kwargs)
-        sampled.extend(ids for group in completions for ids in group)
-        return completions
+    def recording_rollouts(*args, **kwargs):
+        result = rollouts(*args, **kwargs)
+        sampled.extend(ids for group in result.token_ids for ids in group)
+        return result
 
     def recording_loss(self, model, inputs):
         for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True):
             trained.append(ids[mask.bool()].tolist())
         return loss(self, model, inputs)
 
-    monkeypatch.setattr(trainer_module, "generate_completions", recording_generate)
+    monkeypatch.setattr(TransformersRollouts, "rollouts", recording_rollouts)
     monkeypatch.setattr(OracleGRPOTrainer, "_compute_loss", recording_loss)
     oracle = make_oracle()
     make_trainer(tmp_path, oracle, planted_table(oracle, 6), max_steps=2).train()

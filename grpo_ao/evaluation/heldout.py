@@ -80,6 +80,7 @@ def heldout_row(scored: ScoredCompletion) -> dict:
         "kind": probe.kind,
         "layer": probe.layer,
         "positions": str(probe.positions),
+        "text": probe.text,
         "question": probe.question,
         "reference": probe.reference,
         "completion": scored.completion,

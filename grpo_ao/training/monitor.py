@@ -31,6 +31,9 @@ class Rollout:
     score: float | None
     reward: float | None
     completion_tokens: int
+    kind: str
+    family: str
+    reference: str | None
 
 
 def step_metrics(rollouts: Sequence[Rollout]) -> Metrics:

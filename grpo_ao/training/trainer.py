@@ -236,4 +236,7 @@ def _rollout(row: ScoredCompletion, completion_tokens: int) -> Rollout:
         score=row.grade.score if row.grade else None,
         reward=row.terms.total,
         completion_tokens=completion_tokens,
+        kind=row.probe.kind,
+        family=row.probe.family,
+        reference=row.probe.reference,
     )

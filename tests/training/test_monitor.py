@@ -8,10 +8,13 @@ from grpo_ao.training.monitor import Monitor, Rollout, step_metrics
 from grpo_ao.training.reporting import NoReporter, Reporter
 from grpo_ao.training.run_folder import read_jsonl
 
-RIGHT = Rollout("a1", "A text.", "Is it?", 90, "Yes it is", True, 1.0, 0.995, 12)
-WRONG = Rollout("a1", "A text.", "Is it?", 40, "No", True, 0.0, -0.08, 10)
-UNPARSED = Rollout("b2", "B text.", "Why?", 50, "some words without tag", False, None, -1.5, 9)
-UNGRADED = Rollout("b2", "B text.", "Why?", 80, "So so", True, None, None, 11)
+PROBE = {"kind": "closed", "family": "topic", "reference": "Yes"}
+RIGHT = Rollout("a1", "A text.", "Is it?", 90, "Yes it is", True, 1.0, 0.995, 12, **PROBE)
+WRONG = Rollout("a1", "A text.", "Is it?", 40, "No", True, 0.0, -0.08, 10, **PROBE)
+UNPARSED = Rollout(
+    "b2", "B text.", "Why?", 50, "some words without tag", False, None, -1.5, 9, **PROBE
+)
+UNGRADED = Rollout("b2", "B text.", "Why?", 80, "So so", True, None, None, 11, **PROBE)
 ALL = [RIGHT, WRONG, UNPARSED, UNGRADED]
 
 

@@ -10,7 +10,7 @@ from typing import cast, get_args
 import tyro
 from rich.console import Console
 
-from grpo_ao.judges.chat import ChatSettings
+from grpo_ao.chat.client import ChatSettings
 from grpo_ao.judges.factory import JudgeKind
 from grpo_ao.training.config import Preset, TrainConfig, make_defaults
 

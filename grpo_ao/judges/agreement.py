@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from grpo_ao.chat.completions import Usage
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
-from grpo_ao.judges.replies import Usage
 from grpo_ao.judges.rubric import GRADES
 from grpo_ao.probes.probe import QuestionKind
 

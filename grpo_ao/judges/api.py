@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from grpo_ao.judges.chat import (
+from grpo_ao.chat.client import (
     ChatEndpoint,
     ChatFailure,
     ChatSettings,
@@ -12,17 +12,9 @@ from grpo_ao.judges.chat import (
     describe,
     explain,
 )
+from grpo_ao.chat.completions import ReplyError, Usage, content_of, usage_of
 from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
-from grpo_ao.judges.replies import (
-    JSON_REMINDER,
-    JSON_REPLY,
-    ReplyError,
-    Usage,
-    content_of,
-    grade_schema,
-    parse_grade,
-    usage_of,
-)
+from grpo_ao.judges.replies import JSON_REMINDER, JSON_REPLY, grade_schema, parse_grade
 from grpo_ao.judges.rubric import TRIAL, judge_prompt, rubric_version
 
 # An endpoint that is not there is reported after seconds, not after all attempts of a grade.
@@ -57,8 +49,8 @@ class ApiJudge:
     async def check(self) -> None:
         """Grade one answer for trial.
 
-        Raises JudgeError, in one sentence, for a missing or refused key, an unknown model, an
-        endpoint that is not there, and a model whose replies are no grades.
+        Raises, in one sentence, ChatError for a missing key, JudgeError for a refused one, an
+        unknown model, an endpoint that is not there, and a model whose replies are no grades.
         """
         async with self._endpoint.connect(_TRIAL_ATTEMPTS) as connection:
             try:
@@ -73,7 +65,7 @@ class ApiJudge:
             )
 
     async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
-        """Grade at once, ``concurrency`` at a time; JudgeError where the key is missing."""
+        """Grade at once, ``concurrency`` at a time; ChatError where the key is missing."""
         async with self._endpoint.connect() as connection, asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._grade(connection, request)) for request in requests]
         return [task.result() for task in tasks]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+from grpo_ao.chat.client import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
-from grpo_ao.judges.chat import ChatSettings
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import ReferenceJudge

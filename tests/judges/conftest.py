@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 import torch
 
+from grpo_ao.chat.client import ChatSettings
 from grpo_ao.judges.api import ApiJudge
-from grpo_ao.judges.chat import ChatSettings
 from tests.judges.endpoint import Endpoint
 
 KEY_ENV = "GRPO_AO_TEST_KEY"

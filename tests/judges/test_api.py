@@ -7,8 +7,8 @@ from email.utils import formatdate
 
 import pytest
 
+from grpo_ao.chat.client import ChatError, ChatSettings
 from grpo_ao.judges.api import ApiJudge
-from grpo_ao.judges.chat import ChatSettings
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, rubric_version
@@ -387,7 +387,7 @@ def test_a_missing_key_is_named_before_anything_is_sent(judge_at, monkeypatch, v
         monkeypatch.delenv(KEY_ENV)
         if value is not None:
             monkeypatch.setenv(KEY_ENV, value)
-        with pytest.raises(JudgeError, match=f"environment variable {KEY_ENV} is not set"):
+        with pytest.raises(ChatError, match=f"environment variable {KEY_ENV} is not set"):
             asyncio.run(judge.check())
     assert endpoint.seen == []
 
@@ -400,9 +400,9 @@ def test_a_server_without_keys_needs_no_variable(judge_at):
 
 def test_the_key_of_openrouter_goes_nowhere_else():
     assert ChatSettings().api_key_env == "OPENROUTER_API_KEY"
-    with pytest.raises(JudgeError, match=r"OPENROUTER_API_KEY is not sent to 127\.0\.0\.1"):
+    with pytest.raises(ChatError, match=r"OPENROUTER_API_KEY is not sent to 127\.0\.0\.1"):
         ChatSettings(base_url="http://127.0.0.1:1/v1")
-    with pytest.raises(JudgeError, match="not sent to notopenrouter"):
+    with pytest.raises(ChatError, match="not sent to notopenrouter"):
         ChatSettings(base_url="https://notopenrouter.ai/api/v1")
 
 
@@ -417,7 +417,7 @@ def test_the_key_of_openrouter_goes_nowhere_else():
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, sentence):
-    with pytest.raises(JudgeError, match=sentence):
+    with pytest.raises(ChatError, match=sentence):
         ChatSettings(**settings)
 
 

@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
+from grpo_ao.chat.client import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
-from grpo_ao.judges.chat import ChatSettings
 from grpo_ao.judges.factory import make_judge
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge, GradeRequest

@@ -8,8 +8,8 @@ import hashlib
 from importlib.resources import files
 from string import Template
 
+from grpo_ao.chat.sanitise import sanitise
 from grpo_ao.judges.protocol import GradeRequest
-from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.probes.probe import QuestionKind
 
 VERSION = "v1"

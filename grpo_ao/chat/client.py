@@ -18,8 +18,7 @@ from openai import AsyncOpenAI
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from grpo_ao.judges.protocol import JudgeError
-from grpo_ao.judges.replies import EndpointError, decode_completion
+from grpo_ao.chat.completions import EndpointError, decode_completion
 
 _LOG = logging.getLogger(__name__)
 OPENROUTER = "https://openrouter.ai/api/v1"
@@ -33,6 +32,10 @@ _SCHEMA_WORDS = ("response_format", "response format", "json_schema", "schema", 
 _NO_MODEL = re.compile(
     r"(invalid|unknown|valid) model|model.*(not exist|not found|unknown|invalid)", re.IGNORECASE
 )
+
+
+class ChatError(ValueError):
+    """Nothing can be asked at all; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,23 @@ class ChatSettings:
     def __post_init__(self) -> None:
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise JudgeError(f"the base URL {self.base_url!r} is not an http or https address.")
+            raise ChatError(f"the base URL {self.base_url!r} is not an http or https address.")
         if self.api_key_env == OPENROUTER_KEY and not f".{url.hostname}".endswith(".openrouter.ai"):
-            raise JudgeError(
+            raise ChatError(
                 f"the key in {OPENROUTER_KEY} is not sent to {url.hostname}: name the environment "
                 "variable with the key of that endpoint, or None if it needs no key."
             )
         positive = (self.concurrency, self.max_attempts, self.timeout, self.backoff)
         if min(positive) <= 0:
-            raise JudgeError("concurrency, attempts, timeout and backoff must be above 0.")
+            raise ChatError("concurrency, attempts, timeout and backoff must be above 0.")
 
     def api_key(self) -> str:
-        """Read the key from its environment variable; JudgeError if there is none."""
+        """Read the key from its environment variable; ChatError if there is none."""
         if self.api_key_env is None:
             return "none"  # the client wants a key, also for a server that does not
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
-            raise JudgeError(
+            raise ChatError(
                 f"the endpoint {self.base_url} needs a key, and the environment variable "
                 f"{self.api_key_env} is not set."
             )
@@ -98,7 +101,7 @@ class ChatEndpoint:
     async def connect(self, max_attempts: int | None = None) -> AsyncIterator["Connection"]:
         """Open connections for one event loop; ``max_attempts`` overrides the settings'.
 
-        Raises JudgeError where the key is missing.
+        Raises ChatError where the key is missing.
         """
         settings = self.settings
         # Retries and timeouts are ours: the client's timeout starts anew with every byte.

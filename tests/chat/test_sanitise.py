@@ -3,8 +3,8 @@ import re
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from grpo_ao.chat.sanitise import MAX_CHARACTERS, Field, sanitise
 from grpo_ao.judges.hostile import hostile_answers
-from grpo_ao.judges.sanitise import MAX_CHARACTERS, Field, sanitise
 from tests.tiny import SPECIAL_TOKENS
 
 FIELDS: list[Field] = ["text", "question", "answer"]

@@ -1,4 +1,4 @@
-"""Make what a judge reads about, above all the oracle's answer, plain data.
+"""Make what a judge, or whoever writes questions, reads about plain data: above all answers.
 
 The oracle is trained against the judge, so whatever in an answer moves the judge without being
 right will be found.

@@ -1,0 +1,1 @@
+"""Language models behind endpoints: the client that judges and the questions' generator share."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -27,7 +28,9 @@ def train_main(arguments: list[str] | None = None) -> None:
 
         run(config)
     except _EXPECTED as error:
-        raise SystemExit(f"error: {error}") from error
+        # Every process of `accelerate launch` finds the same error; one of them says it.
+        said = os.environ.get("RANK", "0") == "0"
+        raise SystemExit(f"error: {error}" if said else 1) from error
 
 
 def _quiet() -> None:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import save_spec
+from grpo_ao.processes import Processes
 from grpo_ao.training.run_folder import atomic_write_json
 
 COMPLETE = "complete.json"
@@ -17,11 +18,15 @@ COMPLETE = "complete.json"
 class CheckpointCallback(TrainerCallback):
     """Completes TRL's checkpoints with ``ao_config.json`` and, last, a mark that they are whole."""
 
-    def __init__(self, oracle: Oracle) -> None:
+    def __init__(self, oracle: Oracle, processes: Processes) -> None:
         self._oracle = oracle
+        self._processes = processes
 
     def on_save(self, args, state, control, **kwargs):
-        """Mark the checkpoint that was just written."""
+        """Mark the checkpoint that was just written, when every process has written its part."""
+        self._processes.wait()
+        if not self._processes.is_main:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         save_spec(self._oracle.spec, folder)
         atomic_write_json(folder / COMPLETE, {"step": state.global_step})

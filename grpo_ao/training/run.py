@@ -19,6 +19,7 @@ from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
+from grpo_ao.processes import Processes
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import (
     COMPLETE,
@@ -42,7 +43,7 @@ from grpo_ao.training.run_folder import (
     text_digest,
 )
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.trl_args import trainer_config
+from grpo_ao.training.trl_args import check_divides, trainer_config
 from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
@@ -55,36 +56,48 @@ def run(config: TrainConfig) -> dict:
     Everything that can be refused without a model is refused before one is loaded.
     """
     started = time.perf_counter()
-    console = Console(stderr=True)
-    folder = RunFolder(config.output_dir, config.resume)
-    base_folder = resolve_files(config.model, ["config.json"])
-    train, heldout = load_probes(config, console, num_layers_of(base_folder))
-    check_references([*train, *heldout])
-    record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    data = {"train": text_digest([p.id for p in train])}
-    folder.write_record(record, data | {"heldout": text_digest([p.id for p in heldout])})
-    run_state = Run(config, folder.path, console, train, heldout)
+    processes = Processes()
+    check_divides(config, processes.count)
+    console = Console(stderr=True, quiet=not processes.is_main)
+    # What is downloaded is downloaded once; and no process goes on where the folder is refused.
+    with processes.main_first():
+        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
+        base_folder = resolve_files(config.model, ["config.json"])
+        train, heldout = load_probes(config, console, num_layers_of(base_folder))
+        check_references([*train, *heldout])
+        record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        data = {"train": text_digest([p.id for p in train])}
+        data |= {"heldout": text_digest([p.id for p in heldout])}
+        if folder is not None:
+            folder.write_record(record, data)
+    run_state = Run(config, processes, console, train, heldout)
     run_state.train()
     seconds = time.perf_counter() - started
     return run_state.finish(seconds)
 
 
 class Run:
-    """One run: the oracle, its tables of probes, and what has been measured so far."""
+    """One run: the oracle, its tables of probes, and what has been measured so far.
+
+    Every process of a run goes through the same phases; only the main one writes files.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
-        folder: Path,
+        processes: Processes,
         console: Console,
         train: list[Probe],
         heldout: list[Probe],
     ) -> None:
         self.config = config
-        self.folder = folder
+        self.processes = processes
+        self.folder = config.output_dir
         self.console = console
         self.judge = ReferenceJudge()
-        self.oracle = Oracle.from_pretrained(config.model, config.oracle_lora_path)
+        self.oracle = Oracle.from_pretrained(
+            config.model, config.oracle_lora_path, processes.device
+        )
         check_rank(self.oracle, config.oracle_lora_path, config.lora_rank)
         make_trainable(self.oracle)
         self.progress = PhaseProgress(console)
@@ -94,14 +107,16 @@ class Run:
         self.measured: dict[str, dict[str, list[ScoredCompletion]]] = {}
 
     def _table(self, name: str, probes: Sequence[Probe]) -> ProbeTable:
-        store = ActivationStore.build(
-            self.config.output_dir.parent / "activations" / name,
-            self.oracle.model,
-            self.oracle.tokenizer,
-            probes,
-            model_fingerprint(self.config.model),
-            batch_size=64,
-        )
+        # The main process reads the subject; the others find the store current and open it.
+        with self.processes.main_first():
+            store = ActivationStore.build(
+                self.config.output_dir.parent / "activations" / name,
+                self.oracle.model,
+                self.oracle.tokenizer,
+                probes,
+                model_fingerprint(self.config.model),
+                batch_size=64,
+            )
         self.progress.advance(1)
         return ProbeTable.build(self.oracle, probes, store)
 
@@ -127,15 +142,23 @@ class Run:
         temperature = self.config.temperature if mode == "sampled" else 0.0
         scored = self._ask(f"measuring {when}, {mode}", self.heldout_table, temperature)
         rows = [json.dumps(heldout_row(answer)) for answer in scored]
-        atomic_write_text(path, "".join(row + "\n" for row in rows))
+        if self.processes.is_main:
+            atomic_write_text(path, "".join(row + "\n" for row in rows))
         return scored
 
     def _ask(self, phase: str, table: ProbeTable, temperature: float) -> list[ScoredCompletion]:
-        set_seed(self.config.seed)
-        with self.progress.phase(phase, len(table)) as bar:
-            return measure(
-                self.oracle, table, self.judge, temperature, self.config.max_new_tokens, bar.to
+        """Ask every probe of ``table``, each process its share; return the answers of all."""
+        self._seed()
+        part = table.part(self.processes.share(range(len(table))))
+        with self.progress.phase(phase, len(part)) as bar:
+            scored = measure(
+                self.oracle, part, self.judge, temperature, self.config.max_new_tokens, bar.to
             )
+        return self.processes.gathered(scored)
+
+    def _seed(self) -> None:
+        # Processes that draw the same numbers would give their shares the same luck.
+        set_seed(self.config.seed + self.processes.index)
 
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""
@@ -147,11 +170,13 @@ class Run:
         if (folder / COMPLETE).exists():
             load_adapter(self.oracle, folder)
             return
-        folder.mkdir(exist_ok=True)
+        if self.processes.is_main:
+            folder.mkdir(exist_ok=True)
         before = self._check_oracle("parse rate before the warm start")
         targets = self._warm_start_targets(mode, folder / "samples.jsonl")
         with self.progress.phase("warm start", config.warm_start_steps) as bar:
             losses = fine_tune(
+                self.processes,
                 self.oracle,
                 self.train_table,
                 targets,
@@ -162,19 +187,21 @@ class Run:
                 bar.advance,
             )
         after = self._check_oracle("parse rate after the warm start")
-        self.oracle.save_adapter(folder)
-        summary = {"before": before, "after": after, "losses": losses}
-        atomic_write_json(folder / "summary.json", summary)
-        atomic_write_json(folder / COMPLETE, {"steps": config.warm_start_steps})
+        if self.processes.is_main:
+            self.oracle.save_adapter(folder)
+            summary = {"before": before, "after": after, "losses": losses}
+            atomic_write_json(folder / "summary.json", summary)
+            atomic_write_json(folder / COMPLETE, {"steps": config.warm_start_steps})
 
     def _warm_start_targets(self, mode: Literal["measured", "random"], path: Path) -> list[Target]:
         config = self.config
         rng = random.Random(f"warm start {config.seed}")
         size = min(config.warm_start_probes, len(self.train_table))
         rows = sorted(rng.sample(range(len(self.train_table)), size))
-        set_seed(config.seed)
+        self._seed()
         with self.progress.phase("sampling answers for the warm start", len(rows)) as bar:
             samples = sample_answers(
+                self.processes,
                 self.oracle,
                 self.train_table,
                 self.judge,
@@ -202,10 +229,7 @@ class Run:
         if checkpoint is None:
             self._check_parse_rate()
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        reporter = make_reporter(config.report_to, self.folder, dataclasses.asdict(config))
-        monitor = Monitor(self.folder, reporter, config.plot_every, resume_at=done)
         probes = {probe.id: probe for probe in self.train_table.probes}
-        device = next(self.oracle.model.parameters()).device
         with self.progress.phase("GRPO", config.max_steps) as bar:
             bar.advance(done)
             trainer = OracleGRPOTrainer(
@@ -213,15 +237,24 @@ class Run:
                 self.train_table,
                 CalibratedReward(self.judge, probes, config.calibration_lambda),
                 TransformersRollouts(self.oracle),
-                trainer_config(config, device.type == "cuda"),
+                trainer_config(config, self.processes),
                 config.credit,
                 config.scale_rewards,
-                monitor,
-                [CheckpointCallback(self.oracle), ProgressCallback(self.progress)],
+                self._monitor(done) if self.processes.is_main else None,
+                [
+                    CheckpointCallback(self.oracle, self.processes),
+                    ProgressCallback(self.progress),
+                ],
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.oracle.hook.clear()
-        self.oracle.save_adapter(self.folder / "adapter")
+        if self.processes.is_main:
+            self.oracle.save_adapter(self.folder / "adapter")
+
+    def _monitor(self, done: int) -> Monitor:
+        settings = dataclasses.asdict(self.config)
+        reporter = make_reporter(self.config.report_to, self.folder, settings)
+        return Monitor(self.folder, reporter, self.config.plot_every, resume_at=done)
 
     def finish(self, seconds: float) -> dict:
         """Write ``summary.json`` and the figure, print the table, return the summary."""
@@ -230,6 +263,8 @@ class Run:
             for when, modes in self.measured.items()
         }
         result = summary | {"seconds": round(seconds, 1)}
+        if not self.processes.is_main:
+            return result
         atomic_write_json(self.folder / "summary.json", result)
         picture = self.folder / "reliability.png"
         draw_reliability(picture, self.measured)

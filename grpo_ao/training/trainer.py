@@ -10,7 +10,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
   shuffles and splits it with the rest, and replaces the advantages for split credit.
 - ``_compute_loss`` reads the rows back.
-- ``log`` hands the step's rollouts to the monitor.
+- ``log`` hands the step's rollouts, those of all processes, to the monitor.
 """
 
 import time
@@ -19,6 +19,7 @@ from itertools import chain, groupby
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
@@ -45,7 +46,10 @@ def rows_dataset(table: ProbeTable) -> Dataset:
 
 
 class OracleGRPOTrainer(GRPOTrainer):
-    """TRL's trainer over a table of probes; ``credit`` is ``joint`` or ``split``."""
+    """TRL's trainer over a table of probes; ``credit`` is ``joint`` or ``split``.
+
+    ``monitor`` is the main process's; it is None in the others.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         args: GRPOConfig,
         credit: Credit,
         scale: ScaleRewards,
-        monitor: Monitor,
+        monitor: Monitor | None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.oracle = oracle
@@ -68,11 +72,10 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.monitor = monitor
         self._rows: list[int] = []
         self._seconds: dict[str, float] = {}
-        self._scored: list[ScoredCompletion] = []
+        self._rollouts: list[Rollout] = []
         self._advantage_std = 0.0
         self.group_size = args.num_generations or 1
         self.max_new_tokens = args.max_completion_length or 1
-        self._completion_tokens: list[int] = []
         super().__init__(
             model=oracle.model,
             # An async callable, as TRL's documentation has it; its type speaks of plain ones.
@@ -130,10 +133,11 @@ class OracleGRPOTrainer(GRPOTrainer):
         output["rows"] = torch.tensor(self._rows, device=output["completion_ids"].device)
         if self.credit == "split":
             output["advantages"] = self._split_credit(output, self.reward.last)
-        self._scored = list(self.reward.last)
-        lengths_B = output["completion_mask"].sum(dim=1)
-        self._completion_tokens = lengths_B.tolist()
-        self._advantage_std = float(_spread(output["advantages"], output["completion_mask"]))
+        lengths = output["completion_mask"].sum(dim=1).tolist()
+        self._rollouts = gather_object(
+            [_rollout(row, n) for row, n in zip(self.reward.last, lengths, strict=True)]
+        )
+        self._advantage_std = self._spread(output["advantages"], output["completion_mask"])
         self._seconds["score"] = time.perf_counter() - started - self._seconds["generate"]
         return output
 
@@ -143,6 +147,16 @@ class OracleGRPOTrainer(GRPOTrainer):
         if not isinstance(gathered, Tensor):
             raise TypeError(f"accelerate gathered a {type(gathered).__name__}, not a tensor.")
         return gathered
+
+    def _spread(self, advantages: Tensor, mask_BC: Tensor) -> float:
+        """Return the standard deviation of the advantages over the tokens of all processes."""
+        per_token = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(mask_BC)
+        values = per_token[mask_BC.bool()].double()
+        moments_3 = torch.stack(
+            [values.new_tensor(len(values)), values.sum(), values.square().sum()]
+        )
+        count, total, squares = self._gathered(moments_3[None]).sum(dim=0).tolist()
+        return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
     def _split_credit(
         self, output: Mapping[str, Tensor], scored: Sequence[ScoredCompletion]
@@ -181,19 +195,16 @@ class OracleGRPOTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, then hand the step to the monitor."""
         super().log(logs, start_time)
-        if self._scored and self.accelerator.is_main_process:
+        if self._rollouts and self.monitor is not None:
             self.monitor.record(
                 self.state.global_step,
-                [
-                    _rollout(row, n)
-                    for row, n in zip(self._scored, self._completion_tokens, strict=True)
-                ],
+                self._rollouts,
                 advantages_std=self._advantage_std,
                 kl=logs.get("kl"),
                 seconds=dict(self._seconds),
-                tokens=sum(self._completion_tokens),
+                tokens=sum(rollout.completion_tokens for rollout in self._rollouts),
             )
-            self._scored = []
+        self._rollouts = []
 
 
 def _repeats(rows: Sequence[int]) -> int:
@@ -217,12 +228,6 @@ def _terms(row: ScoredCompletion) -> tuple[float, float, float]:
         float("nan") if none is None else none,
         float("nan") if total is None else total,
     )
-
-
-def _spread(advantages: Tensor, mask_BC: Tensor) -> Tensor:
-    """Standard deviation of the advantages over the batch's tokens."""
-    per_token = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(mask_BC)
-    return per_token[mask_BC.bool()].std(unbiased=False)
 
 
 def _rollout(row: ScoredCompletion, completion_tokens: int) -> Rollout:

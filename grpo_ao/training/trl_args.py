@@ -2,17 +2,32 @@
 
 from trl.trainer.grpo_config import GRPOConfig
 
+from grpo_ao.processes import Processes
 from grpo_ao.training.config import TrainConfig
 
 
-def trainer_config(config: TrainConfig, on_cuda: bool) -> GRPOConfig:
+def check_divides(config: TrainConfig, processes: int) -> None:
+    """Refuse a step whose completions cannot be divided evenly over the processes."""
+    size = config.questions_per_step * config.num_generations
+    if size % processes and "per_device_train_batch_size" not in config.trl:
+        raise ValueError(
+            f"{config.questions_per_step} questions x {config.num_generations} completions a step "
+            f"are {size}, which cannot be divided over {processes} processes: change "
+            "--questions_per_step or the number of processes."
+        )
+
+
+def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
     """Translate our configuration into TRL's; the section ``trl`` adds to it.
 
-    Sampling is untruncated: log-probabilities of a truncated distribution would be of another one.
+    A step's completions are divided over the processes: their number changes no step. Sampling is
+    untruncated: log-probabilities of a truncated distribution would be of another one.
     """
+    on_cuda = processes.device.type == "cuda"
+    completions = config.questions_per_step * config.num_generations
     settings = {
         "output_dir": str(config.output_dir / "checkpoints"),
-        "per_device_train_batch_size": config.questions_per_step * config.num_generations,
+        "per_device_train_batch_size": completions // processes.count,
         "gradient_accumulation_steps": 1,
         "num_generations": config.num_generations,
         "max_completion_length": config.max_new_tokens,

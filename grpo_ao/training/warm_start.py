@@ -28,6 +28,7 @@ from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.processes import Processes
 
 # The answers anchor what the oracle says; the number and the tag are what is to be learned.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 0.5, 1.0, 1.0
@@ -54,6 +55,7 @@ class Target:
 
 
 def sample_answers(
+    processes: Processes,
     oracle: Oracle,
     table: ProbeTable,
     judge: Judge,
@@ -67,20 +69,25 @@ def sample_answers(
     """Sample and grade ``num_samples`` answers for each row.
 
     Samples are appended to ``path`` as they are made, and those that are there are not made again.
-    A completion with a tag counts by its answer alone, one without by its whole text.
+    A completion with a tag counts by its answer alone, one without by its whole text. Each process
+    takes its share of every chunk, and returns the samples of all.
     """
-    done = {sample.probe_id: sample for sample in _read_samples(path)}
+    with processes.main_first():
+        done = {sample.probe_id: sample for sample in _read_samples(path)}
     missing = [row for row in rows if table.probes[row].id not in done]
     progress(len(rows) - len(missing))
-    for first in range(0, len(missing), _CHUNK):
-        chunk = missing[first : first + _CHUNK]
+    size = _CHUNK * processes.count
+    for first in range(0, len(missing), size):
+        chunk = missing[first : first + size]
+        share = processes.share(chunk)
         completions = complete_table(
-            oracle, table, chunk, temperature, max_new_tokens, num_samples, batch_size=512
+            oracle, table, share, temperature, max_new_tokens, num_samples, batch_size=512
         )
-        for sample in asyncio.run(_graded(table, judge, chunk, completions)):
-            done[sample.probe_id] = sample
+        samples = processes.gathered(asyncio.run(_graded(table, judge, share, completions)))
+        done |= {sample.probe_id: sample for sample in samples}
+        if processes.is_main:
             with path.open("a") as file:
-                file.write(json.dumps(asdict(sample)) + "\n")
+                file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
         progress(len(chunk))
     return [done[table.probes[row].id] for row in rows]
 
@@ -89,8 +96,10 @@ def _read_samples(path: Path) -> list[Sample]:
     if not path.exists():
         return []
     # A run that was killed while it wrote leaves half a line at the end: it is made again.
-    whole = path.read_text().rpartition("\n")[0]
-    path.write_text(whole + "\n" if whole else "")
+    text = path.read_text()
+    whole = text.rpartition("\n")[0]
+    if not text.endswith("\n"):
+        path.write_text(whole + "\n" if whole else "")
     return [Sample(**json.loads(line)) for line in whole.splitlines()]
 
 
@@ -179,7 +188,7 @@ def _target(
 def completion_loss(
     oracle: Oracle, table: ProbeTable, targets: Sequence[Target]
 ) -> Float[Tensor, ""]:
-    """Return the weighted cross-entropy (nats per unit of weight) of a batch of targets."""
+    """Return the cross-entropy of a batch of targets (nats), weighted and summed."""
     prompts = [table.prompts[target.row].input_ids for target in targets]
     width = max(map(len, prompts))
     longest = max(len(target.token_ids) for target in targets)
@@ -215,10 +224,11 @@ def _weighted(
     losses_BC = nn.functional.cross_entropy(
         logits_BCV.float().transpose(1, 2), ids_BC, reduction="none"
     )
-    return (losses_BC * weight_BC).sum() / weight_BC.sum()
+    return (losses_BC * weight_BC).sum()
 
 
 def fine_tune(
+    processes: Processes,
     oracle: Oracle,
     table: ProbeTable,
     targets: Sequence[Target],
@@ -230,7 +240,8 @@ def fine_tune(
 ) -> list[float]:
     """Fine-tune the adapter on random batches of targets, dropout off; return the losses.
 
-    The learning rate rises over ten steps and falls along a cosine to zero.
+    The learning rate rises over ten steps and falls along a cosine to zero. A batch is divided
+    over the processes, which sum their gradients: the update is that of one process.
     """
     losses = []
     rng = random.Random(f"fine tune {seed}")
@@ -243,13 +254,23 @@ def fine_tune(
     with evaluating(oracle.model), torch.enable_grad():
         for _ in range(steps):
             batch = [targets[rng.randrange(len(targets))] for _ in range(batch_size)]
-            loss = completion_loss(oracle, table, batch)
-            loss.backward()
+            weight = sum(sum(target.weights) for target in batch)
+            loss = _backward(oracle, table, processes.share(batch), weight)
+            processes.sum_gradients(trained)
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
+            losses.append(sum(processes.gathered([loss])))
             progress(1)
     oracle.hook.clear()
     return losses
+
+
+def _backward(oracle: Oracle, table: ProbeTable, share: Sequence[Target], weight: float) -> float:
+    """Add the gradient of this share's part of the mean over ``weight``; return that part."""
+    if not share:
+        return 0.0
+    loss = completion_loss(oracle, table, share) / weight
+    loss.backward()
+    return loss.item()

@@ -13,6 +13,7 @@ from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
+from grpo_ao.processes import Processes
 from grpo_ao.reward import CalibratedReward, RewardTerms, ScoredCompletion
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.monitor import Monitor
@@ -116,7 +117,7 @@ def make_trainer(
         table,
         reward,
         TransformersRollouts(oracle),
-        trainer_config(config, on_cuda=False),
+        trainer_config(config, Processes()),
         config.credit,
         config.scale_rewards,
         monitor,

@@ -1,0 +1,62 @@
+"""The processes of a run that ``accelerate launch`` started, and how they share its work."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import nn
+
+T = TypeVar("T")
+# How long a process waits for the others before it gives up.
+_PATIENCE = timedelta(minutes=30)
+
+
+class Processes:
+    """This process among those of its run; without a launcher it is alone, and the main one.
+
+    ``index`` counts from 0, the main process, which alone writes files and prints. ``device`` is
+    this process's GPU (that of ``LOCAL_RANK``), or the CPU where there is none.
+    """
+
+    def __init__(self) -> None:
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        self.index = state.process_index
+        self.count = state.num_processes
+        self.device = torch.device(state.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.index == 0
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the block in the main process, then in the others, which find what it made."""
+        with PartialState().main_process_first():
+            yield
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        PartialState().wait_for_everyone()
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's run of the items; the shares differ by at most one in length."""
+        first, stop = (len(items) * i // self.count for i in (self.index, self.index + 1))
+        return items[first:stop]
+
+    def gathered(self, share: Sequence[T]) -> list[T]:
+        """Return the shares of all processes, in the order that ``share`` divided."""
+        return gather_object(list(share))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the processes; one that is absent counts as 0."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)

@@ -26,7 +26,7 @@ class Processes:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
         self.index = state.process_index
         self.count = state.num_processes
-        self.device = torch.device(state.device)
+        self.device = torch.device(state.device or "cpu")
 
     @property
     def is_main(self) -> bool:

@@ -43,6 +43,8 @@ def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": on_cuda,
         "use_cpu": not on_cuda,
+        # Every trained weight takes part in every step (see make_trainable).
+        "ddp_find_unused_parameters": False,
         "disable_dropout": True,
         "logging_steps": 1,
         "report_to": "none",

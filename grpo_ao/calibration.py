@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
-from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import roc_auc_score
+from scipy.optimize import isotonic_regression
+from scipy.stats import rankdata
 
 Array = Float[np.ndarray, "items"]
 
@@ -73,15 +73,21 @@ def isotonic_brier(confidence_N: Array, outcome_N: Array) -> float:
     """
     if not len(confidence_N):
         return float("nan")
-    fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit_transform(confidence_N, outcome_N)
-    return brier(np.asarray(fitted), outcome_N)
+    _, inverse, counts = np.unique(confidence_N, return_inverse=True, return_counts=True)
+    means = np.bincount(inverse, weights=outcome_N) / counts
+    fitted = isotonic_regression(means, weights=counts).x
+    return brier(fitted[inverse], outcome_N)
 
 
 def auroc(confidence_N: Array, positive_N: Bool[np.ndarray, "items"]) -> float:
     """Chance that a right answer has the higher confidence, ties half; NaN with one class."""
-    if positive_N.all() or not positive_N.any():
+    positives = int(positive_N.sum())
+    pairs = positives * (len(positive_N) - positives)
+    if not pairs:
         return float("nan")
-    return float(roc_auc_score(positive_N, confidence_N))
+    # The Mann-Whitney statistic: a bootstrap calls this thousands of times.
+    rank_sum = float(rankdata(confidence_N)[positive_N].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / pairs
 
 
 def bootstrap_interval(

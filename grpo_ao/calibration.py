@@ -1,16 +1,23 @@
 """Calibration metrics: pure functions of confidences and outcomes, both in [0, 1].
 
 An outcome is an informativeness: 0 or 1 for closed questions, a grade between for open ones.
+Outputs that state no confidence are in none of these functions' arguments. A metric of no items
+is NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression, minimize_scalar
+from scipy.special import expit, logit, ndtr
 from scipy.stats import rankdata
+from sklearn.isotonic import IsotonicRegression
 
 Array = Float[np.ndarray, "items"]
+# Half of the step in which confidence is stated: a stated 0 or 100 % is not infinitely sure.
+_MARGIN = 0.005
 
 
 def equal_width_bins(confidence_N: Array, bins: int) -> np.ndarray:
@@ -45,15 +52,74 @@ def ece(confidence_N: Array, outcome_N: Array, bins: int = 10) -> float:
 
 
 def adaptive_ece(confidence_N: Array, outcome_N: Array, bins: int = 10) -> float:
-    """Expected calibration error over bins of equal mass."""
+    """Expected calibration error over bins of equal mass (Nguyen, O'Connor, arXiv 1508.05154)."""
     if not len(confidence_N):
         return float("nan")
     gaps, counts = bin_gaps(confidence_N, outcome_N, equal_mass_bins(confidence_N, bins))
     return float(np.average(gaps, weights=counts))
 
 
+def debiased_ece(confidence_N: Array, outcome_N: Array, bins: int = 10) -> float:
+    """Equal-width ECE less what chance alone adds to it (Kumar et al., arXiv 1909.10155).
+
+    A bin's gap is taken for normal around the true one, with the variance of its mean outcome;
+    the bias is the mean of that gap's absolute value (a folded normal) less the gap itself. It
+    takes off a part of what chance adds, since the gap seen stands in for the true one, and falls
+    below 0 where gaps are smaller than chance makes them.
+    """
+    if not len(confidence_N):
+        return float("nan")
+    bin_N = equal_width_bins(confidence_N, bins)
+    gaps, counts = bin_gaps(confidence_N, outcome_N, bin_N)
+    filled = np.bincount(bin_N) > 0
+    mean = np.bincount(bin_N, weights=outcome_N)[filled] / counts
+    square = np.bincount(bin_N, weights=outcome_N**2)[filled] / counts
+    sigma = np.sqrt(np.maximum(square - mean**2, 0.0) / counts)
+    bias = _folded_normal_mean(gaps, sigma) - gaps
+    return float(np.average(gaps - bias, weights=counts))
+
+
+def _folded_normal_mean(mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    # E|X| for X normal; |mean| where sigma is 0.
+    z = np.divide(mean, sigma, out=np.full_like(mean, np.inf), where=sigma > 0)
+    return sigma * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + mean * (1 - 2 * ndtr(-z))
+
+
+def smooth_ece(confidence_N: Array, outcome_N: Array) -> float:
+    """Smooth calibration error of kernel regression (Blasiok, Nakkiran, arXiv 2309.12236)."""
+    if not len(confidence_N):
+        return float("nan")
+    from relplot import smECE  # brings pandas and seaborn: seconds that training need not wait
+
+    return float(smECE(confidence_N, outcome_N))
+
+
+def perfect_ece_interval(
+    confidence_N: Array, bins: int = 10, seed: int = 0, draws: int = 1000
+) -> tuple[float, float, float]:
+    """Return mean, 2.5 % and 97.5 % quantile of a perfect forecaster's ECE at these confidences.
+
+    Outcomes are drawn 0 or 1 with the stated probabilities: what finite data alone makes of the
+    ECE of one who is calibrated (the consistency bars of Broecker and Smith 2007).
+    """
+    if not len(confidence_N):
+        return float("nan"), float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    bin_N = equal_width_bins(confidence_N, bins)
+    drawn_SN = rng.random((draws, len(confidence_N))) < confidence_N
+    inside_NB = bin_N[:, None] == np.arange(bins)
+    surplus_SB = drawn_SN.astype(float) @ inside_NB - confidence_N @ inside_NB
+    eces = np.abs(surplus_SB).sum(axis=1) / len(confidence_N)
+    low, high = np.percentile(eces, [2.5, 97.5])
+    return float(eces.mean()), float(low), float(high)
+
+
 def mce(confidence_N: Array, outcome_N: Array, bins: int = 10, min_count: int = 20) -> float:
-    """Largest gap of an equal-width bin with at least ``min_count`` items; NaN if there is none."""
+    """Largest gap of an equal-width bin with at least ``min_count`` items; NaN if there is none.
+
+    The maximum calibration error of Guo et al. (arXiv 1706.04599), without the bins in which it
+    would be noise.
+    """
     if not len(confidence_N):
         return float("nan")
     gaps, counts = bin_gaps(confidence_N, outcome_N, equal_width_bins(confidence_N, bins))
@@ -73,10 +139,73 @@ def isotonic_brier(confidence_N: Array, outcome_N: Array) -> float:
     """
     if not len(confidence_N):
         return float("nan")
+    return brier(_isotonic_fit(confidence_N, outcome_N), outcome_N)
+
+
+def _isotonic_fit(confidence_N: Array, outcome_N: Array) -> Array:
+    # Equal confidences get equal values.
     _, inverse, counts = np.unique(confidence_N, return_inverse=True, return_counts=True)
     means = np.bincount(inverse, weights=outcome_N) / counts
-    fitted = isotonic_regression(means, weights=counts).x
-    return brier(fitted[inverse], outcome_N)
+    return isotonic_regression(means, weights=counts).x[inverse]
+
+
+class BrierParts(NamedTuple):
+    """Brier score = reliability - resolution + uncertainty."""
+
+    reliability: float
+    resolution: float
+    uncertainty: float
+
+
+def brier_parts(confidence_N: Array, outcome_N: Array) -> BrierParts:
+    """Take the Brier score apart (Murphy 1973), exactly and without bins.
+
+    Reliability is what monotone recalibration would gain, resolution what the recalibrated
+    confidences gain over the constant base rate, uncertainty the base rate's own Brier score: the
+    CORP decomposition of Dimitriadis, Gneiting and Jordan (arXiv 2008.03033).
+    """
+    if not len(confidence_N):
+        return BrierParts(float("nan"), float("nan"), float("nan"))
+    recalibrated = brier(_isotonic_fit(confidence_N, outcome_N), outcome_N)
+    uncertainty = float(outcome_N.var())
+    reliability = brier(confidence_N, outcome_N) - recalibrated
+    return BrierParts(reliability, uncertainty - recalibrated, uncertainty)
+
+
+def nll(confidence_N: Array, outcome_N: Array) -> float:
+    """Mean negative log-likelihood of the outcomes, in nats.
+
+    Confidences are cut at .005 and .995, half a step of the stated per cent: one wrong answer at
+    100 % would else make it infinite.
+    """
+    if not len(confidence_N):
+        return float("nan")
+    p = np.clip(confidence_N, _MARGIN, 1 - _MARGIN)
+    return float(-np.mean(outcome_N * np.log(p) + (1 - outcome_N) * np.log(1 - p)))
+
+
+def fit_isotonic(confidence_N: Array, outcome_N: Array) -> Callable[[Array], Array]:
+    """Fit a monotone recalibration (Zadrozny, Elkan 2002); return what maps confidences."""
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
+    fitted.fit(confidence_N, outcome_N)
+    return lambda new_N: np.asarray(fitted.predict(new_N), dtype=float)
+
+
+def fit_temperature(confidence_N: Array, outcome_N: Array) -> Callable[[Array], Array]:
+    """Fit temperature scaling of the log odds (Guo et al., arXiv 1706.04599).
+
+    One number T > 0 that minimises NLL; returns what maps confidences to
+    ``sigmoid(logit(c) / T)``, cut at .005 and .995 as in ``nll``.
+    """
+
+    def scaled(new_N: Array, log_temperature: float) -> Array:
+        odds_N = logit(np.clip(new_N, _MARGIN, 1 - _MARGIN))
+        return expit(odds_N * np.exp(-log_temperature))
+
+    best = minimize_scalar(
+        lambda t: nll(scaled(confidence_N, t), outcome_N), bounds=(-5, 5), method="bounded"
+    )
+    return lambda new_N: scaled(new_N, float(best.x))
 
 
 def auroc(confidence_N: Array, positive_N: Bool[np.ndarray, "items"]) -> float:
@@ -90,28 +219,64 @@ def auroc(confidence_N: Array, positive_N: Bool[np.ndarray, "items"]) -> float:
     return (rank_sum - positives * (positives + 1) / 2) / pairs
 
 
+def risk_coverage(confidence_N: Array, outcome_N: Array) -> tuple[Array, Array]:
+    """Return coverage and risk when only the k most confident answers are given, k = 1..N.
+
+    Risk is the mean of 1 - outcome. Equal confidences come in random order: their risks are the
+    expectation over it (El-Yaniv, Wiener 2010; Geifman, El-Yaniv, arXiv 1705.08500).
+    """
+    _, inverse, counts = np.unique(-confidence_N, return_inverse=True, return_counts=True)
+    mean_loss = np.bincount(inverse, weights=1 - outcome_N) / counts
+    given_N = np.arange(1, len(confidence_N) + 1)
+    risk_N = np.cumsum(np.repeat(mean_loss, counts)) / given_N
+    return given_N / max(1, len(confidence_N)), risk_N
+
+
+def aurc(confidence_N: Array, outcome_N: Array) -> float:
+    """Area under the risk-coverage curve: mean risk over all coverages; smaller is better."""
+    if not len(confidence_N):
+        return float("nan")
+    return float(risk_coverage(confidence_N, outcome_N)[1].mean())
+
+
+Statistics = Callable[[np.ndarray], Mapping[str, float]]
+
+
+def bootstrap_intervals(
+    statistics: Statistics, cluster_N: np.ndarray, seed: int = 0, draws: int = 1000
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile interval of each of ``statistics(item indices)``.
+
+    Whole clusters are drawn with replacement (Field, Welsh 2007), so that items of one context
+    stand or fall together. A paired difference is one statistic of two measurements of the same
+    items. Draws for which a statistic is NaN are left out; NaN if that is all of them.
+    """
+    _, inverse = np.unique(cluster_N, return_inverse=True)
+    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistics(
+            np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
+        )
+        for _ in range(draws)
+    ]
+    return {name: _percentiles([values[name] for values in drawn]) for name in drawn[0]}
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    known = [value for value in values if not np.isnan(value)]
+    low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
+    return float(low), float(high)
+
+
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     cluster_N: np.ndarray,
     seed: int = 0,
     draws: int = 1000,
 ) -> tuple[float, float]:
-    """95 % percentile interval of ``statistic(item indices)``, clusters drawn with replacement.
-
-    Draws for which the statistic is NaN are left out; NaN if that is all of them.
-    """
-    _, inverse = np.unique(cluster_N, return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    rng = np.random.default_rng(seed)
-    values = [
-        statistic(
-            np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
-        )
-        for _ in range(draws)
-    ]
-    known = [value for value in values if not np.isnan(value)]
-    low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
-    return float(low), float(high)
+    """95 % percentile interval of one statistic: see ``bootstrap_intervals``."""
+    return bootstrap_intervals(lambda index: {"": statistic(index)}, cluster_N, seed, draws)[""]
 
 
 def calibration_summary(

@@ -2,22 +2,35 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+import relplot
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from grpo_ao.calibration import (
     adaptive_ece,
+    aurc,
     auroc,
     bin_gaps,
     bootstrap_interval,
+    bootstrap_intervals,
     brier,
+    brier_parts,
     calibration_summary,
+    debiased_ece,
     ece,
     equal_mass_bins,
     equal_width_bins,
+    fit_isotonic,
+    fit_temperature,
     isotonic_brier,
     mce,
+    nll,
+    perfect_ece_interval,
+    risk_coverage,
+    smooth_ece,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -28,6 +41,7 @@ METRICS = {
     "mce": lambda confidence, outcome: mce(confidence, outcome, min_count=1),
     "brier": brier,
     "isotonic_brier": isotonic_brier,
+    "brier_reliability": lambda confidence, outcome: brier_parts(confidence, outcome).reliability,
 }
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 
@@ -151,6 +165,9 @@ def test_a_calibrated_forecaster_has_brier_but_no_ece():
     assert adaptive_ece(confidence, outcome) == pytest.approx(0.0)
     assert brier(confidence, outcome) == pytest.approx(0.16)
     assert isotonic_brier(confidence, outcome) == pytest.approx(0.16)
+    assert debiased_ece(confidence, outcome) < 0  # a gap of 0 is less than chance makes
+    reliability, resolution, uncertainty = brier_parts(confidence, outcome)
+    assert (reliability, resolution, uncertainty) == pytest.approx((0.0, 0.09, 0.25))
 
 
 def test_a_constant_forecaster_at_the_base_rate_looks_calibrated_and_knows_nothing():
@@ -191,6 +208,182 @@ def test_no_items_give_nan(metric):
 
 def test_auroc_of_no_items_is_nan():
     assert math.isnan(auroc(floats(), np.array([], dtype=bool)))
+
+
+# Parts of Brier, likelihood, debiased and smooth ECE, risk and coverage
+
+
+def closed(items):
+    confidence, outcome = columns(items)
+    return confidence, (outcome >= 0.5).astype(float)
+
+
+@given(pairs)
+def test_brier_is_reliability_less_resolution_plus_uncertainty(items):
+    confidence, outcome = columns(items)
+    reliability, resolution, uncertainty = brier_parts(confidence, outcome)
+    assert reliability - resolution + uncertainty == pytest.approx(brier(confidence, outcome))
+    assert min(reliability, resolution, uncertainty) >= -1e-12
+    assert uncertainty == pytest.approx(brier(np.full(len(items), outcome.mean()), outcome))
+
+
+def test_brier_parts_by_hand():
+    # Recalibrated to 1/2 and 3/4; the base rate is 4/6.
+    reliability, resolution, uncertainty = brier_parts(CONFIDENCE, OUTCOME)
+    assert reliability == pytest.approx((4 * 0.2**2 + 2 * 0.35**2) / 6)
+    assert resolution == pytest.approx((4 * (1 / 12) ** 2 + 2 * (1 / 6) ** 2) / 6)
+    assert uncertainty == pytest.approx(2 / 9)
+
+
+def test_a_constant_at_the_base_rate_has_uncertainty_alone():
+    assert brier_parts(np.full(4, 0.75), floats(1, 1, 0, 1)) == pytest.approx((0, 0, 0.1875))
+
+
+def test_nll_by_hand():
+    expected = -(math.log(0.8) + math.log(0.7)) / 2
+    assert nll(floats(0.8, 0.3), floats(1, 0)) == pytest.approx(expected)
+
+
+def test_a_wrong_answer_at_100_per_cent_costs_what_one_at_99_5_does():
+    assert nll(floats(1.0), floats(0)) == pytest.approx(-math.log(0.005))
+    assert nll(floats(0.0, 1.0), floats(0, 1)) == pytest.approx(-math.log(0.995))
+
+
+@given(pairs)
+def test_brier_nll_and_the_isotonic_fit_are_sklearns(items):
+    confidence, outcome = closed(items)
+    cut = np.clip(confidence, 0.005, 0.995)
+    assert brier(confidence, outcome) == pytest.approx(brier_score_loss(outcome, confidence))
+    assert nll(confidence, outcome) == pytest.approx(log_loss(outcome, cut, labels=[0, 1]))
+    fitted = IsotonicRegression().fit_transform(confidence, outcome)
+    assert isotonic_brier(confidence, outcome) == pytest.approx(brier_score_loss(outcome, fitted))
+
+
+def test_ece_is_that_of_sklearns_calibration_curve():
+    rng = np.random.default_rng(3)
+    confidence = rng.random(400)
+    outcome = (rng.random(400) < confidence**2).astype(float)
+    right, stated = calibration_curve(outcome, confidence, n_bins=10)
+    weights = np.histogram(confidence, 10, (0, 1))[0] / 400
+    assert ece(confidence, outcome) == pytest.approx(weights @ np.abs(right - stated))
+
+
+@settings(max_examples=10)
+@given(pairs)
+def test_smooth_ece_is_relplots(items):
+    confidence, outcome = closed(items)
+    assert smooth_ece(confidence, outcome) == relplot.smECE(confidence, outcome)
+
+
+def test_smooth_ece_of_a_large_gap_is_that_gap():
+    confidence, outcome = np.full(200, 0.9), np.zeros(200)
+    assert smooth_ece(confidence, outcome) == pytest.approx(0.9, abs=0.02)
+    assert smooth_ece(np.full(200, 0.5), np.tile(floats(0, 1), 100)) == pytest.approx(0, abs=0.02)
+    assert math.isnan(smooth_ece(floats(), floats()))
+
+
+def test_debiased_ece_by_hand():
+    # One bin: gap .1, four outcomes of variance 1/4, so that the gap's deviation is .25.
+    confidence, outcome = np.full(4, 0.65), floats(1, 1, 0, 0)
+    gap, sigma = 0.15, 0.25
+    tail = math.erf(gap / sigma / math.sqrt(2))
+    folded = sigma * math.sqrt(2 / math.pi) * math.exp(-((gap / sigma) ** 2) / 2) + gap * tail
+    assert debiased_ece(confidence, outcome) == pytest.approx(2 * gap - folded)
+
+
+def test_outcomes_without_variance_leave_no_bias_to_take_off():
+    confidence, outcome = floats(0.9, 0.9, 0.2), floats(1, 1, 0)
+    assert debiased_ece(confidence, outcome) == pytest.approx(ece(confidence, outcome))
+
+
+def test_debiasing_takes_off_a_third_or_more_of_what_chance_adds():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(0, 101, (200, 250)) / 100
+    outcome = (rng.random((200, 250)) < confidence).astype(float)
+    plain = np.mean([ece(c, o) for c, o in zip(confidence, outcome, strict=True)])
+    debiased = np.mean([debiased_ece(c, o) for c, o in zip(confidence, outcome, strict=True)])
+    assert plain > 0.05
+    assert abs(debiased) < plain * 2 / 3
+
+
+@given(pairs, st.randoms())
+def test_debiased_ece_does_not_depend_on_order_and_is_at_most_ece(items, random):
+    value = debiased_ece(*columns(items))
+    assert value <= ece(*columns(items)) + 1e-9
+    assert debiased_ece(*columns(random.sample(items, len(items)))) == pytest.approx(value)
+
+
+def test_a_perfect_forecaster_of_250_items_has_an_ece_of_about_5_per_cent():
+    mean, low, high = perfect_ece_interval(np.random.default_rng(1).random(250))
+    assert 0.03 < low < 0.045 < mean < 0.065 < high < 0.1
+
+
+def test_a_perfect_forecaster_who_is_certain_makes_no_error():
+    assert perfect_ece_interval(floats(0, 1, 1, 0)) == (0, 0, 0)
+    assert all(math.isnan(value) for value in perfect_ece_interval(floats()))
+
+
+def test_a_perfect_forecaster_by_hand():
+    # One item at .5: the outcome is off by .5 whatever it is.
+    assert perfect_ece_interval(floats(0.5)) == (0.5, 0.5, 0.5)
+    # Two items at .5: both alike (gap .5) or one of each (gap 0).
+    mean, low, high = perfect_ece_interval(floats(0.5, 0.5))
+    assert (low, high) == (0.0, 0.5)
+    assert mean == pytest.approx(0.25, abs=0.03)
+
+
+def test_risk_and_coverage_by_hand():
+    coverage, risk = risk_coverage(floats(0.2, 0.9, 0.5, 0.7), floats(0, 1, 1, 0))
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+    assert aurc(floats(0.2, 0.9, 0.5, 0.7), floats(0, 1, 1, 0)) == pytest.approx(1 / 3)
+
+
+def test_equal_confidences_share_their_risk():
+    _, risk = risk_coverage(np.full(4, 0.5), floats(0, 1, 1, 1))
+    assert risk.tolist() == pytest.approx([0.25] * 4)
+
+
+@given(pairs, st.randoms())
+def test_risk_does_not_depend_on_order_and_ends_at_the_error_rate(items, random):
+    confidence, outcome = columns(items)
+    _, risk = risk_coverage(confidence, outcome)
+    assert risk[-1] == pytest.approx(1 - outcome.mean())
+    shuffled = random.sample(items, len(items))
+    assert aurc(*columns(shuffled)) == pytest.approx(aurc(confidence, outcome))
+
+
+@given(pairs)
+def test_no_order_of_confidence_has_less_area_than_the_outcomes_own(items):
+    confidence, outcome = closed(items)
+    assert aurc(outcome, outcome) <= aurc(confidence, outcome) + 1e-9
+
+
+def test_aurc_and_nll_of_nothing_are_nan():
+    for metric in (aurc, nll, debiased_ece):
+        assert math.isnan(metric(floats(), floats()))
+    assert all(math.isnan(part) for part in brier_parts(floats(), floats()))
+
+
+# Recalibration
+
+
+def test_isotonic_recalibration_learns_on_one_half_and_serves_another():
+    confidence, outcome = floats(0.2, 0.2, 0.8, 0.8), floats(0, 1, 1, 1)
+    recalibrate = fit_isotonic(confidence, outcome)
+    assert recalibrate(floats(0.0, 0.2, 0.5, 0.9)).tolist() == pytest.approx([0.5, 0.5, 0.75, 1])
+
+
+def test_a_temperature_undoes_overconfidence_and_keeps_the_order():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 1.5, 20_000)
+    outcome = (rng.random(20_000) < 1 / (1 + np.exp(-odds))).astype(float)
+    stated = 1 / (1 + np.exp(-2 * odds))
+    recalibrated = fit_temperature(stated, outcome)(stated)
+    uncut = (stated > 0.005) & (stated < 0.995)
+    true = 1 / (1 + np.exp(-odds))
+    assert recalibrated[uncut] == pytest.approx(true[uncut], abs=0.02)
+    assert auroc(recalibrated, outcome == 1) == pytest.approx(auroc(stated, outcome == 1), abs=1e-3)
 
 
 # Intervals
@@ -242,6 +435,20 @@ def test_a_seed_repeats_the_interval_and_another_one_does_not():
     mean = lambda index: float(value[index].mean())  # noqa: E731
     assert bootstrap_interval(mean, cluster) == bootstrap_interval(mean, cluster, seed=0)
     assert bootstrap_interval(mean, cluster) != bootstrap_interval(mean, cluster, seed=1)
+
+
+def test_several_statistics_share_their_draws():
+    value = np.random.default_rng(5).random(30)
+
+    def statistics(index):
+        mean = float(value[index].mean())
+        return {"mean": mean, "double": 2 * mean, "difference": mean - mean}
+
+    intervals = bootstrap_intervals(statistics, np.arange(30))
+    alone = bootstrap_interval(lambda index: statistics(index)["mean"], np.arange(30))
+    assert intervals["mean"] == alone
+    assert intervals["double"] == pytest.approx((2 * alone[0], 2 * alone[1]))
+    assert intervals["difference"] == (0, 0)  # paired: what both share cancels in every draw
 
 
 def test_draws_without_a_value_are_left_out():

@@ -18,7 +18,7 @@ from grpo_ao.reward import CalibratedReward, RewardTerms, ScoredCompletion
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.reporting import NoReporter
-from grpo_ao.training.rollout import TransformersRollouts
+from grpo_ao.training.rollout import RolloutEngine, TransformersRollouts
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import trainer_config
 from tests.tiny import WIDTH, tiny_peft, tiny_tokenizer
@@ -93,6 +93,7 @@ def make_trainer(
     table: ProbeTable,
     reward: CalibratedReward | None = None,
     trl: dict | None = None,
+    engine: RolloutEngine | None = None,
     **settings,
 ) -> OracleGRPOTrainer:
     """A trainer as a run makes it, at a size of seconds."""
@@ -111,13 +112,14 @@ def make_trainer(
     }
     config = TrainConfig(**(defaults | settings))
     reward = LetterReward(table) if reward is None else reward
-    monitor = Monitor(folder, NoReporter(), plot_every=1000)
+    processes = Processes()
+    monitor = Monitor(folder, NoReporter(), plot_every=1000) if processes.is_main else None
     return OracleGRPOTrainer(
         oracle,
         table,
         reward,
-        TransformersRollouts(oracle),
-        trainer_config(config, Processes()),
+        engine or TransformersRollouts(oracle),
+        trainer_config(config, processes),
         config.credit,
         config.scale_rewards,
         monitor,

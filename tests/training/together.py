@@ -1,0 +1,116 @@
+"""What the test of several processes does in each of them, and once more in one alone."""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grpo_ao.cli import train_main
+from grpo_ao.evaluation.heldout import complete_table
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.processes import Processes
+from grpo_ao.training.rollout import Rollouts
+from grpo_ao.training.warm_start import Target, fine_tune, sample_answers
+from tests.tiny import token_id
+from tests.training.rigs import adapter_weights, make_oracle, make_trainer, planted_table
+from tests.training.test_trainer import Readback
+
+QUESTIONS, GENERATIONS, ACCUMULATION = 3, 4, 2
+
+
+class WrittenRollouts:
+    """The same completions whatever the number of processes: drawn by their place in the step."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.step = 0
+
+    def rollouts(self, prompts, vectors, num_samples, temperature, max_new_tokens) -> Rollouts:
+        self.step += 1
+        first = self.processes.index * len(prompts) * num_samples
+        places = iter(range(first, first + len(prompts) * num_samples))
+        completions = [[self._written(next(places)) for _ in range(num_samples)] for _ in prompts]
+        return Rollouts(completions, None)
+
+    def _written(self, place: int) -> list[int]:
+        rng = random.Random(f"{self.step} {place}")
+        tag = [rng.randrange(200) for _ in range(rng.randrange(3))]
+        answer = [rng.randrange(200) for _ in range(1 + rng.randrange(5))]
+        return [*tag, token_id("]"), *answer, token_id("<|im_end|>")]
+
+
+def grpo(folder: Path, processes: Processes) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """Two GRPO steps; return the adapter, and the rows whose own vectors were read back."""
+    oracle = make_oracle()
+    table = planted_table(oracle, 7)
+    readback = Readback(oracle, table)
+    size = QUESTIONS * GENERATIONS // (processes.count * ACCUMULATION)
+    trainer = make_trainer(
+        folder,
+        oracle,
+        table,
+        engine=WrittenRollouts(processes),
+        # SGD, since Adam makes a step of the smallest difference.
+        trl={
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": ACCUMULATION,
+            "optim": "sgd",
+        },
+        questions_per_step=QUESTIONS,
+        num_generations=GENERATIONS,
+        kl_penalty=0.1,
+        lr=0.3,
+        gradient_checkpointing=True,
+    )
+    trainer.train()
+    return adapter_weights(oracle), readback.rows_seen
+
+
+def warm_start(processes: Processes) -> tuple[dict[str, Tensor], list[float]]:
+    """Three steps of fine-tuning; return the adapter and the losses."""
+    oracle = make_oracle()
+    table = planted_table(oracle, 7)
+    targets = [
+        Target(row, list(range(10 + row, 14 + 2 * row)), [0.5 + row / 7] * (4 + row))
+        for row in range(7)
+    ]
+    losses = fine_tune(processes, oracle, table, targets, 3, 5, 1e-2, 0, lambda _: None)
+    return adapter_weights(oracle), losses
+
+
+def check_shares(folder: Path, processes: Processes) -> None:
+    """Rows that are measured by shares come back as if one process had measured them all."""
+    oracle = make_oracle()
+    table = planted_table(oracle, 7)
+    whole = complete_table(oracle, table, range(7), 0.0, 6)
+    assert processes.gathered(complete_table(oracle, table, processes.share(range(7)), 0.0, 6)) == (
+        whole
+    )
+    path = folder / "samples.jsonl"
+    wanted = [6, 0, 3, 4, 2]
+    arguments = (processes, oracle, table, ReferenceJudge(), wanted, 2, 1.0, 6, path)
+    samples = sample_answers(*arguments, lambda _: None)
+    assert [sample.probe_id for sample in samples] == [table.probes[row].id for row in wanted]
+    processes.wait()
+    assert len(path.read_text().splitlines()) == len(wanted)
+    assert sample_answers(*arguments, lambda _: None) == samples
+
+
+def main(folder: Path) -> None:
+    processes = Processes()
+    check_shares(folder, processes)
+    adapter, rows_seen = grpo(folder / "together", processes)
+    warmed, losses = warm_start(processes)
+    result = {"adapter": adapter, "rows": rows_seen, "warmed": warmed, "losses": losses}
+    torch.save(result, folder / f"process_{processes.index}.pt")
+    small = {"eval_probes": 5, "warm_start_probes": 5, "warm_start_samples": 2, "plot_every": 1}
+    small |= {"warm_start_steps": 2, "max_steps": 2, "save_steps": 1}
+    small |= {"questions_per_step": 3, "num_generations": 2}
+    flags = [text for name, value in small.items() for text in (f"--{name}", str(value))]
+    train_main(["--preset", "mini", "--output_dir", str(folder / "run"), *flags])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -11,8 +11,7 @@ from typing import cast, get_args
 import tyro
 from rich.console import Console
 
-from grpo_ao.chat.client import ChatSettings
-from grpo_ao.judges.factory import JudgeKind
+from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.training.config import Preset, TrainConfig, make_defaults
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, ImportError)
@@ -95,23 +94,9 @@ class Ask:
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeCheck:
+class JudgeCheck(JudgeFlags):
     """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
 
-    judge: JudgeKind = "api"
-    """Who grades: an endpoint, the base model itself, or word overlap with reference answers."""
-    judge_model: str = ChatSettings.model
-    """Model of the endpoint."""
-    judge_base_url: str = ChatSettings.base_url
-    """Any endpoint that speaks OpenAI's chat completions."""
-    judge_api_key_env: str | None = ChatSettings.api_key_env
-    """Environment variable with the endpoint's key; None for a server that needs none."""
-    judge_concurrency: int = ChatSettings.concurrency
-    """Requests in flight at the endpoint."""
-    judge_input_price: float | None = None
-    """US dollars per million tokens read, where the endpoint does not tell costs."""
-    judge_output_price: float | None = None
-    """US dollars per million tokens written."""
     model: str | None = None
     """Base model of the judge `local` (default: the mini model)."""
     reference: Path | None = None
@@ -167,19 +152,10 @@ def judge_check(request: tyro.conf.OmitArgPrefixes[JudgeCheck]) -> None:
     from grpo_ao.judges.local import LocalJudge
 
     items = load_items(request.reference)
-    chat, local = None, None
-    if request.judge == "api":
-        chat = ChatSettings(
-            model=request.judge_model,
-            base_url=request.judge_base_url,
-            api_key_env=request.judge_api_key_env,
-            concurrency=request.judge_concurrency,
-            input_price=request.judge_input_price,
-            output_price=request.judge_output_price,
-        )
+    local = None
     if request.judge == "local":
         local = LocalJudge.from_pretrained(request.model or make_defaults("mini", None).model)
-    judge = make_judge(request.judge, chat, local)
+    judge = make_judge(request, local)
     asyncio.run(judge.check())
     report = asyncio.run(check_agreement(judge, items))
     console = Console()

@@ -85,7 +85,7 @@ class ChatSettings:
         if not key:
             raise ChatError(
                 f"the endpoint {self.base_url} needs a key, and the environment variable "
-                f"{self.api_key_env} is not set."
+                f"{self.api_key_env} is not set: set it to that endpoint's key."
             )
         return key
 

@@ -1,5 +1,6 @@
-"""Choose a judge by its name."""
+"""Choose a judge by its flags."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +14,48 @@ from grpo_ao.judges.reference import ReferenceJudge
 JudgeKind = Literal["api", "local", "reference"]
 
 
-def make_judge(
-    kind: JudgeKind,
-    chat: ChatSettings | None = None,
-    local: LocalJudge | None = None,
-    cache: Path | None = None,
-) -> CheckedJudge:
-    """Return the judge of this kind, its grades kept in the file ``cache`` where one is given.
+@dataclass(frozen=True)
+class JudgeFlags:
+    """The flags that name a judge, for every command that needs one."""
 
-    ``api`` needs ``chat``, ``local`` needs ``local``; reference grades cost nothing and are never
-    kept. Call ``check`` of the judge before relying on it.
+    judge: JudgeKind = "api"
+    """Who grades: an endpoint, the base model itself, or word overlap with reference answers."""
+    judge_model: str = ChatSettings.model
+    """Model of the endpoint."""
+    judge_base_url: str = ChatSettings.base_url
+    """Any endpoint that speaks OpenAI's chat completions."""
+    judge_api_key_env: str | None = ChatSettings.api_key_env
+    """Environment variable with the endpoint's key; None for a server that needs none."""
+    judge_concurrency: int = ChatSettings.concurrency
+    """Requests in flight at the endpoint."""
+    judge_input_price: float | None = None
+    """US dollars per million tokens read, where the endpoint does not tell costs."""
+    judge_output_price: float | None = None
+    """US dollars per million tokens written."""
+
+    def chat_settings(self) -> ChatSettings:
+        """Return the endpoint's settings; ChatError where they cannot be."""
+        return ChatSettings(
+            model=self.judge_model,
+            base_url=self.judge_base_url,
+            api_key_env=self.judge_api_key_env,
+            concurrency=self.judge_concurrency,
+            input_price=self.judge_input_price,
+            output_price=self.judge_output_price,
+        )
+
+
+def make_judge(
+    flags: JudgeFlags, local: LocalJudge | None = None, cache: Path | None = None
+) -> CheckedJudge:
+    """Return the judge that the flags name, its grades kept in the file ``cache`` if there is one.
+
+    The judge ``local`` needs its model; reference grades cost nothing and are never kept. Call
+    ``check`` of the judge before relying on it.
     """
-    if kind == "reference":
+    if flags.judge == "reference":
         return ReferenceJudge()
-    judge = local if kind == "local" else chat and ApiJudge(chat)
+    judge = local if flags.judge == "local" else ApiJudge(flags.chat_settings())
     if judge is None:
-        raise ValueError(f"the judge '{kind}' cannot be made without its settings or its model.")
+        raise ValueError("the judge 'local' cannot be made without its model.")
     return judge if cache is None else CachedJudge(judge, cache)

@@ -1,5 +1,6 @@
 """The reference judge: answers compared with the question set's own."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -51,7 +52,7 @@ def check_references(probes: Iterable[Probe]) -> None:
 class ReferenceJudge:
     """Grades closed answers 1 or 0, open ones by word overlap with the reference."""
 
-    identity = "reference"
+    identity = json.dumps({"judge": "reference"})
 
     async def check(self) -> None:
         """Return: it can always grade. Whether there are references, ``check_references`` says."""

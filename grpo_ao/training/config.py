@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from trl.trainer.grpo_config import GRPOConfig
 
+from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.training.credit import Credit, ScaleRewards
 
@@ -52,7 +53,7 @@ _SETTLED = {
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(JudgeFlags):
     """What a run does. Every field is a flag; its default is what a plain ``train.py`` does."""
 
     model: str = "Qwen/Qwen3-8B"
@@ -63,8 +64,8 @@ class TrainConfig:
     """Adapter of the oracle to start from: a Hub id or a local folder."""
     questions: str = "ceselder/wildchat-oracle-questions"
     """Question set: a Hub id, a JSONL file, or `mini` for the mini world."""
-    judge: Literal["reference"] = "reference"
-    """Who grades: `reference` compares with the question set's reference answers."""
+    strict: bool = False
+    """Make a broken row of the question set an error; else it is reported and left out."""
     output_dir: Path = Path("runs/qwen3-8b")
     """Folder of this run. An existing run is refused unless --resume is given."""
     resume: bool = False
@@ -119,6 +120,13 @@ class TrainConfig:
     warm_start_lr: float = 1e-5
     """Peak learning rate of the warm start."""
 
+    judge_cache: Path | None = None
+    """File that keeps the judge's grades, for any number of runs (default: grades.sqlite beside
+    output_dir)."""
+    max_unscored: float = 0.2
+    """Largest share of completions that the judge may leave ungraded, in the mean of ten steps and
+    in each measurement: above it the run stops, with a checkpoint."""
+
     initial_eval: bool = True
     """Measure the oracle on held-out probes before training (--no_initial_eval skips it)."""
     eval_probes: int = 2000
@@ -166,6 +174,8 @@ class TrainConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
+        if not 0 <= self.max_unscored <= 1:
+            raise ValueError(f"--max_unscored must lie between 0 and 1, got {self.max_unscored}.")
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
 
@@ -195,6 +205,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": str(MINI_WEIGHTS / "base"),
         "oracle_lora_path": str(MINI_WEIGHTS / "oracle"),
         "questions": "mini",
+        "judge": "reference",
         "output_dir": Path("runs/mini"),
         "max_steps": 200,
         "lr": 3e-4,
@@ -246,9 +257,10 @@ def load_config_file(path: Path) -> dict[str, Any]:
 
 def _converted(value: Any, kind: Any) -> Any:
     """Return what YAML cannot write, or writes otherwise, as the field's type."""
-    if kind is Path and isinstance(value, str):
+    kinds = (kind, *get_args(kind))
+    if Path in kinds and isinstance(value, str):
         return Path(value)
-    if kind is float and type(value) is int:
+    if float in kinds and type(value) is int:
         return float(value)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(value)

@@ -34,7 +34,7 @@ def load_probes(
         train = mini_probes("train", count, layers, positions)
         heldout = mini_probes("heldout", config.eval_probes, layers, positions)
         return _long_enough(config, train, console), _long_enough(config, heldout, console)
-    loaded = load_rows(config.questions)
+    loaded = load_rows(config.questions, config.strict)
     for problem in loaded.problems:
         console.print(problem, highlight=False)
     probes = probes_of(loaded.rows, layers, positions)

@@ -13,7 +13,8 @@ from transformers import set_seed
 
 from grpo_ao.evaluation.heldout import heldout_row, measure, scored_of_row, summarise
 from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
-from grpo_ao.judges.reference import ReferenceJudge, check_references
+from grpo_ao.judges.protocol import CheckedJudge
+from grpo_ao.judges.reference import check_references
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
@@ -31,6 +32,7 @@ from grpo_ao.training.checkpoints import (
 )
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.data import load_probes, num_layers_of
+from grpo_ao.training.judging import LimitedJudge, UnscoredLimit, tried_judge
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.progress import PhaseProgress, ProgressCallback
 from grpo_ao.training.reporting import make_reporter
@@ -40,6 +42,7 @@ from grpo_ao.training.run_folder import (
     atomic_write_json,
     atomic_write_text,
     read_jsonl,
+    record_judge,
     text_digest,
 )
 from grpo_ao.training.trainer import OracleGRPOTrainer
@@ -62,15 +65,20 @@ def run(config: TrainConfig) -> dict:
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
+        # The judge `local` is the model itself, so it can be tried only once that is loaded.
+        judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
-        check_references([*train, *heldout])
+        if config.judge == "reference":
+            check_references([*train, *heldout])
         record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         data = {"train": text_digest([p.id for p in train])}
         data |= {"heldout": text_digest([p.id for p in heldout])}
         if folder is not None:
             folder.write_record(record, data)
-    run_state = Run(config, processes, console, train, heldout)
+            if judge is not None:
+                record_judge(folder.path, judge.identity)
+    run_state = Run(config, processes, console, train, heldout, judge)
     run_state.train()
     seconds = time.perf_counter() - started
     return run_state.finish(seconds)
@@ -89,16 +97,21 @@ class Run:
         console: Console,
         train: list[Probe],
         heldout: list[Probe],
+        judge: CheckedJudge | None,
     ) -> None:
         self.config = config
         self.processes = processes
         self.folder = config.output_dir
         self.console = console
-        self.judge = ReferenceJudge()
         self.oracle = Oracle.from_pretrained(
             config.model, config.oracle_lora_path, processes.device
         )
         check_rank(self.oracle, config.oracle_lora_path, config.lora_rank)
+        if judge is None:
+            judge = tried_judge(config, self.oracle)
+            if processes.is_main:
+                record_judge(self.folder, judge.identity)
+        self.judge = judge
         make_trainable(self.oracle)
         self.progress = PhaseProgress(console)
         with self.progress.phase("reading activations", 2):
@@ -150,9 +163,10 @@ class Run:
         """Ask every probe of ``table``, each process its share; return the answers of all."""
         self._seed()
         part = table.part(self.processes.share(range(len(table))))
+        judge = LimitedJudge(self.judge, self.config.max_unscored)
         with self.progress.phase(phase, len(part)) as bar:
             scored = measure(
-                self.oracle, part, self.judge, temperature, self.config.max_new_tokens, bar.to
+                self.oracle, part, judge, temperature, self.config.max_new_tokens, bar.to
             )
         return self.processes.gathered(scored)
 
@@ -204,7 +218,7 @@ class Run:
                 self.processes,
                 self.oracle,
                 self.train_table,
-                self.judge,
+                LimitedJudge(self.judge, config.max_unscored),
                 rows,
                 config.warm_start_samples if mode == "measured" else 1,
                 config.temperature,
@@ -230,12 +244,14 @@ class Run:
             self._check_parse_rate()
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         probes = {probe.id: probe for probe in self.train_table.probes}
+        reward = CalibratedReward(self.judge, probes, config.calibration_lambda)
+        limit = UnscoredLimit(reward, config.max_unscored)
         with self.progress.phase("GRPO", config.max_steps) as bar:
             bar.advance(done)
             trainer = OracleGRPOTrainer(
                 self.oracle,
                 self.train_table,
-                CalibratedReward(self.judge, probes, config.calibration_lambda),
+                reward,
                 TransformersRollouts(self.oracle),
                 trainer_config(config, self.processes),
                 config.credit,
@@ -244,9 +260,11 @@ class Run:
                 [
                     CheckpointCallback(self.oracle, self.processes),
                     ProgressCallback(self.progress),
+                    limit,
                 ],
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        limit.check()
         self.oracle.hook.clear()
         if self.processes.is_main:
             self.oracle.save_adapter(self.folder / "adapter")

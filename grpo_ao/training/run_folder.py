@@ -16,6 +16,9 @@ from typing import Any
 
 # What may differ on resuming: the flag itself, and the folder, which may have been moved.
 _FREE_ON_RESUME = {"resume", "output_dir"}
+# Nor does a grade depend on how the judge is reached, and what an outage needs may change.
+_FREE_ON_RESUME |= {"judge_api_key_env", "judge_concurrency", "judge_cache", "max_unscored"}
+_FREE_ON_RESUME |= {"judge_input_price", "judge_output_price"}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -121,6 +124,18 @@ def _check_same(record: dict, config: dict, data: dict[str, str]) -> None:
                 raise ValueError(
                     f"cannot resume: '{name}' was {before!r} in this run and is {value!r} now."
                 )
+
+
+def record_judge(folder: Path, identity: str) -> None:
+    """Write the judge's identity (JSON) into ``run.json``; on resuming, refuse another judge."""
+    path = folder / "run.json"
+    record, judge = json.loads(path.read_text()), json.loads(identity)
+    if "judge" not in record:
+        atomic_write_json(path, record | {"judge": judge})
+    elif record["judge"] != judge:
+        raise ValueError(
+            f"cannot resume: the judge was {record['judge']} in this run and is {judge} now."
+        )
 
 
 def _git_commit() -> str | None:

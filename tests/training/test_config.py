@@ -56,6 +56,11 @@ def test_what_the_plain_command_does():
     assert (config.lr, config.lora_rank, config.temperature) == (1e-6, 64, 0.9)
     assert (config.num_prompts, config.seed, config.resume) == (None, 0, False)
     assert (config.initial_eval, config.report_to, config.trl) == (True, "none", {})
+    # The default question set has no reference answers.
+    assert (config.judge, config.judge_model) == ("api", "google/gemini-2.5-flash")
+    assert config.judge_base_url == "https://openrouter.ai/api/v1"
+    assert config.judge_api_key_env == "OPENROUTER_API_KEY"
+    assert (config.judge_cache, config.max_unscored, config.strict) == (None, 0.2, False)
 
 
 def test_the_preset_of_the_default_model_is_the_default():
@@ -73,6 +78,7 @@ def test_the_mini_preset_trains_the_embedded_model(arguments):
         16,
         Path("runs/mini"),
     )
+    assert config.judge == "reference"
 
 
 def test_a_preset_may_stand_behind_other_flags():
@@ -186,6 +192,8 @@ def test_flags_that_cannot_be_are_refused(capsys, arguments, said):
         ({"positions": "last"}, "positions 'last' are not understood"),
         ({"positions": "last:0"}, "at least 1"),
         ({"num_prompts": 0}, "--num_prompts must be at least 1"),
+        ({"max_unscored": 1.1}, "--max_unscored must lie between 0 and 1, got 1.1"),
+        ({"max_unscored": float("nan")}, "--max_unscored"),
         ({"lr": 0.0}, "--lr must be above 0"),
         ({"lr": float("nan")}, "--lr must be above 0"),
         ({"warm_start_lr": -1.0}, "--warm_start_lr"),
@@ -221,6 +229,16 @@ def test_the_file_overrides_the_preset_and_flags_override_the_file(write):
         output_dir=Path("runs/x"),
     )
     assert config.max_steps == PRESETS["mini"]["max_steps"]
+
+
+def test_paths_and_prices_that_may_be_absent_are_read_as_what_they_are(write):
+    config = parse_train_config(
+        ["--config", write("judge_cache: a/b.sqlite\njudge_input_price: 1\n")]
+    )
+    assert (config.judge_cache, config.judge_input_price) == (Path("a/b.sqlite"), 1.0)
+    assert parse_train_config(["--config", write("judge_api_key_env: null")]) == TrainConfig(
+        judge_api_key_env=None
+    )
 
 
 def test_the_order_of_preset_config_and_flags_does_not_matter(write):

@@ -85,7 +85,7 @@ class TrainConfig(JudgeFlags):
     questions_per_step: int = 8
     """Questions per GRPO step."""
     max_steps: int = 1000
-    """GRPO steps."""
+    """GRPO steps; 0 ends the run after the warm start."""
     lr: float = 1e-6
     """Peak learning rate of GRPO."""
     kl_penalty: float = 0.05
@@ -168,7 +168,9 @@ class TrainConfig(JudgeFlags):
             raise ValueError(
                 f"--layer_percents must lie between 1 and 99, got {self.layer_percents}."
             )
-        positive = ("questions_per_step", "max_steps", "max_new_tokens", "eval_probes")
+        if self.max_steps < 0:
+            raise ValueError(f"--max_steps must be 0 or more, got {self.max_steps}.")
+        positive = ("questions_per_step", "max_new_tokens", "eval_probes")
         positive += ("warm_start_probes", "warm_start_samples", "warm_start_steps", "save_steps")
         positive += ("warm_start_batch", "plot_every", "lora_rank", "lr", "warm_start_lr")
         for name in positive:

@@ -139,7 +139,11 @@ class Run:
             self._measure("before")
         if self.config.warm_start != "none":
             self._warm_start(self.config.warm_start)
-        self._grpo()
+        if self.config.max_steps:
+            self._grpo()
+        self.oracle.hook.clear()
+        if self.processes.is_main:
+            self.oracle.save_adapter(self.folder / "adapter")
         self._measure("after")
 
     def _measure(self, when: str) -> None:
@@ -265,9 +269,6 @@ class Run:
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         limit.check()
-        self.oracle.hook.clear()
-        if self.processes.is_main:
-            self.oracle.save_adapter(self.folder / "adapter")
 
     def _monitor(self, done: int) -> Monitor:
         settings = dataclasses.asdict(self.config)

@@ -1,0 +1,203 @@
+"""What is credited, scaled and warm-started how: ``python -m benchmarks.method --help``.
+
+Trains the mini oracle once for each variant and seed, several at a time, and prints one table:
+metrics of 2000 held-out probes, sampled as in training, as mean and spread over the seeds. A seed's
+warm start is made once and shared by its variants. A call that was killed goes on where it was.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tyro
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = ("informativeness", "ece10", "auroc", "brier", "brier_isotonic", "confidence_std")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Flags of ``train.py`` beside the preset; ``trl`` fields go through a YAML file."""
+
+    name: str
+    flags: tuple[str, ...]
+    warm_start: str = "measured"
+    seeds: int = 3
+    trl: dict = dataclasses.field(default_factory=dict)
+
+
+def _grid() -> list[Variant]:
+    return [
+        Variant(f"{credit}, {scale}", ("--credit", credit, "--scale_rewards", scale))
+        for credit in ("joint", "split")
+        for scale in ("group", "none")
+    ]
+
+
+# As long as a whole run: three times the probes and the steps of the usual warm start.
+_LONG = ("--max_steps", "0", "--warm_start_probes", "6000", "--warm_start_steps", "600")
+VARIANTS = [
+    Variant("warm start alone", ("--max_steps", "0")),
+    Variant("warm start alone, three times as long", _LONG, warm_start="measured, long"),
+    *_grid(),
+    Variant("random start alone", ("--max_steps", "0"), "random", 1),
+    Variant("random start", (), "random", 3),
+    Variant("random start, joint, group", ("--credit", "joint", "--scale_rewards", "group"),
+            "random", 1),
+    Variant("random start, entropy bonus .01", (), "random", 1, {"entropy_coef": 0.01}),
+    Variant("random start, entropy bonus .03", (), "random", 1, {"entropy_coef": 0.03}),
+    Variant("random start, 16 questions x 4", ("--questions_per_step", "16",
+            "--num_generations", "4"), "random", 1),
+    Variant("random start, KL .05", ("--kl_penalty", "0.05"), "random", 1),
+    Variant("random start, 400 steps, lr 1e-4", ("--max_steps", "400", "--lr", "1e-4"),
+            "random", 1),
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Where, which, and how many at a time."""
+
+    output_dir: Path = Path("runs/method")
+    """Folder of all runs."""
+    only: tuple[str, ...] = ()
+    """Names of variants (all of them without it)."""
+    jobs: int = 1
+    """Runs at a time."""
+    seeds: int = 3
+    """Seeds of a variant at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run, and the run whose warm start it takes."""
+
+    folder: Path
+    flags: tuple[str, ...]
+    warm_start_from: Path | None = None
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text)
+
+
+def jobs_of(settings: Settings) -> tuple[list[Job], list[Job]]:
+    """Return the runs that make a warm start, and then those that take it from one of them."""
+    first: dict[Path, Job] = {}
+    second = []
+    for variant in chosen(settings):
+        for seed in range(min(variant.seeds, settings.seeds)):
+            flags = (*variant.flags, "--seed", str(seed), *_trl_flags(settings, variant))
+            mode = variant.warm_start.partition(",")[0]
+            flags += ("--warm_start", mode, "--no_initial_eval")
+            source = settings.output_dir / _slug(f"warm start {variant.warm_start} {seed}")
+            if source not in first:
+                alone = (*_without(variant.flags), "--seed", str(seed), "--max_steps", "0")
+                alone += ("--warm_start", mode, "--no_initial_eval")
+                first[source] = Job(source, alone)
+            second.append(Job(_folder(settings, variant, seed), flags, source))
+    return list(first.values()), second
+
+
+def _without(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep those flags that shape the warm start."""
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return tuple(word for pair in pairs if pair[0].startswith("--warm_start") for word in pair)
+
+
+def chosen(settings: Settings) -> list[Variant]:
+    """Return the variants asked for."""
+    unknown = set(settings.only) - {variant.name for variant in VARIANTS}
+    if unknown:
+        names = ", ".join(variant.name for variant in VARIANTS)
+        raise SystemExit(f"error: no variant is called {sorted(unknown)}; there are: {names}.")
+    return [v for v in VARIANTS if not settings.only or v.name in settings.only]
+
+
+def _folder(settings: Settings, variant: Variant, seed: int) -> Path:
+    return settings.output_dir / _slug(f"{variant.name} {seed}")
+
+
+def _trl_flags(settings: Settings, variant: Variant) -> tuple[str, ...]:
+    if not variant.trl:
+        return ()
+    path = settings.output_dir / f"{_slug(variant.name)}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"trl": variant.trl}))
+    return ("--config", str(path))
+
+
+def start(job: Job) -> subprocess.Popen | None:
+    """Start a run, or go on with one that was killed; None if it is finished."""
+    if (job.folder / "summary.json").exists():
+        return None
+    source, target = job.warm_start_from, job.folder / "warm_start"
+    if source is not None and not target.exists():
+        shutil.copytree(source / "warm_start", target)
+    resume = ("--resume",) if (job.folder / "run.json").exists() else ()
+    command = [sys.executable, str(ROOT / "train.py"), "--preset", "mini", "--output_dir"]
+    command += [str(job.folder), *job.flags, *resume]
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / "console.txt").open("ab") as console:
+        return subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
+
+
+def run_all(jobs: list[Job], at_once: int) -> None:
+    """Run jobs, ``at_once`` at a time; a failed one ends the call with its last words."""
+    waiting, running = list(jobs), {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop(0)
+            process = start(job)
+            if process is not None:
+                running[job.folder] = process
+        for folder, process in list(running.items()):
+            if process.poll() is not None:
+                del running[folder]
+                print(f"{folder.name}: exit {process.returncode}", file=sys.stderr, flush=True)
+                if process.returncode:
+                    raise SystemExit((folder / "console.txt").read_text()[-800:])
+        time.sleep(0.2)
+
+
+def table(settings: Settings) -> str:
+    """Return the table in Markdown: mean and, where there are several seeds, spread."""
+    lines = ["| variant | seeds | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
+    for variant in chosen(settings):
+        found = []
+        for seed in range(min(variant.seeds, settings.seeds)):
+            path = _folder(settings, variant, seed) / "summary.json"
+            if path.exists():
+                found.append(json.loads(path.read_text())["after"]["sampled"])
+        if found:
+            cells = [_cell([row[metric] for row in found]) for metric in METRICS]
+            lines.append(f"| {variant.name} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    """Run the variants and print the table."""
+    settings = tyro.cli(Settings, description=__doc__)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.jobs)))
+    first, second = jobs_of(settings)
+    run_all(first, settings.jobs)
+    run_all(second, settings.jobs)
+    print(table(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from transformers import set_seed
 
@@ -61,6 +62,7 @@ def run(config: TrainConfig) -> dict:
     started = time.perf_counter()
     processes = Processes()
     check_divides(config, processes.count)
+    avoid_cudnn_attention()
     console = Console(stderr=True, quiet=not processes.is_main)
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
     with processes.main_first():
@@ -82,6 +84,16 @@ def run(config: TrainConfig) -> dict:
     run_state.train()
     seconds = time.perf_counter() - started
     return run_state.finish(seconds)
+
+
+def avoid_cudnn_attention() -> None:
+    """Take another of torch's attention kernels in this process.
+
+    On Hopper, from torch 2.11 on, cuDNN's backward gives NaN where a mask is given, the length is
+    64 modulo 128 and a query (one in left padding) sees no key: PyTorch issue 196678. One such
+    batch makes the whole adapter NaN.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Run:

@@ -257,7 +257,12 @@ def fine_tune(
             weight = sum(sum(target.weights) for target in batch)
             loss = _backward(oracle, table, processes.share(batch), weight)
             processes.sum_gradients(trained)
-            nn.utils.clip_grad_norm_(trained, 1.0)
+            norm = nn.utils.clip_grad_norm_(trained, 1.0)
+            if not norm.isfinite():
+                raise ValueError(
+                    f"the gradient of the warm start is not finite at step {len(losses) + 1}: "
+                    "lower --warm_start_lr."
+                )
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

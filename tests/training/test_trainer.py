@@ -7,6 +7,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.training.rollout import TransformersRollouts
+from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
 from tests.tiny import tiny_tokenizer
 from tests.training.rigs import (
@@ -280,3 +281,9 @@ def test_the_dataset_names_each_row():
     assert columns["row"] == [0, 1, 2, 3]
     assert columns["probe_id"] == [p.id for p in table.probes]
     assert columns["prompt"][2] == table.prompts[2].text
+
+
+def test_a_run_takes_no_cudnn_attention():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    avoid_cudnn_attention()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -3,9 +3,13 @@
 reward = informativeness - lambda * (confidence / 100 - informativeness)^2
 """
 
+import asyncio
+import time
+from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_ao.epistemic import ParsedOutput, parse_oracle_output
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
@@ -102,31 +106,71 @@ async def score_completions(
     ]
 
 
+class Begun(NamedTuple):
+    """A batch whose grading has been begun ahead of its reward."""
+
+    probe_ids: list[str]
+    completions: list[str]
+    scored: Future[list[ScoredCompletion]]
+
+
 class CalibratedReward:
     """The reward as an async reward function of TRL.
 
-    ``last`` keeps the details of the last batch, in order, for split credit and the monitor.
+    ``last`` keeps the details of the last batch, in order, for split credit and the monitor;
+    ``seconds_waited`` is what that batch's reward waited for the judge. With ``ahead`` a batch may
+    be graded from ``begin`` on, while the policy's model is at work on something else: not for a
+    judge that needs that model itself.
     """
 
     __name__ = "calibrated_reward"
 
     def __init__(
-        self, judge: Judge, probes: Mapping[str, Probe], calibration_lambda: float
+        self,
+        judge: Judge,
+        probes: Mapping[str, Probe],
+        calibration_lambda: float,
+        ahead: bool = False,
     ) -> None:
         _check_lambda(calibration_lambda)
         self._judge = judge
         self._probes = probes
         self._lambda = calibration_lambda
+        self._ahead = ahead
+        self._begun: Begun | None = None
         self.last: list[ScoredCompletion] = []
+        self.seconds_waited = 0.0
+
+    def begin(
+        self, loop: AbstractEventLoop, probe_ids: Sequence[str], completions: Sequence[str]
+    ) -> None:
+        """With ``ahead``, begin to grade on ``loop``: the next call waits for these grades."""
+        if self._ahead:
+            ids, texts = list(probe_ids), list(completions)
+            scored = asyncio.run_coroutine_threadsafe(self._score(ids, texts), loop)
+            self._begun = Begun(ids, texts, scored)
 
     async def __call__(
         self, prompts: list, completions: list, probe_id: list[str], **_: Any
     ) -> list[float | None]:
         """Return one reward for each completion, None where the judge gave none."""
-        probes = [self._probes[identity] for identity in probe_id]
+        started = time.perf_counter()
         texts = [_content(completion) for completion in completions]
-        self.last = await score_completions(self._judge, probes, texts, self._lambda)
+        begun, self._begun = self._begun, None
+        if begun is None:
+            self.last = await self._score(probe_id, texts)
+        elif (begun.probe_ids, begun.completions) == (probe_id, texts):
+            self.last = await asyncio.wrap_future(begun.scored)
+        else:
+            raise RuntimeError("rewards are asked for other completions than were begun with.")
+        self.seconds_waited = time.perf_counter() - started
         return [scored.terms.total for scored in self.last]
+
+    async def _score(
+        self, probe_ids: Sequence[str], completions: Sequence[str]
+    ) -> list[ScoredCompletion]:
+        probes = [self._probes[identity] for identity in probe_ids]
+        return await score_completions(self._judge, probes, completions, self._lambda)
 
 
 def _content(completion: str | list[dict[str, str]]) -> str:

@@ -229,3 +229,46 @@ def test_the_details_are_of_the_last_batch_alone():
     call(reward, ["[epistemic status: 100] Yes"] * 2, [asked.id] * 2)
     call(reward, ["No tag"], [asked.id])
     assert [row.completion for row in reward.last] == ["No tag"]
+
+
+class SlowJudge:
+    """Grades a Yes as right, once it may."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.batches = 0
+
+    async def grade(self, requests):
+        self.batches += 1
+        await self.may.wait()
+        return [Grade(float(request.answer == "Yes")) for request in requests]
+
+
+def begun_and_asked(ahead, begun_with, asked_for):
+    """Begin with some completions, ask for the rewards of others; return them and the judge."""
+    known, judge = probe(), SlowJudge()
+    reward = CalibratedReward(judge, {known.id: known}, 0.5, ahead)
+
+    async def both():
+        loop = asyncio.get_running_loop()
+        reward.begin(loop, [known.id] * len(begun_with), begun_with)
+        asyncio.get_running_loop().call_later(0.02, judge.may.set)
+        ids = [known.id] * len(asked_for)
+        return await reward(prompts=["p"] * len(ids), completions=asked_for, probe_id=ids)
+
+    return asyncio.run(both()), judge, reward
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_what_was_begun_is_graded_once_and_waited_for(ahead):
+    completions = ["[epistemic status: 100] Yes", "[epistemic status: 100] No"]
+    rewards, judge, reward = begun_and_asked(ahead, completions, completions)
+    assert rewards == [1.0, -0.5]
+    assert judge.batches == 1
+    assert [row.completion for row in reward.last] == completions
+    assert reward.seconds_waited > 0.01
+
+
+def test_rewards_of_other_completions_than_were_begun_are_refused():
+    with pytest.raises(RuntimeError, match="other completions"):
+        begun_and_asked(True, ["[epistemic status: 1] Yes"], ["[epistemic status: 2] Yes"])

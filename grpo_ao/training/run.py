@@ -260,7 +260,9 @@ class Run:
             self._check_parse_rate()
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         probes = {probe.id: probe for probe in self.train_table.probes}
-        reward = CalibratedReward(self.judge, probes, config.calibration_lambda)
+        # The judge `local` is the model that is busy meanwhile.
+        ahead = config.judge != "local"
+        reward = CalibratedReward(self.judge, probes, config.calibration_lambda, ahead)
         limit = UnscoredLimit(reward, config.max_unscored)
         with self.progress.phase("GRPO", config.max_steps) as bar:
             bar.advance(done)

@@ -4,7 +4,8 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 
 - ``_tokenize_prompts`` returns the table's own token ids, whose placeholder positions are known.
 - ``_generate_single_turn`` hands the batch's prompts and activations to the rollout engine, each
-  prompt once for all of its completions.
+  prompt once for all of its completions, and lets the judge begin: TRL asks for rewards only
+  after the log-probabilities of the reference.
 - ``_get_per_token_logps_and_entropies`` chunks by itself and binds each chunk's activations; the
   last chunk stays bound, so that a checkpointed backward pass recomputes with the same rows.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
@@ -104,9 +105,17 @@ class OracleGRPOTrainer(GRPOTrainer):
             self.max_new_tokens,
         )
         self._seconds["generate"] = time.perf_counter() - started
+        token_ids = list(chain(*rollouts.token_ids))
+        self._begin_grading(token_ids)
         logprobs = rollouts.logprobs
-        return list(chain(*rollouts.token_ids)), None if logprobs is None else list(
-            chain(*logprobs)
+        return token_ids, None if logprobs is None else list(chain(*logprobs))
+
+    def _begin_grading(self, token_ids: list[list[int]]) -> None:
+        """Let the judge work while the log-probabilities of policy and reference are computed."""
+        self.reward.begin(
+            self.async_loop,
+            [self.table.probes[row].id for row in self._rows],
+            self.oracle.tokenizer.batch_decode(token_ids, skip_special_tokens=True),
         )
 
     def _get_per_token_logps_and_entropies(
@@ -138,6 +147,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             [_rollout(row, n) for row, n in zip(self.reward.last, lengths, strict=True)]
         )
         self._advantage_std = self._spread(output["advantages"], output["completion_mask"])
+        self._seconds["judge"] = self.reward.seconds_waited
         self._seconds["score"] = time.perf_counter() - started - self._seconds["generate"]
         return output
 

@@ -1,11 +1,14 @@
 import inspect
 import json
+import threading
 
 import pytest
 import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
+from grpo_ao.reward import CalibratedReward
 from grpo_ao.training.rollout import TransformersRollouts
 from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
@@ -250,6 +253,40 @@ def test_split_credit_gives_each_token_its_own_advantage(tmp_path):
     assert not any("]" in scored.completion for scored in reward.last[:4])
     expected = [score - sum(scores) / 4 for score in scores]
     assert advantages_BC[:4, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+class BegunJudge:
+    """Says when it has begun to grade."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    async def grade(self, requests):
+        self.begun.set()
+        return [Grade(1.0) for _ in requests]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_judge_works_while_the_references_log_probabilities_are_computed(
+    tmp_path, monkeypatch, ahead
+):
+    oracle = make_oracle()
+    table = planted_table(oracle, 6)
+    judge = BegunJudge()
+    reward = CalibratedReward(judge, {p.id: p for p in table.probes}, 0.5, ahead)
+    had_begun = []
+    original = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def reference(self, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            # With nothing to wait for, waiting would only show that it is not there.
+            had_begun.append(judge.begun.wait(30) if ahead else judge.begun.is_set())
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", reference)
+    make_trainer(tmp_path, oracle, table, reward, kl_penalty=0.1, max_steps=1).train()
+    assert had_begun == [ahead]
+    assert metrics(tmp_path)[0]["seconds_judge"] > 0
 
 
 def test_the_seams_of_trl_are_where_this_trainer_expects_them():

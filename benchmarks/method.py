@@ -41,8 +41,8 @@ def _grid() -> list[Variant]:
     ]
 
 
-# As long as a whole run: three times the probes and the steps of the usual warm start.
-_LONG = ("--max_steps", "0", "--warm_start_probes", "6000", "--warm_start_steps", "600")
+# About as long as a whole run: three times the samples and the steps of the usual warm start.
+_LONG = ("--max_steps", "0", "--warm_start_probes", "12000", "--warm_start_steps", "900")
 VARIANTS = [
     Variant("warm start alone", ("--max_steps", "0")),
     Variant("warm start alone, three times as long", _LONG, warm_start="measured, long"),

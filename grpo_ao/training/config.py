@@ -215,6 +215,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "max_new_tokens": 24,
         "lora_rank": 16,
+        # Many questions with few samples teach the number more than few with many at the same cost.
+        "warm_start_probes": 4000,
+        "warm_start_samples": 4,
+        "warm_start_steps": 300,
         "warm_start_lr": 1e-3,
         "gradient_checkpointing": False,
         "trl": {"lr_scheduler_type": "cosine"},

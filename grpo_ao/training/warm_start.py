@@ -1,10 +1,11 @@
 """Warm start: teach the tag by supervised fine-tuning on the oracle's own answers.
 
-Each target is an answer that the oracle itself gave, so that the answers stay what they are, with
-a tag in front. ``measured`` writes into it how often the oracle was right on that question over k
-samples, shrunk to the mean of the question's family: the position that writes the number learns to
-read the activations before GRPO begins. ``random`` writes a random number, whose loss is left out:
-it teaches the tag and no belief.
+Each target is an answer that the oracle itself gave, with a tag in front; an answer weighs as much
+as its grade, so that right answers stay what they are and wrong ones are not repeated. ``measured``
+writes into the tag how often the oracle was right on that question over k samples, shrunk to the
+mean of the question's family: the position that writes the number learns to read the activations
+before GRPO begins. ``random`` writes a random number, whose loss is left out: it teaches the tag
+and no belief.
 """
 
 import asyncio
@@ -30,8 +31,8 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 
-# The answers anchor what the oracle says; the number and the tag are what is to be learned.
-ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 0.5, 1.0, 1.0
+# An answer's weight is its grade times this: wrong answers are not worth repeating.
+ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 1.0, 1.0, 1.0
 _SHRINKAGE = 2.0
 _CHUNK = 256
 
@@ -153,20 +154,27 @@ def make_targets(
     accuracies = shrunk_accuracy([sample.scores for sample in samples], groups)
     targets = []
     for row, sample, accuracy in zip(rows, samples, accuracies, strict=True):
-        for answer in sample.answers:
+        for answer, score in zip(sample.answers, sample.scores, strict=True):
             measured = mode == "measured"
             confidence = round(100 * accuracy) if measured else rng.randint(0, 100)
             text = render_oracle_output(confidence, answer)
             if parse_oracle_output(text).parsed:
                 weight = NUMBER_WEIGHT if measured else 0.0
-                targets.append(_target(tokenizer, row, text, str(confidence), weight))
+                targets.append(
+                    _target(tokenizer, row, text, str(confidence), weight, ANSWER_WEIGHT * score)
+                )
     if not targets:
         raise ValueError("the oracle gave no answer that a tag can be put in front of.")
     return targets
 
 
 def _target(
-    tokenizer: PreTrainedTokenizerBase, row: int, text: str, number: str, number_weight: float
+    tokenizer: PreTrainedTokenizerBase,
+    row: int,
+    text: str,
+    number: str,
+    number_weight: float,
+    answer_weight: float,
 ) -> Target:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     first = text.index(number)
@@ -174,7 +182,7 @@ def _target(
     weights = []
     for start, stop in encoded["offset_mapping"]:
         if start > closing:
-            weights.append(ANSWER_WEIGHT)
+            weights.append(answer_weight)
         elif start < first + len(number) and stop > first:
             weights.append(number_weight)
         else:
@@ -182,7 +190,7 @@ def _target(
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
         raise ValueError("the tokenizer names no end-of-sequence token.")
-    return Target(row, [*encoded["input_ids"], end], [*weights, ANSWER_WEIGHT])
+    return Target(row, [*encoded["input_ids"], end], [*weights, answer_weight])
 
 
 def completion_loss(

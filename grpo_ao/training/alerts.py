@@ -24,8 +24,7 @@ def check_alerts(history: Sequence[Metrics]) -> list[Alert]:
         return []
     last = history[-1]
     checks = [
-        _below(last, "confidence_std", 0.1, "confidence_collapse", "confidences are all alike",
-               "start from a measured warm start, lower --lr, or raise the entropy_coef of trl:"),
+        _collapse(history),
         _below(last, "advantage_std", 1e-4, "no_advantage",
                "the completions of each group score alike",
                "raise --temperature or --num_generations, or choose harder questions"),
@@ -53,6 +52,21 @@ def _below(last: Metrics, key: str, limit: float, name: str, what: str, todo: st
     if value is None or value >= limit:
         return None
     return Alert(name, f"{what}: {key} is {value:.3g}, below {limit:g}", todo)
+
+
+def _collapse(history: Sequence[Metrics]) -> Alert | None:
+    """Standard deviation of the confidence under .1, in the mean of the last ten steps.
+
+    One step asks few questions: by chance it may have easy ones only.
+    """
+    known = _series(history, "confidence_std")[-WINDOW:]
+    if len(known) < WINDOW or mean(known) >= 0.1:
+        return None
+    return Alert(
+        "confidence_collapse",
+        f"confidences are all alike: confidence_std is {mean(known):.3g}, below 0.1",
+        "start from a measured warm start, lower --lr, or raise the entropy_coef of trl:",
+    )
 
 
 def _above(last: Metrics, key: str, limit: float, name: str, what: str, todo: str) -> Alert | None:

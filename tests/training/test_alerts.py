@@ -34,7 +34,7 @@ def names(history):
 
 # Each alert with one history that raises it and one, as near as can be, that does not.
 CASES = {
-    "confidence_collapse": (run(confidence_std=0.099), run(confidence_std=0.1)),
+    "confidence_collapse": (run(10, confidence_std=0.099), run(10, confidence_std=0.1)),
     "no_advantage": (run(advantage_std=0.9e-4), run(advantage_std=1e-4)),
     "parse_rate": (run(parse_rate=0.89), run(parse_rate=0.9)),
     "unscored": (run(unscored=0.21), run(unscored=0.2)),
@@ -68,8 +68,13 @@ def test_an_alert_says_what_was_seen_and_what_to_do(name):
     assert not alert.message.endswith(".") and not alert.what_to_do.endswith(".")
 
 
+def test_one_step_of_like_confidences_is_no_collapse():
+    assert names([*run(9), *run(confidence_std=0.0)]) == []
+    assert names(run(9, confidence_std=0.0)) == []
+
+
 def test_values_and_limits_are_in_the_message():
-    (alert,) = check_alerts(run(confidence_std=0.0123))
+    (alert,) = check_alerts(run(10, confidence_std=0.0123))
     assert alert.message == "confidences are all alike: confidence_std is 0.0123, below 0.1"
     (alert,) = check_alerts(run(unscored=0.5))
     assert alert.message == ("the judge left many completions ungraded: unscored is 0.5, above 0.2")
@@ -86,7 +91,7 @@ def test_only_the_last_step_counts_for_the_limits():
 
 
 def test_several_alerts_are_raised_together():
-    found = names(run(confidence_std=0.0, advantage_std=0.0, parse_rate=0.0, unscored=1.0))
+    found = names(run(10, confidence_std=0.0, advantage_std=0.0, parse_rate=0.0, unscored=1.0))
     assert found == ["confidence_collapse", "no_advantage", "parse_rate", "unscored"]
 
 

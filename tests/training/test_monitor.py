@@ -229,9 +229,9 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     for step in (1, 2, 3):
         record(monitor, step, [RIGHT] if step == 1 else LOOSE)
     resumed = monitor_at(tmp_path, resume_at=2)
-    # The confidences of step 1 are all alike; that of step 2 is unparsed.
-    assert alert_rows(tmp_path) == [(1, "confidence_collapse"), (2, "parse_rate")]
-    assert steps(tmp_path, "metrics.jsonl") == [1, 1, 2, 2]
+    # The completion of step 2 is unparsed.
+    assert alert_rows(tmp_path) == [(2, "parse_rate")]
+    assert steps(tmp_path, "metrics.jsonl") == [1, 2, 2]
     assert steps(tmp_path, "window.jsonl") == [1, 2]
     assert steps(tmp_path, "rollouts.jsonl") == [1, 2, 2, 2]
     assert [row["step"] for row in resumed.history] == [1, 2]

@@ -19,7 +19,15 @@ import tyro
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-METRICS = ("informativeness", "ece10", "auroc", "brier", "brier_isotonic", "confidence_std")
+METRICS = (
+    "informativeness",
+    "ece10",
+    "auroc",
+    "brier",
+    "brier_isotonic",
+    "confidence_std",
+    "parse_rate",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +49,29 @@ def _grid() -> list[Variant]:
     ]
 
 
-# About as long as a whole run: three times the samples and the steps of the usual warm start.
-_LONG = ("--max_steps", "0", "--warm_start_probes", "12000", "--warm_start_steps", "900")
+# What all variants share unless they say otherwise: a short warm start, so that there is something
+# left to learn, and a high rate.
+_BASE = {
+    "--warm_start_probes": "2000",
+    "--warm_start_samples": "8",
+    "--warm_start_steps": "200",
+    "--lr": "3e-4",
+}
+# About as long as a whole run: three times the samples and the steps.
+_LONG = ("--max_steps", "0", "--warm_start_probes", "6000", "--warm_start_steps", "600")
+_SLOW = ("--max_steps", "400", "--lr", "1e-4")
+_SMALL_GROUPS = ("--questions_per_step", "16", "--num_generations", "4")
 VARIANTS = [
     Variant("warm start alone", ("--max_steps", "0")),
-    Variant("warm start alone, three times as long", _LONG, warm_start="measured, long"),
+    Variant("warm start alone, three times as long", _LONG, warm_start="measured, long", seeds=1),
     *_grid(),
-    Variant("random start alone", ("--max_steps", "0"), "random", 1),
-    Variant("random start", (), "random", 3),
-    Variant("random start, joint, group", ("--credit", "joint", "--scale_rewards", "group"),
-            "random", 1),
-    Variant("random start, entropy bonus .01", (), "random", 1, {"entropy_coef": 0.01}),
-    Variant("random start, entropy bonus .03", (), "random", 1, {"entropy_coef": 0.03}),
-    Variant("random start, 16 questions x 4", ("--questions_per_step", "16",
-            "--num_generations", "4"), "random", 1),
+    Variant("random start alone", ("--max_steps", "0"), "random", 2),
+    Variant("random start", (), "random", 2),
+    Variant("random start, entropy bonus .02", (), "random", 1, {"entropy_coef": 0.02}),
+    Variant("random start, 16 questions x 4", _SMALL_GROUPS, "random", 1),
     Variant("random start, KL .05", ("--kl_penalty", "0.05"), "random", 1),
-    Variant("random start, 400 steps, lr 1e-4", ("--max_steps", "400", "--lr", "1e-4"),
-            "random", 1),
-]  # fmt: skip
+    Variant("random start, 400 steps, lr 1e-4", _SLOW, "random", 1),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +106,21 @@ def jobs_of(settings: Settings) -> tuple[list[Job], list[Job]]:
     first: dict[Path, Job] = {}
     second = []
     for variant in chosen(settings):
+        given = dict(zip(variant.flags[::2], variant.flags[1::2], strict=True))
         for seed in range(min(variant.seeds, settings.seeds)):
-            flags = (*variant.flags, "--seed", str(seed), *_trl_flags(settings, variant))
-            mode = variant.warm_start.partition(",")[0]
-            flags += ("--warm_start", mode, "--no_initial_eval")
+            flags = _BASE | given | {"--seed": str(seed)}
+            flags["--warm_start"] = variant.warm_start.partition(",")[0]
             source = settings.output_dir / _slug(f"warm start {variant.warm_start} {seed}")
-            if source not in first:
-                alone = (*_without(variant.flags), "--seed", str(seed), "--max_steps", "0")
-                alone += ("--warm_start", mode, "--no_initial_eval")
-                first[source] = Job(source, alone)
-            second.append(Job(_folder(settings, variant, seed), flags, source))
+            # Nothing but the warm start's own flags shapes it.
+            shared = {k: v for k, v in flags.items() if k in ("--seed", "--lr") or "warm" in k}
+            first.setdefault(source, Job(source, _words(shared | {"--max_steps": "0"})))
+            words = (*_words(flags), *_trl_flags(settings, variant))
+            second.append(Job(_folder(settings, variant, seed), words, source))
     return list(first.values()), second
 
 
-def _without(flags: tuple[str, ...]) -> tuple[str, ...]:
-    """Keep those flags that shape the warm start."""
-    pairs = zip(flags[::2], flags[1::2], strict=True)
-    return tuple(word for pair in pairs if pair[0].startswith("--warm_start") for word in pair)
+def _words(flags: dict[str, str]) -> tuple[str, ...]:
+    return ("--no_initial_eval", *(word for pair in flags.items() for word in pair))
 
 
 def chosen(settings: Settings) -> list[Variant]:

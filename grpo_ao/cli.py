@@ -56,7 +56,12 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
     )
     visible = tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[TrainConfig]]
     config = tyro.cli(
-        visible, default=defaults, args=arguments, prog="train.py", description=description
+        visible,
+        default=defaults,
+        args=arguments,
+        prog="train.py",
+        description=description,
+        use_underscores=True,
     )
     return dataclasses.replace(config, trl=defaults.trl)
 

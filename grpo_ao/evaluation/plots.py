@@ -1,5 +1,6 @@
 """Figures: reliability diagrams."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from grpo_ao.calibration import auroc, ece, equal_width_bins
 
@@ -48,8 +50,15 @@ def reliability_diagram(path: Path, panels: Sequence[Panel]) -> None:
         _draw_histogram(axes[1, column], panel)
     axes[0, 0].set_ylabel("informativeness")
     axes[1, 0].set_ylabel("share")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write PNG and SVG as whole files: a reader may look while a run replaces them."""
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+        unfinished = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
+        figure.savefig(unfinished, dpi=150)
+        unfinished.replace(path.with_suffix(suffix))
     plt.close(figure)
 
 

@@ -13,7 +13,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
+from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.spec import load_spec
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]
 MAX_CPU_PARAMETERS = 3e9
@@ -43,8 +46,16 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
 
 
 def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer, from a local folder or the Hub."""
-    return AutoTokenizer.from_pretrained(base, revision=revision)
+    """Load the base model's tokenizer, from a local folder or the Hub.
+
+    Raises FileNotFoundError, in one sentence, where there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(base, revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the tokenizer of {base} cannot be loaded: {_first_line(error)}"
+        ) from error
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -69,7 +80,7 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
     The adapter's weights are read; those of the base are not (``skeleton`` has none, and is
     changed by this check).
     """
-    config = _adapter_config(adapter)
+    config = adapter_config(adapter)
     misfit = f"the adapter {adapter} does not fit the base model {base}"
     try:
         model = PeftModel(skeleton, config, low_cpu_mem_usage=True)
@@ -92,7 +103,8 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
         )
 
 
-def _adapter_config(adapter: Path) -> LoraConfig:
+def adapter_config(adapter: Path) -> LoraConfig:
+    """Read the configuration of the LoRA adapter in a folder."""
     if not (adapter / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{adapter} holds no adapter_config.json: it is no adapter.")
     config = PeftConfig.from_pretrained(str(adapter))
@@ -111,6 +123,26 @@ def _first_mismatch(error: Exception) -> str:
     return (lines or [_first_line(error)])[0].rstrip(".")
 
 
+def check_sources(
+    base: str | Path,
+    adapter: Path,
+    device: torch.device,
+    revision: str | None = None,
+) -> None:
+    """Raise, in one sentence, unless base and adapter make an oracle on this device.
+
+    Nothing but the base's weights is read: its config and tokenizer, the adapter, its spec.
+    """
+    config = load_config(base, revision)
+    skeleton = meta_model(config)
+    check_fits_device(base, skeleton, device)
+    check_adapter(base, skeleton, adapter)
+    spec, num_layers = load_spec(adapter), num_decoder_layers(config)
+    check_layer(num_layers, spec.hook_onto_layer)
+    tokenizer = load_tokenizer(base, revision)
+    build_oracle_prompt(tokenizer, layer_index(num_layers, 50), 1, "Which language?", spec)
+
+
 def load_peft_model(
     base: str | Path,
     adapter: str | Path,
@@ -120,14 +152,22 @@ def load_peft_model(
 ) -> PeftModel:
     """Load base and adapter (as ``default``, not trainable), checked before the base's weights."""
     adapter_folder = resolve_files(adapter, ADAPTER_FILES)
-    config = load_config(base, revision)
-    skeleton = meta_model(config)
-    check_fits_device(base, skeleton, device)
-    check_adapter(base, skeleton, adapter_folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, revision=revision, dtype=dtype, device_map={"": device}
-    )
+    check_sources(base, adapter_folder, device, revision)
+    model = _load_base(base, revision, dtype, device)
     oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
     # What is saved from here on belongs to the base that it was trained on.
     oracle.peft_config["default"].base_model_name_or_path = str(base)
     return oracle
+
+
+def _load_base(
+    base: str | Path, revision: str | None, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            base, revision=revision, dtype=dtype, device_map={"": device}
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the weights of {base} cannot be loaded: {_first_line(error)}"
+        ) from error

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from peft import PeftModel
@@ -71,8 +72,9 @@ class Oracle:
         ``revision`` is the base model's. By default the device is a GPU where there is one, and
         the dtype bfloat16 there and float32 on a CPU. Raises, in one sentence and before the
         base's weights are loaded: FileNotFoundError for a folder or Hub id that cannot be read,
-        ValueError for an adapter that does not fit the base (modules, rank, width) and for a model
-        of more than 3 billion parameters without a GPU.
+        ValueError for an adapter that does not fit the base (modules, rank, width), for a tokenizer
+        that cannot write the oracle's prompt, and for a model of more than 3 billion parameters
+        without a GPU.
         """
         device = choose_device(device)
         dtype = default_dtype(device) if dtype is None else dtype
@@ -82,9 +84,14 @@ class Oracle:
         return cls(model, load_tokenizer(base, revision), spec)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Save the adapter ``default``, with ``ao_config.json`` beside it."""
-        self.model.save_pretrained(str(folder), selected_adapters=["default"])
-        save_spec(self.spec, folder)
+        """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
+            self.model.save_pretrained(unfinished, selected_adapters=["default"])
+            save_spec(self.spec, unfinished)
+            for path in Path(unfinished).iterdir():
+                path.replace(folder / path.name)
 
     def detach(self) -> None:
         """Take the hook off the model: from here on it is an ordinary PEFT model."""

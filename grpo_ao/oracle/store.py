@@ -19,8 +19,7 @@ from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probes.probe import Probe, stable_hash
 
-STORE_FILE = "activations.safetensors"
-_FORMAT = "grpo_ao.activations.1"
+_FORMAT = "grpo_ao.activations.2"
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 _log = logging.getLogger(__name__)
 
@@ -66,24 +65,25 @@ class ActivationStore:
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
     ) -> "ActivationStore":
-        """Open ``folder``'s store if it is of these probes and this model, else read the subject.
+        """Open the store of these probes and this model in ``folder``, or read the subject.
 
-        The file is of these probes and this model while the model's fingerprint and dtype, the
-        texts' tokens (so also the chat template and tokenizer), layers and positions are the same.
-        A damaged file and one of other probes are replaced; a file that is not an activation store
-        is left alone and refused with ValueError, as is a text that is too short. ``progress`` is
-        called with the number of texts read; not at all if none had to be.
+        The file is named after all that its content depends on: the model's fingerprint, dtype
+        and quantization, the texts' tokens (so also the chat template and tokenizer), layers and
+        positions. So runs that read differently can share a folder, also at the same time; a file
+        that no run needs any more can be deleted. A damaged file is replaced; one that is not an
+        activation store is left alone and refused with ValueError, as is a text that is too short.
+        ``progress`` is called with the number of texts read; not at all if none had to be.
         """
         if not probes:
             raise ValueError("there are no probes to store activations of.")
-        path = Path(folder) / STORE_FILE
         entries = {_key(probe): probe for probe in probes}
         tokens = {p.text: subject_token_ids(tokenizer, p.text) for p in entries.values()}
         reads = {
             key: (p.layer, select_positions(tokens[p.text], p.positions, p.text))
             for key, p in entries.items()
         }
-        fingerprint = _fingerprint([model_fingerprint, str(unwrap(model).dtype)], entries, tokens)
+        fingerprint = _fingerprint([model_fingerprint, *_number_format(model)], entries, tokens)
+        path = Path(folder) / f"activations-{fingerprint[:16]}.safetensors"
         if not _is_current(path, fingerprint, set(entries)):
             tensors = _read(model, entries, tokens, reads, batch_size, progress)
             _write(path, tensors, fingerprint)
@@ -124,6 +124,11 @@ def _read(
     }
 
 
+def _number_format(model: PreTrainedModel | PeftModel) -> list[str]:
+    base = unwrap(model)
+    return [str(base.dtype), str(getattr(base.config, "quantization_config", None))]
+
+
 def _fingerprint(model: list[str], entries: dict[str, Probe], tokens: dict[str, list[int]]) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, *model]).encode())
     for key in sorted(entries):
@@ -142,10 +147,7 @@ def _is_current(path: Path, fingerprint: str, wanted: set[str]) -> bool:
         return False
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} is not an activation store: move it away or name another folder.")
-    if metadata.get("fingerprint") != fingerprint or names != wanted:
-        _log.info("%s is of other texts or another model: it is read anew.", path)
-        return False
-    return True
+    return metadata.get("fingerprint") == fingerprint and names == wanted
 
 
 def _write(path: Path, tensors: dict[str, Tensor], fingerprint: str) -> None:

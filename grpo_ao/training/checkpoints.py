@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from peft import LoraConfig, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import TrainerCallback
 
@@ -37,17 +37,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     marks = folder.glob(f"checkpoint-*/{COMPLETE}")
     whole = sorted((json.loads(mark.read_text())["step"], mark.parent) for mark in marks)
     return whole[-1][1] if whole else None
-
-
-def check_rank(oracle: Oracle, adapter: str, expected: int) -> None:
-    """Refuse an adapter whose LoRA rank is not the configured one."""
-    config = oracle.model.peft_config["default"]
-    if not isinstance(config, LoraConfig) or config.r != expected:
-        rank = config.r if isinstance(config, LoraConfig) else "no"
-        raise ValueError(
-            f"the adapter {adapter} has LoRA rank {rank}, not {expected}: "
-            f"give --lora_rank {rank} or another adapter."
-        )
 
 
 def make_trainable(oracle: Oracle) -> None:

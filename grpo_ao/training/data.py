@@ -1,5 +1,6 @@
 """The probes of a run: loaded, checked for length, split by text."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from grpo_ao.probes.mini import mini_probes
 from grpo_ao.probes.probe import Probe, split_of
 from grpo_ao.probes.rows import load_rows, probes_of
 from grpo_ao.training.config import TrainConfig
+from grpo_ao.training.run_folder import text_digest
 
 HELDOUT_SHARE = 0.1
 
@@ -69,3 +71,8 @@ def _long_enough(config: TrainConfig, probes: list[Probe], console: Console) -> 
     if not kept:
         raise ValueError(f"no probe can be read. The first: {first_problem}")
     return kept
+
+
+def data_digest(probes: Sequence[Probe]) -> str:
+    """Hash all of the probes that training or measurement depends on, references too."""
+    return text_digest([f"{p.id} {p.kind} {p.family} {p.reference}" for p in probes])

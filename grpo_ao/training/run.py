@@ -26,13 +26,13 @@ from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
-    check_rank,
     last_checkpoint,
     load_adapter,
     make_trainable,
 )
+from grpo_ao.training.checks import check_oracle, warnings_of
 from grpo_ao.training.config import TrainConfig
-from grpo_ao.training.data import load_probes, num_layers_of
+from grpo_ao.training.data import data_digest, load_probes, num_layers_of
 from grpo_ao.training.judging import LimitedJudge, UnscoredLimit, tried_judge
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.progress import PhaseProgress, ProgressCallback
@@ -44,7 +44,6 @@ from grpo_ao.training.run_folder import (
     atomic_write_text,
     read_jsonl,
     record_judge,
-    text_digest,
 )
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import check_divides, trainer_config
@@ -70,12 +69,14 @@ def run(config: TrainConfig) -> dict:
         # The judge `local` is the model itself, so it can be tried only once that is loaded.
         judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
+        check_oracle(config, processes.device)
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])
+        for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
+            console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
         record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-        data = {"train": text_digest([p.id for p in train])}
-        data |= {"heldout": text_digest([p.id for p in heldout])}
+        data = {"train": data_digest(train), "heldout": data_digest(heldout)}
         if folder is not None:
             folder.write_record(record, data)
             if judge is not None:
@@ -118,7 +119,6 @@ class Run:
         self.oracle = Oracle.from_pretrained(
             config.model, config.oracle_lora_path, processes.device
         )
-        check_rank(self.oracle, config.oracle_lora_path, config.lora_rank)
         if judge is None:
             judge = tried_judge(config, self.oracle)
             if processes.is_main:
@@ -126,23 +126,26 @@ class Run:
         self.judge = judge
         make_trainable(self.oracle)
         self.progress = PhaseProgress(console)
-        with self.progress.phase("reading activations", 2):
-            self.train_table = self._table("train", train)
-            self.heldout_table = self._table("heldout", heldout)
+        base = model_fingerprint(config.model)
+        self.train_table = self._table("training", train, base)
+        self.heldout_table = self._table("held-out", heldout, base)
         self.measured: dict[str, dict[str, list[ScoredCompletion]]] = {}
 
-    def _table(self, name: str, probes: Sequence[Probe]) -> ProbeTable:
-        # The main process reads the subject; the others find the store current and open it.
-        with self.processes.main_first():
-            store = ActivationStore.build(
-                self.config.output_dir.parent / "activations" / name,
-                self.oracle.model,
-                self.oracle.tokenizer,
-                probes,
-                model_fingerprint(self.config.model),
-                batch_size=64,
-            )
-        self.progress.advance(1)
+    def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
+        texts = len({probe.text for probe in probes})
+        # The main process reads the subject; the others find the store and open it.
+        with self.progress.phase(f"activations of {name} texts", texts) as bar:
+            with self.processes.main_first():
+                store = ActivationStore.build(
+                    self.config.output_dir.parent / "activations",
+                    self.oracle.model,
+                    self.oracle.tokenizer,
+                    probes,
+                    base,
+                    batch_size=64,
+                    progress=bar.to,
+                )
+            bar.to(texts)
         return ProbeTable.build(self.oracle, probes, store)
 
     def train(self) -> None:

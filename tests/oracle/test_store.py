@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.positions import Positions
-from grpo_ao.oracle.store import STORE_FILE, ActivationStore, model_fingerprint
+from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.probes.probe import Probe
 from tests.tiny import tiny_model, tiny_peft, tiny_tokenizer
 
@@ -155,7 +155,7 @@ def test_a_truncated_file_is_read_anew(tmp_path, subject, caplog, keep):
 
 
 def test_a_foreign_file_is_refused_and_kept(tmp_path, subject):
-    path = tmp_path / STORE_FILE
+    path = build(tmp_path, subject[0]).path
     save_file({"weight": torch.ones(2)}, path)
     content = path.read_bytes()
     with pytest.raises(ValueError, match="not an activation store"):
@@ -164,8 +164,8 @@ def test_a_foreign_file_is_refused_and_kept(tmp_path, subject):
 
 
 def test_nothing_else_is_left_in_the_folder(tmp_path, subject):
-    build(tmp_path / "new" / "folder", subject[0])
-    assert [p.name for p in (tmp_path / "new" / "folder").iterdir()] == [STORE_FILE]
+    store = build(tmp_path / "new" / "folder", subject[0])
+    assert list((tmp_path / "new" / "folder").iterdir()) == [store.path]
 
 
 def test_a_text_that_is_too_short_is_refused_before_reading(tmp_path, subject):
@@ -204,3 +204,25 @@ def test_progress_counts_the_texts_that_are_read(tmp_path, subject):
 def test_no_probes_are_refused(tmp_path, subject):
     with pytest.raises(ValueError, match="no probes"):
         build(tmp_path, subject[0], [])
+
+
+def test_runs_that_read_differently_share_a_folder(tmp_path, subject):
+    model, calls = subject
+    first = build(tmp_path, model)
+    expected_KD = first.vectors(PROBES[0].id).clone()
+    other = build(tmp_path, tiny_peft(seed=5), fingerprint="other@1")
+    assert not torch.equal(other.vectors(PROBES[0].id), expected_KD)
+    few = build(tmp_path, model, PROBES[:1])
+    assert len({first.path, other.path, few.path}) == 3
+    calls.clear()
+    again = build(tmp_path, model)
+    assert not calls
+    assert torch.equal(again.vectors(PROBES[0].id), expected_KD)
+    assert torch.equal(first.vectors(PROBES[0].id), expected_KD)
+
+
+def test_a_quantized_model_is_another_one(tmp_path, subject):
+    model, _ = subject
+    plain = build(tmp_path, model)
+    model.get_base_model().config.quantization_config = {"load_in_4bit": True}
+    assert build(tmp_path, model).path != plain.path

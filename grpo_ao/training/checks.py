@@ -1,0 +1,51 @@
+"""What a run refuses, or warns of, before a model is loaded."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources
+from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.spec import load_spec
+from grpo_ao.training.config import TrainConfig
+
+
+def check_oracle(config: TrainConfig, device: torch.device) -> None:
+    """Raise, in one sentence, unless the base model and the adapter can be loaded and trained."""
+    adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
+    _check_rank(adapter, config.oracle_lora_path, config.lora_rank)
+    check_sources(config.model, adapter, device)
+
+
+def _check_rank(folder: Path, adapter: str, expected: int) -> None:
+    rank = adapter_config(folder).r
+    if rank != expected:
+        raise ValueError(
+            f"the adapter {adapter} has LoRA rank {rank}, not {expected}: "
+            f"give --lora_rank {rank} or another adapter."
+        )
+
+
+def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
+    """Return a sentence for each setting that is allowed and probably not wanted."""
+    found = []
+    if config.calibration_lambda > 0.5:
+        least = 1 / (2 * config.calibration_lambda)
+        found.append(
+            f"--calibration_lambda {config.calibration_lambda:g} is above 0.5: an answer that is "
+            f"better than the stated confidence by more than {least:.2f} loses reward, so that "
+            "the oracle learns to answer worse than it can; 0.5 or less never does that."
+        )
+    known = load_spec(config.oracle_lora_path).single_layers
+    unknown = sorted(set(layers) - set(known)) if known else []
+    if unknown:
+        found.append(
+            f"the adapter was trained to read layers {_listed(known)}, and this run reads "
+            f"{_listed(unknown)}: set --layer_percents to depths that it knows."
+        )
+    return found
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -192,7 +192,7 @@ def save_base(model: Qwen3ForCausalLM, folder: Path) -> None:
 
 def write_card(config: BuildConfig, log: BuildLog, seconds: float) -> None:
     """Write ``card.json``: how the weights were made and what they scored."""
-    exams = [row for row in log.rows if "exam" in row["stage"]]
+    exams = [row for row in log.rows if row["stage"].endswith(" exam")]
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
     device = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"

@@ -32,6 +32,8 @@ COUNTED = 1.0
 NUMBER_ROWS = 0.15
 
 LONGEST_RUN = 20
+# Messages that one process turns into rows at a time; it enters the random numbers.
+_CHUNK = 2000
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,7 @@ def pretraining_rows(
 
     A share ``number_rows`` of the rows holds lines of numbers instead.
     """
-    chunk = 2000
-    starts = range(first, first + messages, chunk)
+    starts = range(first, first + messages, _CHUNK)
     with ProcessPoolExecutor(workers) as pool:
         parts = list(
             pool.map(
@@ -255,7 +256,7 @@ def pretraining_rows(
                 repeat(tokenizer_folder),
                 repeat(seed),
                 starts,
-                repeat(chunk),
+                repeat(_CHUNK),
                 repeat(length),
                 repeat(layers),
                 repeat(number_rows),
@@ -277,8 +278,7 @@ def oracle_set(
     workers: int,
 ) -> tuple[list[str], OracleExamples]:
     """Make the oracle's training texts and examples in ``workers`` processes."""
-    chunk = 2000
-    starts = range(first, first + messages, chunk)
+    starts = range(first, first + messages, _CHUNK)
     with ProcessPoolExecutor(workers) as pool:
         parts = list(
             pool.map(
@@ -286,7 +286,7 @@ def oracle_set(
                 repeat(tokenizer_folder),
                 repeat(seed),
                 starts,
-                repeat(chunk),
+                repeat(_CHUNK),
                 repeat(length),
                 repeat(layers),
                 repeat(per_message),

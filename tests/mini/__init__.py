@@ -1,0 +1,1 @@
+"""Tests of the mini world: messages, questions, corpus, tokenizer, weights."""

@@ -73,7 +73,7 @@ def test_the_log_has_every_stage_and_its_losses_fall():
 
 
 def test_the_base_answers_from_the_text_as_its_card_says(oracle, tokenizer, card):
-    messages = heldout_messages(0, 12)
+    messages = heldout_messages(0, 8)
     with oracle.model.disable_adapter():
         found = text_exam(oracle.model.get_base_model(), tokenizer, messages, "heldout", 192)
     stated = next(
@@ -81,8 +81,8 @@ def test_the_base_answers_from_the_text_as_its_card_says(oracle, tokenizer, card
         for exam in card["exams"]
         if (exam["stage"], exam["templates"]) == ("text exam", "heldout")
     )
-    # About 130 questions: two and a half standard errors are .05.
-    assert found["all"] == pytest.approx(stated, abs=0.06)
+    # About 90 questions: three standard errors are .07.
+    assert found["all"] == pytest.approx(stated, abs=0.08)
 
 
 # Exams and the build's own machinery

@@ -104,7 +104,7 @@ def tiny_model(architecture: str = "qwen3", seed: int = 0) -> PreTrainedModel:
     }
     torch.manual_seed(seed)
     model = kinds[architecture](tiny_config(architecture)).eval()
-    return _loud(model, seed)
+    return loud(model, seed)
 
 
 def tiny_multimodal(seed: int = 0) -> PreTrainedModel:
@@ -120,10 +120,10 @@ def tiny_multimodal(seed: int = 0) -> PreTrainedModel:
     text = tiny_config("gemma3")
     config = Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
     torch.manual_seed(seed)
-    return _loud(Gemma3ForConditionalGeneration(config).eval(), seed)
+    return loud(Gemma3ForConditionalGeneration(config).eval(), seed)
 
 
-def _loud(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def loud(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     # At the usual initial scale of .02 every layer is close to the identity.
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import TrainerCallback
 
+from grpo_ao.oracle.layers import decoder_of, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import save_spec
 from grpo_ao.processes import Processes
@@ -40,9 +41,16 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def make_trainable(oracle: Oracle) -> None:
-    """Let gradients reach the weights of the adapter ``default``, and nothing else."""
+    """Let gradients reach the weights of the adapter ``default`` that a text passes through.
+
+    An adapter of a multimodal model may have weights in the vision tower: no text reaches them.
+    """
+    base = unwrap(oracle.model)
+    parts = [decoder_of(base), base.get_output_embeddings()]
+    reached = {id(p) for part in parts if part is not None for p in part.parameters()}
     for name, parameter in oracle.model.named_parameters():
-        parameter.requires_grad_(".default." in name or name.endswith(".default"))
+        own = ".default." in name or name.endswith(".default")
+        parameter.requires_grad_(own and id(parameter) in reached)
 
 
 def load_adapter(oracle: Oracle, folder: Path) -> None:

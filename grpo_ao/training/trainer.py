@@ -30,6 +30,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
+from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.training.monitor import Monitor, Rollout
 from grpo_ao.training.rollout import RolloutEngine
@@ -86,6 +87,8 @@ class OracleGRPOTrainer(GRPOTrainer):
             processing_class=oracle.tokenizer,
             callbacks=callbacks,
         )
+        # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
+        make_trainable(oracle)
         # The monitor and the progress bar show the run.
         self.remove_callback(PrinterCallback)
 

@@ -28,6 +28,7 @@ from grpo_ao.evaluation.heldout import complete_table
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.prompt import end_of_turn_id
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 
@@ -187,9 +188,7 @@ def _target(
             weights.append(number_weight)
         else:
             weights.append(FORMAT_WEIGHT)
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError("the tokenizer names no end-of-sequence token.")
+    end = end_of_turn_id(tokenizer)
     return Target(row, [*encoded["input_ids"], end], [*weights, answer_weight])
 
 

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from grpo_ao.judges.factory import JudgeFlags
+from grpo_ao.probes.generate import QuestionsConfig, generate_questions
 from grpo_ao.training.config import Preset, TrainConfig, make_defaults
 
 _EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, ImportError)
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     subcommands = tyro.extras.SubcommandApp()
     subcommands.command(name="ask")(ask)
     subcommands.command(name="judge-check")(judge_check)
+    subcommands.command(name="questions")(questions)
     try:
         subcommands.cli(args=arguments, prog="grpo-ao")
     except _EXPECTED as error:
@@ -167,3 +169,13 @@ def judge_check(request: tyro.conf.OmitArgPrefixes[JudgeCheck]) -> None:
     console.print(agreement_table(report, f"judge: {request.judge}"))
     for line in (fooled_line(report), cost_line(report), judge.identity):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def questions(config: tyro.conf.OmitArgPrefixes[QuestionsConfig]) -> None:
+    """Make a question set from texts, with a language model behind an endpoint."""
+    generate_questions(config, Console())
+
+
+def questions_main() -> None:
+    """Make a question set; what ``python fetch_wildchat_questions.py`` runs."""
+    main(["questions", *sys.argv[1:]])

@@ -5,18 +5,14 @@ One row holds a text and its questions. Columns: ``wildchat_question`` (the text
 ``reference_answers``, lists of the same length.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
 
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.probes.probe import Probe, QuestionKind, unit_draw
+from grpo_ao.probes.sources import read_rows
 
 # A question that opens with an auxiliary verb asks for yes or no, unless it offers a choice.
 _AUXILIARY = re.compile(
@@ -97,10 +93,8 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
     Every broken row is reported by its number and reason in ``problems``; with ``strict`` the
     first is an error. Raises ``ValueError`` if no sound row is left.
     """
-    looks_local = source.endswith((".jsonl", ".json")) or Path(source).exists()
-    entries = _read_jsonl(Path(source)) if looks_local else _read_hub(source)
     rows, problems = [], []
-    for number, entry in entries:
+    for number, entry in read_rows(source):
         try:
             if isinstance(entry, ValueError):
                 raise entry
@@ -114,34 +108,6 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
         first = f" {problems[0]}" if problems else ""
         raise ValueError(f"the question set {source} has no rows with questions.{first}")
     return LoadedRows(rows, problems)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no question set at {path}: give a JSONL file or a Hub id."
-        )
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except json.JSONDecodeError as error:
-                yield number, ValueError(f"it is not valid JSON ({error.msg})")
-            except UnicodeDecodeError:
-                yield number, ValueError("it is not UTF-8")
-
-
-def _read_hub(name: str) -> Iterator[tuple[int, Any]]:
-    try:
-        dataset = load_dataset(name, split="train")
-    except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise FileNotFoundError(
-            f"the question set '{name}' could not be loaded from the Hugging Face Hub: check the "
-            "name and the network, or give the path of a JSONL file."
-        ) from error
-    yield from enumerate(dataset, start=1)
 
 
 def probes_of(

@@ -7,7 +7,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 
 from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes import rows as module
+from grpo_ao.probes import sources as module
 from grpo_ao.probes.probe import split_of
 from grpo_ao.probes.rows import (
     QuestionRow,
@@ -170,25 +170,25 @@ def test_a_set_of_broken_rows_is_refused_with_the_first_reason(tmp_path):
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.json"])
 def test_a_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.setattr(module, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(FileNotFoundError, match=rf"no question set at .*{name}.*JSONL file or a"):
+    with pytest.raises(FileNotFoundError, match=rf"no file at .*{name}.*JSONL file or a"):
         load_rows(str(tmp_path / name))
 
 
 def test_a_folder_is_no_question_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no question set at"):
+    with pytest.raises(FileNotFoundError, match="no file at"):
         load_rows(str(tmp_path))
 
 
 def test_a_hub_id_is_loaded_from_its_train_split(monkeypatch):
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, split, streaming):
+        asked.append((name, split, streaming))
         return [SOUND, {"language": "english"}]
 
     monkeypatch.setattr(module, "load_dataset", load_dataset)
     loaded = load_rows("someone/questions")
-    assert asked == [("someone/questions", "train")]
+    assert asked == [("someone/questions", "train", False)]
     assert loaded.rows == [parse_row(SOUND)]
     assert loaded.problems == [
         "row 2 of someone/questions is left out: the column 'wildchat_question' is missing."
@@ -204,8 +204,8 @@ def test_a_hub_id_that_cannot_be_loaded_gives_one_sentence(monkeypatch, error):
     with pytest.raises(FileNotFoundError) as caught:
         load_rows("someone/questions")
     assert str(caught.value) == (
-        "the question set 'someone/questions' could not be loaded from the Hugging Face Hub: "
-        "check the name and the network, or give the path of a JSONL file."
+        "'someone/questions' could not be loaded from the Hugging Face Hub: check the name and the "
+        "network, or give the path of a JSONL file."
     )
 
 

@@ -1,0 +1,125 @@
+"""A question set in the making: rows appended as they are made, and a log of what each took."""
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_ao.chat.completions import Usage
+from grpo_ao.probes.probe import stable_hash
+from grpo_ao.probes.sources import LeftOut, SourceText
+
+
+class QuestionFile:
+    """The rows at ``path`` and, beside them, ``*.log.jsonl``: settings, costs, what is left out.
+
+    A row is on the disk before its line in the log is: a kill between the two loses what the row
+    cost from the sum, never the row. One process at a time writes, as long as the block lasts that
+    this is used in. ``spent`` is what all texts took that were asked about, ``paid`` their number.
+
+    Raises FileExistsError if there is a set and ``resume`` is not given, FileNotFoundError if there
+    is none to resume, BlockingIOError if another process is at it, and ValueError if it was begun
+    with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
+        self.path = path
+        self.log_path = path.with_name(path.name + ".log.jsonl")
+        self._check_presence(resume)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = self.log_path.open("ab+")
+        try:
+            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is writing {path}: wait for it.") from error
+        self._rows = path.open("ab+")
+        self.rows = _whole_rows(self._rows)
+        log = _whole_rows(self._log)
+        if not log:
+            _append(self._log, [{"settings": settings}])
+        elif log[0]["settings"] != settings:
+            raise ValueError(_difference(path, log[0]["settings"], settings))
+        self.spent = Usage()
+        self.paid = 0
+        self._decided: set[str] = {stable_hash(row["wildchat_question"]) for row in self.rows}
+        self._numbers: set[int] = set()
+        for record in log[1:]:
+            self._count(record)
+
+    def __enter__(self) -> "QuestionFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files, which frees the lock."""
+        self._rows.close()
+        self._log.close()
+
+    def _check_presence(self, resume: bool) -> None:
+        if resume and not self.log_path.exists():
+            raise FileNotFoundError(f"there is no question set to resume at {self.path}.")
+        if not resume and (self.path.exists() or self.log_path.exists()):
+            raise FileExistsError(
+                f"{self.path} holds a question set already: go on with it by --resume, or give "
+                "another --output."
+            )
+
+    def _count(self, record: dict[str, Any]) -> None:
+        self._numbers.add(record["number"])
+        if record["text"] is not None:
+            self._decided.add(record["text"])
+            self.paid += 1
+        self.spent = self.spent.plus(Usage(*record["usage"]))
+
+    def is_decided(self, text: str) -> bool:
+        """Say whether a text has its row, or was asked about in vain and is left out for good."""
+        return stable_hash(text) in self._decided
+
+    def add(self, row: dict[str, Any], usage: Usage) -> None:
+        """Append a row and what it took."""
+        _append(self._rows, [row])
+        self.rows.append(row)
+        self._note([_record(row["idx"], row["wildchat_question"], None, usage)])
+
+    def leave_out(self, source: SourceText, reason: str, usage: Usage) -> None:
+        """Log a text that was asked about in vain, and what that took."""
+        self._note([_record(source.number, source.text, reason, usage)])
+
+    def leave_out_unasked(self, left_out: Sequence[LeftOut]) -> None:
+        """Log rows of the source that are not asked about, each once."""
+        fresh = [row for row in left_out if row.number not in self._numbers]
+        self._note([_record(row.number, None, row.reason, Usage()) for row in fresh])
+
+    def _note(self, records: Sequence[dict[str, Any]]) -> None:
+        _append(self._log, records)
+        for record in records:
+            self._count(record)
+
+
+def _record(number: int, text: str | None, reason: str | None, usage: Usage) -> dict[str, Any]:
+    digest = None if text is None else stable_hash(text)
+    return {"number": number, "text": digest, "reason": reason, "usage": list(usage)}
+
+
+def _difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    name = next(name for name in now if before.get(name) != now[name])
+    return (
+        f"cannot resume {path}: '{name}' was {before.get(name)!r} when it was begun and is "
+        f"{now[name]!r} now."
+    )
+
+
+def _whole_rows(file: Any) -> list[dict[str, Any]]:
+    """Read a file of rows, cutting off half a line that a killed process left at its end."""
+    file.seek(0)
+    whole, end, _ = file.read().rpartition(b"\n")
+    file.truncate(len(whole) + len(end))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _append(file: Any, rows: Sequence[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write(lines.encode())
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,104 @@
+"""Rows of a JSONL file or of a data set on the Hub, and the texts in them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+
+def read_rows(source: str, streaming: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a JSONL path or, if ``source`` is no path, of a Hub id's split ``train``.
+
+    Rows count from 1; a line that cannot be read comes as the ValueError that says why. With
+    ``streaming`` a data set of the Hub is read as it is downloaded. Raises FileNotFoundError.
+    """
+    if source.endswith((".jsonl", ".json")) or Path(source).exists():
+        return _read_jsonl(Path(source))
+    return _read_hub(source, streaming)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file at {path}: give a JSONL file or a Hub id.")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line.decode("utf-8-sig"))
+            except json.JSONDecodeError as error:
+                yield number, ValueError(f"it is not valid JSON ({error.msg})")
+            except UnicodeDecodeError:
+                yield number, ValueError("it is not UTF-8")
+
+
+def _read_hub(name: str, streaming: bool) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from enumerate(load_dataset(name, split="train", streaming=streaming), start=1)
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise FileNotFoundError(
+            f"'{name}' could not be loaded from the Hugging Face Hub: check the name and the "
+            "network, or give the path of a JSONL file."
+        ) from error
+
+
+class SourceText(NamedTuple):
+    """A text to ask about; ``language`` is None where the source does not tell it."""
+
+    number: int
+    text: str
+    language: str | None
+    toxic: bool
+
+
+class LeftOut(NamedTuple):
+    """A row of the source that is not asked about, and why."""
+
+    number: int
+    reason: str
+
+
+def read_texts(source: str, column: str) -> Iterator[SourceText | LeftOut]:
+    """Yield the text of each row: the column's, or the first user turn of a conversation in it.
+
+    ``language`` and ``toxic`` are read where a row has them, as WildChat's do. Raises ValueError if
+    the first row does not have the column.
+    """
+    for number, row in read_rows(source, streaming=True):
+        if isinstance(row, ValueError):
+            yield LeftOut(number, str(row))
+        elif not isinstance(row, dict):
+            yield LeftOut(number, f"it is a {type(row).__name__}, not an object with columns")
+        elif column in row:
+            yield _text_of(number, row, row[column])
+        elif number == 1:
+            raise ValueError(
+                f"{source} has no column '{column}': its first row has {', '.join(row) or 'none'}."
+            )
+        else:
+            yield LeftOut(number, f"the column '{column}' is missing")
+
+
+def _text_of(number: int, row: dict, value: Any) -> SourceText | LeftOut:
+    turn: dict = {}
+    if isinstance(value, list):
+        turns = [t for t in value if isinstance(t, dict) and t.get("role") == "user"]
+        if not turns:
+            return LeftOut(number, "its conversation has no user turn")
+        turn, value = turns[0], turns[0].get("content")
+    if not isinstance(value, str) or not value.strip():
+        return LeftOut(number, "its text is empty or no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return LeftOut(number, "its text has half of a surrogate pair")
+    language = row.get("language")
+    return SourceText(
+        number,
+        value.strip(),
+        language if isinstance(language, str) else None,
+        toxic=row.get("toxic") is True or turn.get("toxic") is True,
+    )

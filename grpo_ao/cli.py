@@ -109,12 +109,32 @@ class JudgeCheck(JudgeFlags):
     """Graded items of your own, JSONL with text, question, answer, kind, grade (default: ours)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write a run's report, report.html, into its folder."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a run, finished or not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    repository: tyro.conf.Positional[str]
+    """Hub repository, USER/NAME; it is made if it is not there."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run ``grpo-ao``."""
     subcommands = tyro.extras.SubcommandApp()
     subcommands.command(name="ask")(ask)
     subcommands.command(name="judge-check")(judge_check)
     subcommands.command(name="questions")(questions)
+    subcommands.command(name="report")(report)
+    subcommands.command(name="push")(push)
     try:
         subcommands.cli(args=arguments, prog="grpo-ao")
     except _EXPECTED as error:
@@ -179,3 +199,26 @@ def questions(config: tyro.conf.OmitArgPrefixes[QuestionsConfig]) -> None:
 def questions_main() -> None:
     """Make a question set; what ``python fetch_wildchat_questions.py`` runs."""
     main(["questions", *sys.argv[1:]])
+
+
+def report(request: tyro.conf.OmitArgPrefixes[Report]) -> None:
+    """Write a run's report, report.html, into its folder."""
+    from grpo_ao.evaluation.headline import headline_of
+    from grpo_ao.evaluation.report import write_report
+    from grpo_ao.evaluation.run_record import read_run
+
+    record = read_run(request.run_dir)
+    print(write_report(record, headline_of(record)))
+
+
+def push(request: tyro.conf.OmitArgPrefixes[Push]) -> None:
+    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
+    from grpo_ao.evaluation.card import adapter_of, check_push, push_adapter, write_card
+    from grpo_ao.evaluation.headline import headline_of
+    from grpo_ao.evaluation.run_record import read_run
+
+    record = read_run(request.run_dir)
+    adapter_of(request.run_dir)
+    check_push(request.repository)
+    write_card(record, headline_of(record), request.repository)
+    print(push_adapter(request.run_dir, request.repository))

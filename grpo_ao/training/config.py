@@ -133,6 +133,8 @@ class TrainConfig(JudgeFlags):
     """Held-out probes of the measurements before and after."""
     report_to: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
     """Where metrics go besides metrics.jsonl."""
+    push_to_hub: str | None = None
+    """Hub repository, USER/NAME, to which the adapter goes at the end, with its model card."""
     plot_every: int = 50
     """Steps between reliability diagrams and tables of sample rollouts."""
     save_steps: int = 50

@@ -12,7 +12,11 @@ import torch
 from rich.console import Console
 from transformers import set_seed
 
+from grpo_ao.evaluation.card import check_push, push_adapter, write_card
+from grpo_ao.evaluation.headline import headline_of
 from grpo_ao.evaluation.heldout import heldout_row, measure, scored_of_row, summarise
+from grpo_ao.evaluation.report import write_report
+from grpo_ao.evaluation.run_record import read_run
 from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
@@ -75,6 +79,8 @@ def run(config: TrainConfig) -> dict:
             check_references([*train, *heldout])
         for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
             console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+        if config.push_to_hub is not None and processes.is_main:
+            check_push(config.push_to_hub)
         record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         data = {"train": data_digest(train), "heldout": data_digest(heldout)}
         if folder is not None:
@@ -293,7 +299,7 @@ class Run:
         return Monitor(self.folder, reporter, self.config.plot_every, resume_at=done)
 
     def finish(self, seconds: float) -> dict:
-        """Write ``summary.json`` and the figure, print the table, return the summary."""
+        """Write ``summary.json``, figure, report and card, print the table, return the summary."""
         summary = {
             when: {mode: summarise(scored) for mode, scored in modes.items()}
             for when, modes in self.measured.items()
@@ -305,5 +311,16 @@ class Run:
         picture = self.folder / "reliability.png"
         draw_reliability(picture, self.measured)
         self.console.print(summary_table(summary))
-        self.console.print(f"figure: {picture}   rows, metrics and adapter: {self.folder}")
+        self._publish()
         return result
+
+    def _publish(self) -> None:
+        """Write the report and the model card; push the adapter where that was asked for."""
+        record = read_run(self.folder)
+        headline = headline_of(record)
+        report = write_report(record, headline)
+        write_card(record, headline, self.config.push_to_hub)
+        self.console.print(f"report: {report}   rows, metrics and adapter: {self.folder}")
+        if self.config.push_to_hub is not None:
+            address = push_adapter(self.folder, self.config.push_to_hub)
+            self.console.print(f"pushed: {address}")

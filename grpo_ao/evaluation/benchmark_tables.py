@@ -1,0 +1,64 @@
+"""Tables of a run's benchmark evaluations, laid out from their ``metrics.json``."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_ao.evaluation.run_record import Evaluation
+
+COLUMNS = {"accuracy": "Accuracy", "ece10": "ECE", "auroc": "AUROC", "brier": "Brier"}
+_GROUPS = {
+    "all": "All benchmarks",
+    "in_distribution": "In distribution",
+    "out_of_distribution": "Out of distribution",
+}
+_WHEN = {"before": "before training", "after": "after training"}
+
+Metrics = dict[str, Any]
+
+
+def benchmark_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
+    """Return what the report shows of the evaluations, or None if there are none.
+
+    ``rows`` are the pooled groups and the benchmarks, each with its metrics in the first and in
+    the last evaluation; ``baselines`` those of the last; ``course`` the pooled metrics of each.
+    """
+    if not evaluations:
+        return None
+    first, last = _oracle(evaluations[0]), _oracle(evaluations[-1])
+    rows = [
+        {"name": _GROUPS.get(name, name), "pooled": part == "groups"}
+        | {"first": first[part].get(name), "last": metrics}
+        for part in ("groups", "benchmarks")
+        for name, metrics in last[part].items()
+    ]
+    return {
+        "columns": COLUMNS,
+        "compared": len(evaluations) > 1,
+        "first": when(evaluations[0].name),
+        "last": when(evaluations[-1].name),
+        "rows": rows,
+        "baselines": last.get("baselines", {}),
+        "tokens": last.get("generated_tokens", {}),
+        "course": [(when(e.name), _oracle(e)["groups"]["all"]) for e in evaluations],
+        "figures": [_figure(path) for path in evaluations[-1].figures],
+    }
+
+
+def when(name: str) -> str:
+    """Say when an evaluation was made, from its folder's name: ``step_000100`` is step 100."""
+    if name.startswith("step_"):
+        return f"step {int(name.removeprefix('step_'))}"
+    return _WHEN.get(name, name)
+
+
+def _oracle(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the metrics of the run's own oracle, which comes first."""
+    return next(iter(evaluation.metrics["oracles"].values()))
+
+
+def _figure(path: Path) -> tuple[str, str]:
+    """Return a figure's title and its content as a data address."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return path.stem.replace("_", " "), f"data:image/svg+xml;base64,{content}"

@@ -1,0 +1,257 @@
+// Filters the list of answers, moves the cursor of the training curves, opens a bin's answers.
+// Whatever comes from the run is written with textContent: it is never read as HTML.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const PAGE_SIZE = 25;
+  document.documentElement.classList.add("scripted");
+
+  function element(name, kind, text) {
+    const made = document.createElement(name);
+    if (kind) made.className = kind;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function number(value, digits = 2) {
+    return value.toFixed(digits).replace("-", "−");
+  }
+
+  // Training curves
+
+  function startCurves() {
+    const slider = $("step");
+    if (!slider) return;
+    const figures = [...document.querySelectorAll("figure[data-curve]")];
+    slider.max = data.steps.length - 1;
+    slider.value = slider.max;
+    const first = data.steps[0];
+    const span = Math.max(data.steps.at(-1), first + 1) - first;
+
+    function moveTo(index) {
+      slider.value = index;
+      const step = data.steps[index];
+      $("step-shown").textContent = step;
+      slider.setAttribute("aria-valuetext", `step ${step}`);
+      for (const figure of figures) {
+        const value = data.curves[figure.dataset.curve][index];
+        figure.querySelector("output").textContent =
+          value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−");
+        const x = 42 + ((step - first) / span) * 270;
+        const cursor = figure.querySelector(".cursor");
+        cursor.setAttribute("x1", x);
+        cursor.setAttribute("x2", x);
+        cursor.style.visibility = "visible";
+      }
+    }
+
+    function nearest(step) {
+      let best = 0;
+      data.steps.forEach((s, i) => {
+        if (Math.abs(s - step) < Math.abs(data.steps[best] - step)) best = i;
+      });
+      return best;
+    }
+
+    for (const figure of figures) {
+      const chart = figure.querySelector("svg");
+      chart.addEventListener("pointermove", (event) => {
+        const box = chart.getBoundingClientRect();
+        const x = ((event.clientX - box.left) / box.width) * 320;
+        moveTo(nearest(first + ((x - 42) / 270) * span));
+      });
+    }
+    slider.addEventListener("input", () => moveTo(Number(slider.value)));
+    moveTo(data.steps.length - 1);
+  }
+
+  // Answers
+
+  const LABELS = {
+    "after sampled": "after training, sampled",
+    "after greedy": "after training, greedy",
+    "before sampled": "before training, sampled",
+    "before greedy": "before training, greedy",
+    rollouts: "rollouts of training",
+  };
+  const ORDERS = {
+    over: (a) => gap(a),
+    under: (a) => (gap(a) === null ? null : -gap(a)),
+    gap: (a) => (gap(a) === null ? null : Math.abs(gap(a))),
+    high: (a) => a.confidence,
+    low: (a) => (a.confidence === null ? null : -a.confidence),
+    file: () => 0,
+  };
+  let found = [];
+  let shown = 0;
+
+  function gap(answer) {
+    return answer.score === null ? null : answer.confidence / 100 - answer.score;
+  }
+
+  function grade(answer) {
+    if (answer.score === null) return "none";
+    return answer.score >= 0.5 ? "right" : "wrong";
+  }
+
+  function ofView(item, view) {
+    return item.answers.filter((answer) => answer.view === view);
+  }
+
+  function settings() {
+    const low = Number($("low").value);
+    const high = Number($("high").value);
+    return {
+      view: $("view").value,
+      order: ORDERS[$("order").value],
+      grade: $("grade").value,
+      kind: $("kind").value,
+      family: $("family").value,
+      words: $("words").value.trim().toLowerCase(),
+      low: Math.min(low, high),
+      high: Math.max(low, high),
+    };
+  }
+
+  function fits(item, answer, wanted) {
+    if (wanted.grade !== "all" && grade(answer) !== wanted.grade) return false;
+    if (answer.confidence === null) {
+      if (wanted.low > 0 || wanted.high < 100) return false;
+    } else if (answer.confidence < wanted.low || answer.confidence > wanted.high) return false;
+    if (!wanted.words) return true;
+    const words = `${item.text}\n${item.question}\n${answer.answer}`.toLowerCase();
+    return words.includes(wanted.words);
+  }
+
+  function worst(answers, order) {
+    const keys = answers.map(order).filter((key) => key !== null);
+    return keys.length ? Math.max(...keys) : -Infinity;
+  }
+
+  function search() {
+    const wanted = settings();
+    const ofKind = data.items.filter(
+      (item) =>
+        ofView(item, wanted.view).length > 0 &&
+        (!wanted.kind || item.kind === wanted.kind) &&
+        (!wanted.family || item.family === wanted.family),
+    );
+    found = ofKind
+      .map((item) => ({
+        item,
+        answers: ofView(item, wanted.view).filter((answer) => fits(item, answer, wanted)),
+      }))
+      .filter((entry) => entry.answers.length > 0);
+    for (const entry of found) {
+      entry.key = worst(entry.answers, wanted.order);
+      entry.answers.sort((a, b) => (wanted.order(b) ?? -9) - (wanted.order(a) ?? -9));
+    }
+    found.sort((a, b) => b.key - a.key || 0);
+    $("range-shown").textContent = `${wanted.low} to ${wanted.high}`;
+    $("count").textContent = countLine(wanted.view);
+    $("list").replaceChildren();
+    shown = 0;
+    showMore();
+  }
+
+  function countLine(view) {
+    const inView = data.items.filter((item) => ofView(item, view).length > 0);
+    const total = data.totals[view === "rollouts" ? "rollouts" : "heldout"];
+    const answers = found.reduce((sum, entry) => sum + entry.answers.length, 0);
+    const part =
+      inView.length < total
+        ? ` This file holds ${inView.length} of the run's ${total}: the worst of both sorts and a random part.`
+        : "";
+    const many = view === "rollouts" ? `${answers} completions of ` : "";
+    return `${many}${found.length} of ${inView.length} questions.${part}`;
+  }
+
+  function showMore() {
+    const next = found.slice(shown, shown + PAGE_SIZE);
+    $("list").append(...next.map(card));
+    shown += next.length;
+    $("more").hidden = shown >= found.length;
+  }
+
+  function card(entry) {
+    const { item, answers } = entry;
+    const made = element("li");
+    made.append(element("p", "question", item.question));
+    answers.forEach((answer) => made.append(said(answer)));
+    const others = item.answers.filter((answer) => !answers.includes(answer));
+    others.sort((a, b) => data.views.indexOf(a.view) - data.views.indexOf(b.view));
+    others.forEach((answer) => made.append(said(answer, LABELS[answer.view])));
+    const facts = [item.reference === null ? null : `reference: ${item.reference}`];
+    facts.push(item.family === item.kind ? item.kind : `${item.family}, ${item.kind}`);
+    if (item.layer !== null) facts.push(`layer ${item.layer}`);
+    if (item.step !== null) facts.push(`step ${item.step}`);
+    made.append(element("p", "text", item.text));
+    made.append(element("p", "meta", facts.filter((fact) => fact !== null).join(" · ")));
+    return made;
+  }
+
+  function said(answer, other) {
+    const row = element("div", `said ${answer.view.split(" ")[0]}${other ? " other" : ""}`);
+    row.append(meter(answer.confidence));
+    const mark = { right: "✓", wrong: "✗", none: "–" }[grade(answer)];
+    const score = answer.score === null ? "" : ` ${number(answer.score)}`;
+    const graded = element("span", `grade ${grade(answer)}`, mark + score);
+    graded.title = answer.score === null ? "malformed or without a grade" : `grade ${score}`;
+    row.append(graded);
+    const words = element("span", "words", answer.answer);
+    const aside = [other && other !== LABELS.rollouts ? other : null];
+    if (answer.reward !== null) aside.push(`reward ${number(answer.reward)}`);
+    words.append(element("span", "aside", aside.filter(Boolean).join(", ")));
+    row.append(words);
+    return row;
+  }
+
+  function meter(confidence) {
+    const made = element("span", "meter");
+    const stated = confidence === null ? "–" : String(confidence);
+    made.append(element("span", "", stated));
+    made.title = confidence === null ? "no well-formed confidence" : `confidence ${stated}`;
+    const bar = element("i");
+    const filled = element("b");
+    filled.style.width = `${confidence ?? 0}%`;
+    bar.append(filled);
+    made.append(bar);
+    return made;
+  }
+
+  function fill(select, values, label = (value) => value) {
+    for (const value of values) {
+      const option = element("option", "", label(value));
+      option.value = value;
+      select.append(option);
+    }
+  }
+
+  function openBin(event) {
+    const { view, low, high } = event.currentTarget.dataset;
+    document.querySelector(".filters").reset();
+    $("view").value = view;
+    $("low").value = low;
+    $("high").value = high;
+    search();
+    $("answers").focus({ preventScroll: true });
+  }
+
+  function startAnswers() {
+    if (!$("list")) return;
+    const form = document.querySelector(".filters");
+    fill($("view"), data.views, (view) => LABELS[view]);
+    fill($("kind"), [...new Set(data.items.map((item) => item.kind))].sort());
+    fill($("family"), [...new Set(data.items.map((item) => item.family))].sort());
+    form.addEventListener("input", search);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("reset", () => setTimeout(search));
+    $("more").addEventListener("click", showMore);
+    document.querySelectorAll("a.bin").forEach((bin) => bin.addEventListener("click", openBin));
+    search();
+  }
+
+  startCurves();
+  startAnswers();
+})();

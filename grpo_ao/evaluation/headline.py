@@ -76,29 +76,28 @@ def metric_lines(before: Rows | None, after: Rows | None, draws: int = DRAWS) ->
     Intervals are 95 % percentile intervals by bootstrap over texts: a text's questions are drawn
     together, and both measurements with the same texts, so that the difference is a paired one.
     """
-    measured = [rows for rows in (before, after) if rows]
-    ids = [[row["probe_id"] for row in rows] for rows in measured]
-    if any(other != ids[0] for other in ids):
+    measured = {name: rows for name, rows in zip(WHEN, (before, after), strict=True) if rows}
+    rows = list(measured.values())
+    if len(rows) == 2 and [r["probe_id"] for r in rows[0]] != [r["probe_id"] for r in rows[1]]:
         raise ValueError("the measurements before and after are not of the same probes.")
-    summaries = [_summary_function(rows) for rows in measured]
-    texts = np.array([row["text"] for row in measured[0]])
+    summaries = [_summary_function(part) for part in rows]
+    texts = np.array([row["text"] for row in rows[0]])
     whole = np.arange(len(texts))
-    metrics = [metric for metric in summaries[0](whole) if metric != "n"]
 
     def values(index_N: np.ndarray) -> np.ndarray:
-        found = [[summary(index_N)[metric] for metric in metrics] for summary in summaries]
-        return np.array([*found, np.subtract(found[-1], found[0])])
+        """Return the metrics of each measurement, and of the last less the first."""
+        found = np.array([list(summary(index_N).values()) for summary in summaries])
+        return np.concatenate([found, found[-1:] - found[:1]])
 
-    value_CM = values(whole)
-    drawn_RCM = np.array([values(index_N) for index_N in _draws_of_texts(texts, draws)])
-    columns = ["before"] * bool(before) + ["after"] * bool(after)
+    of_all = values(whole)
+    drawn = np.array([values(index_N) for index_N in _draws_of_texts(texts, draws)])
     lines = []
-    for m, metric in enumerate(metrics):
-        estimates = [_estimate(value_CM[c, m], drawn_RCM[:, c, m]) for c in range(len(value_CM))]
-        shown = dict(zip(columns, estimates, strict=False))
-        change = estimates[-1] if len(columns) == 2 else None
+    for m, metric in enumerate(summaries[0](whole)):
+        estimates = [_estimate(of_all[c, m], drawn[:, c, m]) for c in range(len(of_all))]
+        shown = dict(zip(measured, estimates, strict=False))
+        change = estimates[-1] if len(rows) == 2 else None
         lines.append(MetricLine(metric, shown.get("before"), shown.get("after"), change))
-    return lines
+    return [line for line in lines if line.metric != "n"]
 
 
 def outcome_arrays(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Charts of the run report as inline SVG; their colours are the page's, by class names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -8,13 +8,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from grpo_ao.calibration import bootstrap_interval, equal_width_bins
+from grpo_ao.calibration import bootstrap_intervals, equal_width_bins
 from grpo_ao.evaluation.formats import MINUS, number
 from grpo_ao.evaluation.headline import Estimate
 
 _BINS = 10
 _BARS = 20
-_MOST_POINTS = 600
+_MOST_POINTS = 400
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,23 @@ def reliability_chart(
     parts += ['<text class="axis middle" x="170" y="370">stated confidence</text>']
     parts += ['<text class="axis middle" transform="translate(9 140) rotate(-90)">right</text>']
     bin_N = equal_width_bins(confidence_N, _BINS)
+    intervals = bootstrap_intervals(
+        lambda drawn: _bin_means(bin_N[drawn], outcome_N[drawn]), cluster_N
+    )
     for index in np.unique(bin_N):
         inside = bin_N == index
-        share = float(inside.mean())
-        parts.append(
-            _disc(
-                view, int(index), x, y, confidence_N[inside], outcome_N[inside], cluster_N[inside],
-                share,
-            )
-        )  # fmt: skip
+        right = Estimate(float(outcome_N[inside].mean()), *intervals[str(index)])
+        parts.append(_disc(view, int(index), x, y, confidence_N[inside], right, inside.mean()))
     label = f"Reliability diagram, {view}: share of right answers in ten bins of confidence"
     return _svg(310, 376, label, parts, f"reliability {kind}", role="group")
+
+
+def _bin_means(bin_N: np.ndarray, outcome_N: np.ndarray) -> dict[str, float]:
+    """Return the mean outcome of each bin by its number, NaN where the bin is empty."""
+    count_B = np.bincount(bin_N, minlength=_BINS)
+    total_B = np.bincount(bin_N, weights=outcome_N, minlength=_BINS)
+    mean_B = np.divide(total_B, count_B, out=np.full(_BINS, np.nan), where=count_B > 0)
+    return {str(index): float(mean) for index, mean in enumerate(mean_B)}
 
 
 def _bars(x: Scale, confidence_N: np.ndarray, outcome_N: np.ndarray) -> list[str]:
@@ -163,24 +169,40 @@ def _disc(
     x: Scale,
     y: Scale,
     confidence_N: np.ndarray,
-    outcome_N: np.ndarray,
-    cluster_N: np.ndarray,
+    right: Estimate,
     share: float,
 ) -> str:
-    low, high = bootstrap_interval(lambda drawn: float(outcome_N[drawn].mean()), cluster_N)
-    mean, right = float(confidence_N.mean()), float(outcome_N.mean())
+    mean = float(confidence_N.mean())
     first, last = index * 100 // _BINS, (index + 1) * 100 // _BINS - (index < _BINS - 1)
     what = (
-        f"confidence {first} to {last}: {len(outcome_N)} answers, mean confidence "
-        f"{100 * mean:.0f}, right {right:.2f} [{low:.2f}, {high:.2f}]"
+        f"confidence {first} to {last}: {len(confidence_N)} answers, mean confidence "
+        f"{100 * mean:.0f}, right {right.value:.2f} [{right.low:.2f}, {right.high:.2f}]"
     )
     return (
         f'<a class="bin" href="#answers" data-view="{escape(view)}" data-low="{first}" '
         f'data-high="{last}" aria-label="Show answers with {what}"><title>{what}</title>'
-        f'<line class="whisker" x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y(low):.1f}" '
-        f'y2="{y(high):.1f}"/><circle cx="{x(mean):.1f}" cy="{y(right):.1f}" '
-        f'r="{3 + 17 * share**0.5:.1f}"/></a>'
+        f'<circle cx="{x(mean):.1f}" cy="{y(right.value):.1f}" r="{3 + 17 * share**0.5:.1f}"/>'
+        f'<line class="whisker" x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{y(right.low):.1f}" '
+        f'y2="{y(right.high):.1f}"/></a>'
     )
+
+
+def coverage_chart(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Markup:
+    """Draw the share of right answers among the most confident ones, over their share of all.
+
+    ``curves`` holds coverage and risk (``calibration.risk_coverage``) by ``before`` and ``after``.
+    """
+    x, y = Scale(0, 1, 40, 300), Scale(0, 1, 270, 10)
+    parts = [_grid_line(40, 300, y(tick), f"{tick:.1f}") for tick in np.arange(0, 1.01, 0.2)]
+    parts += [
+        f'<text class="tick middle" x="{x(tick):.1f}" y="285">{tick:.1f}</text>'
+        for tick in np.arange(0, 1.01, 0.2)
+    ]
+    parts += ['<text class="axis middle" x="170" y="303">share of answers given</text>']
+    for kind, (coverage_N, risk_N) in curves.items():
+        parts.append(f'<g class="{kind}">{_path("curve", x, y, coverage_N, 1 - risk_N)}</g>')
+    label = "Share right among the most confident answers, over the share of answers given"
+    return _svg(310, 309, label, parts, "coverage")
 
 
 def whisker_chart(estimates: Sequence[tuple[str, Estimate]]) -> Markup:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_ao.calibration import calibration_summary
+from grpo_ao.calibration import bootstrap_intervals, calibration_summary, perfect_ece_interval
 from grpo_ao.evaluation.run_record import MODES, WHEN, RunRecord
 
 DRAWS = 500
@@ -45,11 +45,16 @@ class MetricLine:
 
 @dataclass(frozen=True)
 class Headline:
-    """The held-out measurements of a run: metrics by mode, and how much they were measured on."""
+    """The held-out measurements of a run: metrics by mode, and how much they were measured on.
+
+    ``perfect_ece`` is the 95 % interval of the ECE of a perfect forecaster that states the
+    confidences of the last sampled measurement.
+    """
 
     modes: dict[str, list[MetricLine]]
     probes: int
     texts: int
+    perfect_ece: tuple[float, float]
 
     @property
     def compared(self) -> bool:
@@ -66,8 +71,10 @@ def headline_of(record: RunRecord) -> Headline | None:
         before, after = (record.heldout.get(f"{when} {mode}") for when in WHEN)
         if before or after:
             modes[mode] = metric_lines(before, after)
-    rows = next(iter(record.heldout.values()))
-    return Headline(modes, len(rows), len({row["text"] for row in rows}))
+    rows = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
+    stated = np.array([row["confidence"] / 100 for row in rows if row["parsed"]])
+    _, *perfect = perfect_ece_interval(stated)
+    return Headline(modes, len(rows), len({row["text"] for row in rows}), (perfect[0], perfect[1]))
 
 
 def metric_lines(before: Rows | None, after: Rows | None, draws: int = DRAWS) -> list[MetricLine]:
@@ -77,27 +84,26 @@ def metric_lines(before: Rows | None, after: Rows | None, draws: int = DRAWS) ->
     together, and both measurements with the same texts, so that the difference is a paired one.
     """
     measured = {name: rows for name, rows in zip(WHEN, (before, after), strict=True) if rows}
-    rows = list(measured.values())
-    if len(rows) == 2 and [r["probe_id"] for r in rows[0]] != [r["probe_id"] for r in rows[1]]:
+    first, last = next(iter(measured.values())), list(measured.values())[-1]
+    if [row["probe_id"] for row in first] != [row["probe_id"] for row in last]:
         raise ValueError("the measurements before and after are not of the same probes.")
-    summaries = [_summary_function(part) for part in rows]
-    texts = np.array([row["text"] for row in rows[0]])
-    whole = np.arange(len(texts))
+    summaries = {name: _summary_function(rows) for name, rows in measured.items()}
+    texts = np.array([row["text"] for row in first])
 
-    def values(index_N: np.ndarray) -> np.ndarray:
-        """Return the metrics of each measurement, and of the last less the first."""
-        found = np.array([list(summary(index_N).values()) for summary in summaries])
-        return np.concatenate([found, found[-1:] - found[:1]])
+    def statistics(index_N: np.ndarray) -> dict[str, float]:
+        found = {name: summary(index_N) for name, summary in summaries.items()}
+        if len(found) == 2:
+            found["change"] = {m: found["after"][m] - found["before"][m] for m in METRICS}
+        return {f"{name} {m}": values[m] for name, values in found.items() for m in METRICS}
 
-    of_all = values(whole)
-    drawn = np.array([values(index_N) for index_N in _draws_of_texts(texts, draws)])
-    lines = []
-    for m, metric in enumerate(summaries[0](whole)):
-        estimates = [_estimate(of_all[c, m], drawn[:, c, m]) for c in range(len(of_all))]
-        shown = dict(zip(measured, estimates, strict=False))
-        change = estimates[-1] if len(rows) == 2 else None
-        lines.append(MetricLine(metric, shown.get("before"), shown.get("after"), change))
-    return [line for line in lines if line.metric != "n"]
+    value = statistics(np.arange(len(texts)))
+    interval = bootstrap_intervals(statistics, texts, draws=draws)
+
+    def estimate(name: str) -> Estimate | None:
+        return Estimate(value[name], *interval[name]) if name in value else None
+
+    columns = (*WHEN, "change")
+    return [MetricLine(m, *(estimate(f"{column} {m}") for column in columns)) for m in METRICS]
 
 
 def outcome_arrays(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,19 +125,3 @@ def _summary_function(rows: Rows) -> Callable[[np.ndarray], dict[str, float]]:
         return calibration_summary(confidence[drawn], score[drawn], parsed[drawn])
 
     return summary
-
-
-def _draws_of_texts(texts: np.ndarray, draws: int) -> list[np.ndarray]:
-    _, inverse = np.unique(texts, return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    rng = np.random.default_rng(0)
-    return [
-        np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
-        for _ in range(draws)
-    ]
-
-
-def _estimate(value: float, drawn_R: np.ndarray) -> Estimate:
-    known = drawn_R[~np.isnan(drawn_R)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return Estimate(float(value), float(low), float(high))

@@ -17,10 +17,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo_ao.calibration import auroc
+from grpo_ao.calibration import auroc, risk_coverage
 from grpo_ao.evaluation.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
 from grpo_ao.evaluation.benchmark_tables import benchmark_tables
 from grpo_ao.evaluation.charts import (
+    coverage_chart,
     line_chart,
     reliability_chart,
     running_mean,
@@ -28,7 +29,7 @@ from grpo_ao.evaluation.charts import (
 )
 from grpo_ao.evaluation.formats import number, signed
 from grpo_ao.evaluation.headline import METRICS, Headline, MetricLine, outcome_arrays
-from grpo_ao.evaluation.run_record import RunRecord
+from grpo_ao.evaluation.run_record import MODES, WHEN, RunRecord
 from grpo_ao.training.run_folder import atomic_write_text, finite
 
 PAGE = Path(__file__).parent / "page"
@@ -113,18 +114,23 @@ def _whiskers(line: MetricLine) -> Markup:
     return whisker_chart([(name, estimate) for name, estimate in named if estimate])
 
 
-def _diagrams(record: RunRecord) -> dict[str, list[tuple[str, Markup]]]:
-    """Return the reliability diagrams of each mode, by measurement."""
-    found: dict[str, list[tuple[str, Markup]]] = defaultdict(list)
-    for name, rows in record.heldout.items():
-        when, mode = name.split()
-        known = [row for row in rows if row["parsed"] and row["score"] is not None]
-        if known:
-            confidence, outcome, _ = outcome_arrays(known)
-            texts = np.array([row["text"] for row in known])
-            chart = reliability_chart(name, when, confidence, outcome, texts)
-            found[mode].append((when, chart))
-    return dict(found)
+def _diagrams(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """Return, by mode, the reliability diagrams by measurement and the chart of coverage."""
+    found: dict[str, dict[str, Any]] = {}
+    for mode in MODES:
+        diagrams, curves = {}, {}
+        for when in WHEN:
+            rows = record.heldout.get(f"{when} {mode}", [])
+            known = [row for row in rows if row["parsed"] and row["score"] is not None]
+            if known:
+                confidence, outcome, _ = outcome_arrays(known)
+                texts = np.array([row["text"] for row in known])
+                view = f"{when} {mode}"
+                diagrams[when] = reliability_chart(view, when, confidence, outcome, texts)
+                curves[when] = risk_coverage(confidence, outcome)
+        if diagrams:
+            found[mode] = {"reliability": diagrams, "coverage": coverage_chart(curves)}
+    return found
 
 
 def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:

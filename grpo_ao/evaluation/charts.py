@@ -13,6 +13,7 @@ from grpo_ao.evaluation.formats import MINUS, number
 from grpo_ao.evaluation.headline import Estimate
 
 _BINS = 10
+_DRAWS = 500
 _BARS = 20
 _MOST_POINTS = 400
 
@@ -127,12 +128,14 @@ def reliability_chart(
     parts += ['<text class="axis middle" transform="translate(9 140) rotate(-90)">right</text>']
     bin_N = equal_width_bins(confidence_N, _BINS)
     intervals = bootstrap_intervals(
-        lambda drawn: _bin_means(bin_N[drawn], outcome_N[drawn]), cluster_N
+        lambda drawn: _bin_means(bin_N[drawn], outcome_N[drawn]), cluster_N, draws=_DRAWS
     )
     for index in np.unique(bin_N):
         inside = bin_N == index
         right = Estimate(float(outcome_N[inside].mean()), *intervals[str(index)])
-        parts.append(_disc(view, int(index), x, y, confidence_N[inside], right, inside.mean()))
+        parts.append(
+            _disc(view, int(index), x, y, confidence_N[inside], right, float(inside.mean()))
+        )
     label = f"Reliability diagram, {view}: share of right answers in ten bins of confidence"
     return _svg(310, 376, label, parts, f"reliability {kind}", role="group")
 
@@ -149,13 +152,13 @@ def _bars(x: Scale, confidence_N: np.ndarray, outcome_N: np.ndarray) -> list[str
     bar_N = equal_width_bins(confidence_N, _BARS)
     counts = np.bincount(bar_N, minlength=_BARS)
     right = np.bincount(bar_N, weights=outcome_N, minlength=_BARS)
-    height = Scale(0, counts.max(), 0, 52)
+    height = Scale(0, int(counts.max()), 0, 52)
     width = (x.end - x.start) / _BARS
     parts = [f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="338" y2="338"/>']
     for index, (count, score) in enumerate(zip(counts, right, strict=True)):
         left = x(index / _BARS) + 1
         for kind, amount in (("all", count), ("right", score)):
-            tall = height(amount)
+            tall = height(float(amount))
             parts.append(
                 f'<rect class="bar {kind}" x="{left:.1f}" y="{338 - tall:.1f}" '
                 f'width="{width - 2:.1f}" height="{tall:.1f}"/>'

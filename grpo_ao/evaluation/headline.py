@@ -62,7 +62,7 @@ class Headline:
         return any(line.change for lines in self.modes.values() for line in lines)
 
 
-def headline_of(record: RunRecord) -> Headline | None:
+def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
     """Compare a run's held-out measurements; None before the first."""
     if not record.heldout:
         return None
@@ -70,7 +70,7 @@ def headline_of(record: RunRecord) -> Headline | None:
     for mode in MODES:
         before, after = (record.heldout.get(f"{when} {mode}") for when in WHEN)
         if before or after:
-            modes[mode] = metric_lines(before, after)
+            modes[mode] = metric_lines(before, after, draws)
     rows = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
     stated = np.array([row["confidence"] / 100 for row in rows if row["parsed"]])
     _, *perfect = perfect_ece_interval(stated)

@@ -1,0 +1,172 @@
+"""A run's folder, made by hand: as a run leaves it when it is finished, under way or killed."""
+
+import json
+import random
+from pathlib import Path
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & 'quoted'"
+PROBES = 60
+
+_CONFIG = {
+    "model": "Qwen/Qwen3-8B",
+    "oracle_lora_path": "someone/oracle",
+    "questions": "someone/questions",
+    "judge": "reference",
+    "max_steps": 40,
+    "temperature": 1.0,
+    "calibration_lambda": 0.5,
+    "layer_percents": [25, 50, 75],
+    "positions": "last:20",
+    "warm_start": "measured",
+    "warm_start_samples": 8,
+    "warm_start_probes": 2000,
+    "warm_start_batch": 32,
+    "warm_start_steps": 30,
+    "questions_per_step": 8,
+    "num_generations": 8,
+    "lr": 1e-6,
+    "kl_penalty": 0.05,
+    "credit": "split",
+}
+
+
+def make_run(folder: Path, finished: bool = True, evaluations: bool = False) -> Path:
+    """Write what a run of 40 steps leaves behind; an unfinished one stopped at step 20."""
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", _record())
+    write_json(folder / "warm_start" / "summary.json", _warm_start())
+    for mode in ("sampled", "greedy"):
+        write_rows(folder / f"heldout_before_{mode}.jsonl", heldout_rows(seed=1, knows=False))
+        if finished:
+            write_rows(folder / f"heldout_after_{mode}.jsonl", heldout_rows(seed=2, knows=True))
+    write_rows(folder / "metrics.jsonl", metrics_rows(40 if finished else 20))
+    write_rows(folder / "rollouts.jsonl", rollout_rows())
+    if finished:
+        write_json(folder / "summary.json", {"seconds": 90.0})
+        write_json(folder / "adapter" / "adapter_config.json", {})
+        write_json(folder / "adapter" / "ao_config.json", {})
+        (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / "reliability.png").write_bytes(b"png")
+    if evaluations:
+        for name, accuracy in (("before", 0.5), ("step_000020", 0.6), ("after", 0.75)):
+            write_json(folder / "eval" / name / "metrics.json", benchmark_metrics(accuracy))
+            (folder / "eval" / name / "risk_coverage.svg").write_text("<svg></svg>")
+    return folder
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _record() -> dict:
+    return {
+        "command": ["train.py", "--preset", "mini"],
+        "config": _CONFIG,
+        "data": {"train": "0123456789abcdef", "heldout": "fedcba9876543210"},
+        "seed": 7,
+        "git_commit": "c0ffee",
+        "versions": {"torch": "2.13.0", "trl": "1.16.0"},
+        "python": "3.11.7",
+        "started": "2026-01-02T03:04:05+0000",
+    }
+
+
+def _warm_start() -> dict:
+    metrics = {"n": 400, "informativeness": 0.6, "ece10": 0.3, "parse_rate": 0.5}
+    return {
+        "before": metrics,
+        "after": metrics | {"parse_rate": 0.99},
+        "losses": [1 / step for step in range(1, 31)],
+    }
+
+
+def heldout_rows(seed: int, knows: bool) -> list[dict]:
+    """Three questions a text; the first is hostile, the second malformed, the third ungraded."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(PROBES):
+        right = number % 3 != 0
+        confidence = (80 if right else 30) + rng.randint(-20, 19) if knows else rng.randint(0, 100)
+        rows.append(
+            {
+                "probe_id": f"{number:016x}",
+                "family": ("topic", "city")[number % 2],
+                "kind": ("open", "closed")[number % 2],
+                "layer": (9, 18, 27)[number % 3],
+                "positions": "last:20",
+                "text": HOSTILE if number == 0 else f"Text {number // 3}.",
+                "question": HOSTILE if number == 0 else f"Question {number}?",
+                "reference": "Rome",
+                "completion": f"[epistemic status: {confidence}] Rome",
+                "confidence": confidence,
+                "answer": HOSTILE if number == 0 else "Rome" if right else "Oslo",
+                "parsed": True,
+                "score": float(right),
+            }
+        )
+    rows[1] |= {"completion": "Rome", "confidence": 50, "answer": "Rome", "parsed": False}
+    rows[1] |= {"score": None}
+    rows[2] |= {"score": None}
+    return rows
+
+
+def metrics_rows(steps: int) -> list[dict]:
+    """Metrics of each step, and two alerts: a known one, and one that no curve is named for."""
+    rows: list[dict] = [
+        {
+            "step": step,
+            "reward": step / 100,
+            "confidence_std": 0.3 if step < 10 else 0.05,
+            "auroc": None if step == 1 else 0.7,
+            "kl": None,
+            "seconds_generate": 1.5,
+        }
+        for step in range(1, steps + 1)
+    ]
+    rows.insert(10, {"step": 10, "alert": "confidence_collapse", "message": "all alike"})
+    rows.append({"step": 15, "alert": "new_alert", "message": f"see {HOSTILE}"})
+    return rows
+
+
+def rollout_rows() -> list[dict]:
+    """Two steps with two questions each, four completions a question."""
+    return [
+        {
+            "step": step,
+            "probe_id": f"q{question}",
+            "text": HOSTILE,
+            "question": f"Rollout question {question} of step {step}?",
+            "confidence": 20 * sample + 10,
+            "answer": HOSTILE if sample == 0 else "Rome",
+            "parsed": True,
+            "score": float(sample % 2),
+            "reward": 0.25,
+            "completion_tokens": 12,
+            "kind": "open",
+            "family": "city",
+            "reference": None,
+        }
+        for step in (10, 20)
+        for question in (1, 2)
+        for sample in range(4)
+    ]
+
+
+def benchmark_metrics(accuracy: float) -> dict:
+    """A ``metrics.json`` as an evaluation writes it."""
+    entry = {"value": accuracy, "low": accuracy - 0.125, "high": accuracy + 0.125}
+    values: dict = dict.fromkeys(("accuracy", "ece10", "auroc", "brier", "ece10_perfect"), entry)
+    values |= {"n": 250, "contexts": 250}
+    without = {"value": accuracy, "low": None, "high": None}
+    oracle = {
+        "groups": {"all": values, "in_distribution": values},
+        "benchmarks": {"sst2": values, "tense": values},
+        "baselines": {"stated confidence": values, "constant": values | {"auroc": without}},
+        "generated_tokens": {"stated confidence": 1234},
+    }
+    return {"settings": {}, "oracles": {"oracle": oracle}, "differences": {}, "seconds": 1.0}

@@ -245,6 +245,7 @@
     fill($("kind"), [...new Set(data.items.map((item) => item.kind))].sort());
     fill($("family"), [...new Set(data.items.map((item) => item.family))].sort());
     form.addEventListener("input", search);
+    form.addEventListener("change", search);
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(search));
     $("more").addEventListener("click", showMore);

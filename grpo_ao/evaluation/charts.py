@@ -69,9 +69,9 @@ def line_chart(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return round numbers around an interval, which is widened where it has no width."""
+    """Return round numbers around an interval; one without a width is widened to reach 0."""
     if high - low < 1e-9:
-        low, high = low - abs(low) / 2, high + abs(high) / 2 or 1.0
+        low, high = min(low, 0.0), max(high, 0.0) or 1.0
     locator = MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=2)
     return list(locator.tick_values(low, high))
 

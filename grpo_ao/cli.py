@@ -64,7 +64,7 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
         description=description,
         use_underscores=True,
     )
-    return dataclasses.replace(config, trl=defaults.trl)
+    return dataclasses.replace(config, trl=defaults.trl, vllm=defaults.vllm)
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:

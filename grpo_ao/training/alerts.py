@@ -32,6 +32,9 @@ def check_alerts(history: Sequence[Metrics]) -> list[Alert]:
                "lower --lr, or lengthen the warm start"),
         _above(last, "unscored", 0.2, "unscored", "the judge left many completions ungraded",
                "check the judge's endpoint and its limits"),
+        _above(last, "sampling_gap", 0.2, "sampling_gap",
+               "completions are sampled by another model than the one that is trained",
+               "run benchmarks/vllm_parity.py on this machine, or use --rollout transformers"),
         _short_answers(history),
         _exploding_kl(history),
     ]  # fmt: skip

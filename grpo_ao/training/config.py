@@ -43,7 +43,7 @@ _UNTRUNCATED = "completions are sampled from the distribution that their log-pro
 # What would make the gradient another one than that of the reward.
 _SETTLED = {
     "disable_dropout": "log-probabilities and completions are of the model without dropout",
-    "use_vllm": "vLLM does not inject the activations",
+    "use_vllm": "TRL's own vLLM does not inject the activations; --rollout vllm does",
     "top_p": _UNTRUNCATED,
     "top_k": _UNTRUNCATED,
     "min_p": _UNTRUNCATED,
@@ -103,6 +103,8 @@ class TrainConfig(JudgeFlags):
     """Longest completion, in tokens."""
     rollout: Literal["transformers", "vllm"] = "transformers"
     """Who completes the prompts of a step: the oracle's own model, or vLLM."""
+    vllm_gpu_memory: float = 0.3
+    """Share of the GPU's memory that vLLM takes, its copy of the weights included."""
 
     lora_rank: int = 64
     """Rank that the adapter must have; another one is an error."""
@@ -143,12 +145,12 @@ class TrainConfig(JudgeFlags):
     """Recompute activations in the backward pass to save memory."""
     trl: dict[str, Any] = field(default_factory=dict)
     """Any further field of TRL's GRPOConfig (in the YAML file's section `trl:`)."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Any further argument of vLLM's LLM (in the YAML file's section `vllm:`)."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_trl()
-        if self.rollout == "vllm":
-            raise ValueError("--rollout vllm is not built yet: use --rollout transformers.")
         Positions.parse(self.positions)
 
     def _check_numbers(self) -> None:
@@ -180,6 +182,10 @@ class TrainConfig(JudgeFlags):
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
         if not 0 <= self.max_unscored <= 1:
             raise ValueError(f"--max_unscored must lie between 0 and 1, got {self.max_unscored}.")
+        if not 0 < self.vllm_gpu_memory < 1:
+            raise ValueError(
+                f"--vllm_gpu_memory must lie between 0 and 1, got {self.vllm_gpu_memory}."
+            )
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
 

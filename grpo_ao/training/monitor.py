@@ -100,14 +100,21 @@ class Monitor:
         kl: float | None,
         seconds: Mapping[str, float],
         tokens: int,
+        sampling_gap: float | None = None,
     ) -> Metrics:
-        """Take in one step; ``seconds`` by phase, ``tokens`` of all its completions."""
+        """Take in one step; ``seconds`` by phase, ``tokens`` of all its completions.
+
+        ``sampling_gap`` is the mean difference, a token, between the policy's log-probabilities
+        and those that the rollout engine sampled by; None where the policy sampled itself.
+        """
         known = [r for r in rollouts if r.parsed and r.score is not None]
         pairs = [(r.confidence / 100, float(r.score or 0.0)) for r in known]
         self._window.extend(pairs)
         metrics: Metrics = {"step": step, **step_metrics(rollouts)}
         metrics |= {"ece_window": ece(*self._window_arrays()), "advantage_std": advantages_std}
         metrics |= {"kl": kl, "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9)}
+        if sampling_gap is not None:
+            metrics["sampling_gap"] = sampling_gap
         metrics |= {f"seconds_{phase}": value for phase, value in seconds.items()}
         self.history.append(metrics)
         append_jsonl(self._metrics, [metrics])

@@ -20,6 +20,7 @@ from grpo_ao.evaluation.run_record import read_run
 from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
+from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
@@ -41,7 +42,7 @@ from grpo_ao.training.judging import LimitedJudge, UnscoredLimit, tried_judge
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.progress import PhaseProgress, ProgressCallback
 from grpo_ao.training.reporting import make_reporter
-from grpo_ao.training.rollout import TransformersRollouts
+from grpo_ao.training.rollout import RolloutEngine, TransformersRollouts
 from grpo_ao.training.run_folder import (
     RunFolder,
     atomic_write_json,
@@ -51,6 +52,8 @@ from grpo_ao.training.run_folder import (
 )
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import check_divides, trainer_config
+from grpo_ao.training.vllm_engine.engine import check_architecture, check_installed
+from grpo_ao.training.vllm_engine.rollouts import VllmRollouts
 from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
@@ -65,6 +68,8 @@ def run(config: TrainConfig) -> dict:
     started = time.perf_counter()
     processes = Processes()
     check_divides(config, processes.count)
+    if config.rollout == "vllm":
+        check_installed()
     avoid_cudnn_attention()
     console = Console(stderr=True, quiet=not processes.is_main)
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
@@ -74,6 +79,8 @@ def run(config: TrainConfig) -> dict:
         judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
         check_oracle(config, processes.device)
+        if config.rollout == "vllm":
+            check_architecture(load_config(base_folder))
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])
@@ -279,7 +286,7 @@ class Run:
                 self.oracle,
                 self.train_table,
                 reward,
-                TransformersRollouts(self.oracle),
+                self._rollout_engine(),
                 trainer_config(config, self.processes),
                 config.credit,
                 config.scale_rewards,
@@ -292,6 +299,15 @@ class Run:
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         limit.check()
+
+    def _rollout_engine(self) -> RolloutEngine:
+        config = self.config
+        if config.rollout == "transformers":
+            return TransformersRollouts(self.oracle)
+        longest = max(len(prompt.input_ids) for prompt in self.train_table.prompts)
+        return VllmRollouts(
+            self.oracle, config.vllm_gpu_memory, longest + config.max_new_tokens, config.vllm
+        )
 
     def _monitor(self, done: int) -> Monitor:
         settings = dataclasses.asdict(self.config)

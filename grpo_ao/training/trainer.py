@@ -5,7 +5,8 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_tokenize_prompts`` returns the table's own token ids, whose placeholder positions are known.
 - ``_generate_single_turn`` hands the batch's prompts and activations to the rollout engine, each
   prompt once for all of its completions, and lets the judge begin: TRL asks for rewards only
-  after the log-probabilities of the reference.
+  after the log-probabilities of the reference. Where the engine returns log-probabilities,
+  ``use_vllm`` is set, which is how TRL is told to correct for them (importance sampling).
 - ``_get_per_token_logps_and_entropies`` chunks by itself and binds each chunk's activations; the
   last chunk stays bound, so that a checkpointed backward pass recomputes with the same rows.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
@@ -110,8 +111,8 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._seconds["generate"] = time.perf_counter() - started
         token_ids = list(chain(*rollouts.token_ids))
         self._begin_grading(token_ids)
-        logprobs = rollouts.logprobs
-        return token_ids, None if logprobs is None else list(chain(*logprobs))
+        self.use_vllm = rollouts.logprobs is not None
+        return token_ids, list(chain(*rollouts.logprobs)) if rollouts.logprobs else None
 
     def _begin_grading(self, token_ids: list[list[int]]) -> None:
         """Let the judge work while the log-probabilities of policy and reference are computed."""
@@ -214,6 +215,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 self._rollouts,
                 advantages_std=self._advantage_std,
                 kl=logs.get("kl"),
+                sampling_gap=logs.get("sampling/sampling_logp_difference/mean"),
                 seconds=dict(self._seconds),
                 tokens=sum(rollout.completion_tokens for rollout in self._rollouts),
             )

@@ -19,6 +19,7 @@ NAMES = {
     "no_advantage",
     "parse_rate",
     "unscored",
+    "sampling_gap",
     "short_answers",
     "kl_explodes",
 }
@@ -38,6 +39,7 @@ CASES = {
     "no_advantage": (run(advantage_std=0.9e-4), run(advantage_std=1e-4)),
     "parse_rate": (run(parse_rate=0.89), run(parse_rate=0.9)),
     "unscored": (run(unscored=0.21), run(unscored=0.2)),
+    "sampling_gap": (run(sampling_gap=0.21), run(sampling_gap=0.2)),
     "short_answers": (
         [*run(10), *run(10, answer_length=5.9)],
         [*run(10), *run(10, answer_length=6.0)],

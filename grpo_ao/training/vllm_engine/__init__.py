@@ -1,0 +1,1 @@
+"""Rollouts in vLLM, with activations injected inside its models."""

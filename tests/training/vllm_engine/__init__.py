@@ -1,0 +1,1 @@
+"""Tests of rollouts in vLLM, of all that is not vLLM itself."""

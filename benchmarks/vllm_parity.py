@@ -47,6 +47,7 @@ from grpo_ao.training.vllm_engine.engine import (
     bank_settings,
     check_installed,
 )
+from grpo_ao.training.vllm_engine.rollouts import draw_seeds
 from grpo_ao.training.vllm_engine.weights import base_weights, lora_factors
 
 VOCABULARY, WIDTH, LAYERS, PLACEHOLDER = 4096, 1024, 6, 11
@@ -169,7 +170,9 @@ class Parity:
             positions = POSITIONS if row in self.injected else []
             prompts.append(OraclePrompt("", self.ids[row].tolist(), positions))
             given.append(vectors[row, : len(positions)])
-        return self.engine.rollouts(prompts, given, samples, temperature, NEW, [])
+        return self.engine.rollouts(
+            prompts, given, samples, temperature, NEW, [], draw_seeds(len(prompts))
+        )
 
     def compare(self, name: str, vectors: Tensor, stale: Any = None, **others: Tensor) -> None:
         """Compare one batch with all references; ``others`` are vectors that must not fit."""

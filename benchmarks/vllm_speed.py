@@ -8,6 +8,7 @@ the bandwidth that a copy reaches on this card.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -26,6 +27,7 @@ from grpo_ao.training.vllm_engine.engine import (
     bank_settings,
     check_installed,
 )
+from grpo_ao.training.vllm_engine.rollouts import draw_seeds
 from grpo_ao.training.vllm_engine.weights import LoraFactors
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -100,9 +102,13 @@ def request(config: Qwen3Config, count: int) -> tuple[list[OraclePrompt], list[t
 def rollout_row(
     engine: InjectingEngine, config: Qwen3Config, count: int, samples: int, limit: float
 ) -> dict[str, float]:
+    # Other vectors each time; drawing them is no part of a rollout.
+    requests = itertools.cycle([request(config, count) for _ in range(4)])
+
     def call(new: int) -> None:
-        prompts, vectors = request(config, count)
-        engine.rollouts(prompts, vectors, samples, 0.9, new, [])
+        prompts, vectors = next(requests)
+        seeds = draw_seeds(count)
+        engine.rollouts(prompts, vectors, samples, 0.9, new, [], seeds)
 
     whole, first = seconds(lambda: call(NEW), 5), seconds(lambda: call(1), 5)
     step = (whole - first) / (NEW - 1)

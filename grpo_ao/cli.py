@@ -15,7 +15,14 @@ from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
 from grpo_ao.training.config import Preset, TrainConfig, make_defaults
 
-_EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, ImportError)
+_EXPECTED = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    BlockingIOError,
+    ConnectionError,
+    ImportError,
+)
 
 
 def train_main(arguments: list[str] | None = None) -> None:
@@ -127,6 +134,24 @@ class Push:
     """Hub repository, USER/NAME; it is made if it is not there."""
 
 
+@dataclasses.dataclass(frozen=True)
+class VllmServe:
+    """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
+
+    model: str
+    """Base model of the oracle that is trained."""
+    oracle_lora_path: str
+    """Adapter that training starts from; only its ao_config.json is read."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for other machines. There is no password."""
+    port: int = 8000
+    """Port to listen on."""
+    max_model_len: int = 1024
+    """Longest prompt and completion together, in tokens."""
+    gpu_memory: float = 0.7
+    """Share of the GPU for vLLM; the rest must hold a copy of the weights that are merged into."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run ``grpo-ao``."""
     subcommands = tyro.extras.SubcommandApp()
@@ -135,6 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     subcommands.command(name="questions")(questions)
     subcommands.command(name="report")(report)
     subcommands.command(name="push")(push)
+    subcommands.command(name="vllm-serve")(vllm_serve)
     try:
         subcommands.cli(args=arguments, prog="grpo-ao")
     except _EXPECTED as error:
@@ -222,3 +248,18 @@ def push(request: tyro.conf.OmitArgPrefixes[Push]) -> None:
     check_push(request.repository)
     write_card(record, headline_of(record), request.repository)
     print(push_adapter(request.run_dir, request.repository))
+
+
+def vllm_serve(request: tyro.conf.OmitArgPrefixes[VllmServe]) -> None:
+    """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
+    from grpo_ao.training.vllm_engine.server import start_server
+
+    server = start_server(
+        request.model,
+        request.oracle_lora_path,
+        (request.host, request.port),
+        request.gpu_memory,
+        request.max_model_len,
+    )
+    print(f"serving rollouts of {request.model} at http://{request.host}:{request.port}")
+    server.serve_forever()

@@ -105,6 +105,9 @@ class TrainConfig(JudgeFlags):
     """Who completes the prompts of a step: the oracle's own model, or vLLM."""
     vllm_gpu_memory: float = 0.3
     """Share of the GPU's memory that vLLM takes, its copy of the weights included."""
+    vllm_servers: tuple[str, ...] = ()
+    """Addresses of `grpo-ao vllm-serve` on other GPUs, one for each training process; without
+    them vLLM runs beside the trainer."""
 
     lora_rank: int = 64
     """Rank that the adapter must have; another one is an error."""
@@ -188,6 +191,9 @@ class TrainConfig(JudgeFlags):
             )
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
+
+        if self.vllm_servers and self.rollout != "vllm":
+            raise ValueError("--vllm_servers are used by --rollout vllm alone: give both.")
 
     def _check_trl(self) -> None:
         known = {f.name for f in dataclasses.fields(GRPOConfig) if f.init}

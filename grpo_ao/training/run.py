@@ -53,7 +53,7 @@ from grpo_ao.training.run_folder import (
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import check_divides, trainer_config
 from grpo_ao.training.vllm_engine.engine import check_architecture, check_installed
-from grpo_ao.training.vllm_engine.rollouts import VllmRollouts
+from grpo_ao.training.vllm_engine.rollouts import ServerRollouts, VllmRollouts, check_servers
 from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
@@ -68,7 +68,9 @@ def run(config: TrainConfig) -> dict:
     started = time.perf_counter()
     processes = Processes()
     check_divides(config, processes.count)
-    if config.rollout == "vllm":
+    if config.vllm_servers:
+        check_servers(config.vllm_servers, processes.count)
+    elif config.rollout == "vllm":
         check_installed()
     avoid_cudnn_attention()
     console = Console(stderr=True, quiet=not processes.is_main)
@@ -305,9 +307,10 @@ class Run:
         if config.rollout == "transformers":
             return TransformersRollouts(self.oracle)
         longest = max(len(prompt.input_ids) for prompt in self.train_table.prompts)
-        return VllmRollouts(
-            self.oracle, config.vllm_gpu_memory, longest + config.max_new_tokens, config.vllm
-        )
+        length = longest + config.max_new_tokens
+        if config.vllm_servers:
+            return ServerRollouts(self.oracle, config.vllm_servers[self.processes.index], length)
+        return VllmRollouts(self.oracle, config.vllm_gpu_memory, length, config.vllm)
 
     def _monitor(self, done: int) -> Monitor:
         settings = dataclasses.asdict(self.config)

@@ -131,8 +131,9 @@ class InjectingEngine:
         temperature: float,
         max_new_tokens: int,
         end_ids: Sequence[int],
+        seeds: Sequence[int],
     ) -> Rollouts:
-        """Sample completions, seeded by torch's global generator; temperature 0 is greedy.
+        """Sample completions, with a seed for each prompt; temperature 0 is greedy.
 
         Raises ValueError for a prompt whose placeholders and vectors differ in number, or that
         leaves no room for ``max_new_tokens``.
@@ -151,7 +152,7 @@ class InjectingEngine:
                     logprobs=0,
                     detokenize=False,
                 )
-                for seed in torch.randint(2**31, (len(ids),)).tolist()
+                for seed in seeds[chunk.start : chunk.stop]
             ]
             outputs = self._llm.generate(
                 [{"prompt_token_ids": row} for row in ids], params, use_tqdm=False

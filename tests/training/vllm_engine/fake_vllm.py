@@ -11,6 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.training.vllm_engine import models
+from tests.tiny import tiny_peft, tiny_tokenizer
 from tests.training.vllm_engine.fakes import FakeDecoder
 
 
@@ -80,6 +84,7 @@ def logprob(value: float) -> Any:
 
 def install(monkeypatch: pytest.MonkeyPatch, architecture: str = "Qwen3ForCausalLM") -> None:
     """Put the stand-in where the engine looks for vLLM; a GPU is said to be there."""
+    models.injecting_class.cache_clear()
     registry: dict[str, Any] = {}
     monkeypatch.setattr(FakeLLM, "registry", registry)
     package: Any = ModuleType("vllm")
@@ -88,8 +93,15 @@ def install(monkeypatch: pytest.MonkeyPatch, architecture: str = "Qwen3ForCausal
         register_model=registry.__setitem__, get_supported_archs=lambda: registry.keys()
     )
     package.__spec__ = SimpleNamespace(name="vllm")
-    models: Any = ModuleType("models")
-    setattr(models, architecture, FakeCausalLM)
+    families: Any = ModuleType("qwen3")
+    setattr(families, architecture, FakeCausalLM)
     monkeypatch.setitem(sys.modules, "vllm", package)
-    monkeypatch.setitem(sys.modules, "vllm.model_executor.models.qwen3", models)
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.models.qwen3", families)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def tiny_oracle(**spec: Any) -> Oracle:
+    """An oracle whose model vLLM (the stand-in) knows."""
+    model = tiny_peft()
+    model.get_base_model().config.architectures = ["Qwen3ForCausalLM"]
+    return Oracle(model, tiny_tokenizer(), OracleSpec(**spec))

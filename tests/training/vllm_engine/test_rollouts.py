@@ -3,15 +3,13 @@ import sys
 import pytest
 import torch
 
-from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.training.vllm_engine import engine as engine_module
 from grpo_ao.training.vllm_engine import models, plugin
 from grpo_ao.training.vllm_engine.engine import check_architecture, check_installed
 from grpo_ao.training.vllm_engine.rollouts import VllmRollouts
-from tests.tiny import WIDTH, tiny_config, tiny_peft, tiny_tokenizer, token_id
+from tests.tiny import WIDTH, tiny_config, tiny_tokenizer, token_id
 from tests.training.vllm_engine import fake_vllm
-from tests.training.vllm_engine.fake_vllm import FakeLLM
+from tests.training.vllm_engine.fake_vllm import FakeLLM, tiny_oracle
 
 PLACEHOLDER = token_id("Ġ?")
 VOCABULARY = len(tiny_tokenizer())
@@ -20,14 +18,9 @@ VOCABULARY = len(tiny_tokenizer())
 @pytest.fixture
 def rollouts(monkeypatch):
     """The engine over the stand-in for vLLM, for a tiny oracle."""
-    models.injecting_class.cache_clear()
     fake_vllm.install(monkeypatch)
     monkeypatch.setattr(engine_module, "ROWS", 8)
-    model = tiny_peft()
-    model.get_base_model().config.architectures = ["Qwen3ForCausalLM"]
-    oracle = Oracle(model, tiny_tokenizer(), OracleSpec())
-    yield VllmRollouts(oracle, 0.25, 200, {"attention_backend": "FLASH_ATTN"})
-    models.injecting_class.cache_clear()
+    return VllmRollouts(tiny_oracle(), 0.25, 200, {"attention_backend": "FLASH_ATTN"})
 
 
 def llm_of(rollouts) -> FakeLLM:
@@ -141,14 +134,12 @@ def test_the_plugin_registers_names_alone_and_keeps_what_is_there(monkeypatch):
 
 
 def test_a_registered_name_leads_to_the_class(monkeypatch):
-    models.injecting_class.cache_clear()
     fake_vllm.install(monkeypatch)
     found = models.InjectingQwen3ForCausalLM
     assert found.__name__ == "InjectingQwen3ForCausalLM"
     assert issubclass(found, fake_vllm.FakeCausalLM)
     with pytest.raises(AttributeError, match="InjectingGPT2"):
         _ = models.InjectingGPT2
-    models.injecting_class.cache_clear()
 
 
 def test_vllm_that_is_not_installed_is_one_sentence(monkeypatch):

@@ -9,7 +9,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.reward import CalibratedReward
-from grpo_ao.training.rollout import TransformersRollouts
+from grpo_ao.training.rollout import Rollouts, TransformersRollouts
 from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
 from tests.tiny import tiny_tokenizer
@@ -287,6 +287,65 @@ def test_the_judge_works_while_the_references_log_probabilities_are_computed(
     make_trainer(tmp_path, oracle, table, reward, kl_penalty=0.1, max_steps=1).train()
     assert had_begun == [ahead]
     assert metrics(tmp_path)[0]["seconds_judge"] > 0
+
+
+class OtherSampler(TransformersRollouts):
+    """Says that it sampled each token with log-probability ``claimed``, as vLLM would say."""
+
+    claimed = -1.0
+
+    def rollouts(self, *args):
+        token_ids = super().rollouts(*args).token_ids
+        claims = [[[self.claimed - n for n, _ in enumerate(s)] for s in row] for row in token_ids]
+        return Rollouts(token_ids, claims)
+
+
+def test_the_policy_is_corrected_for_another_sampler_and_their_gap_is_logged(tmp_path, monkeypatch):
+    outputs = []
+    original = OracleGRPOTrainer._generate_and_score_completions
+
+    def spy(self, inputs):
+        outputs.append(original(self, inputs))
+        return outputs[-1]
+
+    monkeypatch.setattr(OracleGRPOTrainer, "_generate_and_score_completions", spy)
+    oracle = make_oracle()
+    table = planted_table(oracle, 8)
+    mode = {"vllm_importance_sampling_mode": "token_truncate"}
+    limits = {"vllm_importance_sampling_clip_max": 2.0}
+    trainer = make_trainer(
+        tmp_path, oracle, table, trl=mode | limits, engine=OtherSampler(oracle), max_steps=1
+    )
+    trainer.train()
+    (output,) = outputs
+    mask = output["completion_mask"].bool()
+    claimed = -1.0 - torch.arange(mask.shape[1]).expand_as(mask)
+    assert torch.equal(output["sampling_per_token_logps"][mask], claimed[mask].float())
+    gap = (output["old_per_token_logps"] - claimed)[mask]
+    ratio = output["importance_sampling_ratio"][mask]
+    torch.testing.assert_close(ratio, gap.exp().clamp(max=2.0))
+    assert (ratio < 2.0).any() and (ratio == 2.0).any()
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][
+        :1
+    ]
+    assert row["sampling_gap"] == pytest.approx(gap.abs().mean().item(), rel=1e-5)
+
+
+def test_tokens_that_the_policy_would_not_have_sampled_train_nothing(tmp_path):
+    oracle = make_oracle()
+    before = adapter_weights(oracle)
+    engine = OtherSampler(oracle)
+    engine.claimed = 200.0
+    make_trainer(tmp_path, oracle, planted_table(oracle, 8), engine=engine, max_steps=1).train()
+    assert all(torch.equal(w, before[name]) for name, w in adapter_weights(oracle).items())
+
+
+def test_a_policy_that_samples_itself_is_not_corrected(tmp_path):
+    oracle = make_oracle()
+    trainer = make_trainer(tmp_path, oracle, planted_table(oracle, 8), max_steps=1)
+    trainer.train()
+    assert not trainer.use_vllm
+    assert "sampling_gap" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_the_seams_of_trl_are_where_this_trainer_expects_them():

@@ -294,8 +294,9 @@ class OtherSampler(TransformersRollouts):
 
     claimed = -1.0
 
-    def rollouts(self, *args):
-        token_ids = super().rollouts(*args).token_ids
+    def rollouts(self, prompts, vectors, num_samples, temperature, max_new_tokens):
+        sampled = super().rollouts(prompts, vectors, num_samples, temperature, max_new_tokens)
+        token_ids = sampled.token_ids
         claims = [[[self.claimed - n for n, _ in enumerate(s)] for s in row] for row in token_ids]
         return Rollouts(token_ids, claims)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.training.vllm_engine import models
@@ -103,5 +104,5 @@ def install(monkeypatch: pytest.MonkeyPatch, architecture: str = "Qwen3ForCausal
 def tiny_oracle(**spec: Any) -> Oracle:
     """An oracle whose model vLLM (the stand-in) knows."""
     model = tiny_peft()
-    model.get_base_model().config.architectures = ["Qwen3ForCausalLM"]
+    unwrap(model).config.architectures = ["Qwen3ForCausalLM"]
     return Oracle(model, tiny_tokenizer(), OracleSpec(**spec))

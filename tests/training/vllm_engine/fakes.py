@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-class FusedLinear(nn.Module):
-    """Several linear layers on one input, as one weight."""
+class Linear(nn.Module):
+    """One linear layer's weight, or several layers' that read the same input, fused."""
 
     def __init__(self, inputs: int, output_sizes: list[int]) -> None:
         super().__init__()
@@ -15,31 +15,35 @@ class FusedLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(sum(output_sizes), inputs), requires_grad=False)
 
 
-class Linear(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+class FakeAttention(nn.Module):
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs), requires_grad=False)
+        self.qkv_proj = Linear(width, [32, 16, 16])
+        self.o_proj = Linear(32, [width])
+
+
+class FakeMLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(width, [48, 48])
+        self.down_proj = Linear(48, [width])
 
 
 class FakeLayer(nn.Module):
-    """The names of a Qwen3 layer; its forward is a linear map of the residual stream."""
+    """The weights of a layer; its forward maps each token's residual stream by one of them."""
 
-    def __init__(self, width: int, hidden: int, kv: int, intermediate: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.self_attn = nn.Module()
-        self.self_attn.qkv_proj = FusedLinear(width, [hidden, kv, kv])
-        self.self_attn.o_proj = Linear(hidden, width)
-        self.mlp = nn.Module()
-        self.mlp.gate_up_proj = FusedLinear(width, [intermediate, intermediate])
-        self.mlp.down_proj = Linear(intermediate, width)
+        self.self_attn = FakeAttention(width)
+        self.mlp = FakeMLP(width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
 
     def forward(
         self, positions: Tensor, hidden: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         stream = hidden if residual is None else hidden + residual
-        attn = self.self_attn
-        return self.norm(stream) @ attn.o_proj.weight[:, : stream.shape[1]].T, stream
+        weight = self.self_attn.o_proj.weight[:, : stream.shape[1]]
+        return self.norm(stream) @ weight.T, stream
 
 
 class FakeDecoder(nn.Module):
@@ -53,12 +57,17 @@ class FakeDecoder(nn.Module):
     def __init__(self, vocabulary: int, width: int, layers: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleList(FakeLayer(width, 32, 16, 48) for _ in range(layers))
+        self.layers = nn.ModuleList(FakeLayer(width) for _ in range(layers))
+
+    def attention(self, layer: int) -> FakeAttention:
+        attention = self.layers[layer].self_attn
+        assert isinstance(attention, FakeAttention)
+        return attention
 
     @torch.no_grad()
     def forward(self, ids_N: Tensor, stop: int | None = None) -> Tensor:
         hidden, residual = self.embed_tokens(ids_N), None
-        for layer in self.layers[:stop]:
+        for layer in list(self.layers)[:stop]:
             hidden, residual = layer(torch.arange(len(ids_N)), hidden, residual)
         assert residual is not None
         return hidden + residual

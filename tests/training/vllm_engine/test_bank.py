@@ -99,7 +99,8 @@ def test_refilled_rows_hold_the_new_vectors():
 
 def test_the_bank_works_in_the_dtype_of_the_stream():
     with_bank, plain, bank = rig()
-    with_bank.bfloat16(), plain.bfloat16()
+    with_bank.bfloat16()
+    plain.bfloat16()
     vectors = torch.randn(1, WIDTH, dtype=torch.bfloat16)
     bank.fill(vectors)
     stream = with_bank(torch.tensor([1, VOCABULARY]), stop=2)

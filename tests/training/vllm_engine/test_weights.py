@@ -4,8 +4,8 @@ from peft import LoraConfig, get_peft_model
 
 from grpo_ao.oracle.layers import decoder_of
 from grpo_ao.training.vllm_engine.weights import base_weights, linear_views, lora_factors, merge
-from tests.tiny import ARCHITECTURES, add_adapter, tiny_model, tiny_multimodal, tiny_peft
-from tests.training.vllm_engine.fakes import FakeDecoder, FusedLinear
+from tests.tiny import ARCHITECTURES, LAYERS, add_adapter, tiny_model, tiny_multimodal, tiny_peft
+from tests.training.vllm_engine.fakes import FakeDecoder
 
 
 def merged_by_peft(peft_model):
@@ -16,7 +16,7 @@ def merged_by_peft(peft_model):
 
 def fake_views(model):
     """vLLM-like fused weights of the model's shape, holding noise."""
-    fake = FakeDecoder(4, 32, len(decoder_of(model).layers))
+    fake = FakeDecoder(4, 32, LAYERS)
     return fake, linear_views(fake, FakeDecoder.packed_modules_mapping)
 
 
@@ -36,7 +36,7 @@ def test_merged_weights_are_those_of_peft(architecture):
 
 def test_views_are_rows_of_the_fused_weights_in_the_order_of_their_parts():
     fake, views = fake_views(tiny_peft())
-    fused = fake.layers[2].self_attn.qkv_proj.weight
+    fused = fake.attention(2).qkv_proj.weight
     parts = [views[f"layers.2.self_attn.{part}_proj"] for part in "qkv"]
     assert torch.equal(torch.cat(parts), fused)
     parts[1].fill_(7.0)
@@ -64,7 +64,7 @@ def test_a_thousand_merges_of_moving_adapters_do_not_drift():
 
 def test_a_merge_into_bfloat16_rounds_once():
     model = tiny_peft()
-    model.base_model.model.bfloat16()
+    model.get_base_model().to(torch.bfloat16)
     fake, _ = fake_views(model)
     views = linear_views(fake.bfloat16(), FakeDecoder.packed_modules_mapping)
     base, factors = base_weights(model), lora_factors(model)
@@ -80,9 +80,9 @@ def test_an_adapter_on_some_of_the_layers_touches_those_alone():
     factors = lora_factors(model)
     assert set(factors) == {f"layers.{n}.self_attn.v_proj" for n in range(4)}
     fake, views = fake_views(model)
-    before = fake.layers[0].self_attn.qkv_proj.weight.clone()
+    before = fake.attention(0).qkv_proj.weight.clone()
     merge(views, base_weights(model), factors)
-    changed = (fake.layers[0].self_attn.qkv_proj.weight != before).any(dim=1)
+    changed = torch.ne(fake.attention(0).qkv_proj.weight, before).any(dim=1)
     assert not changed[:48].any() and changed[48:].all()
 
 
@@ -110,7 +110,8 @@ def test_what_is_no_plain_lora_is_refused(settings, message):
 
 def test_a_quantised_base_is_refused():
     model = tiny_peft()
-    layer = decoder_of(model).layers[0].self_attn.q_proj.base_layer
+    layer = decoder_of(model).get_submodule("layers.0.self_attn.q_proj.base_layer")
+    assert isinstance(layer, torch.nn.Linear)
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="unquantised base model"):
         base_weights(model)
@@ -129,8 +130,7 @@ def test_a_model_of_another_shape_is_refused_by_name():
 
 def test_weights_split_over_gpus_are_refused():
     fake = FakeDecoder(4, 32, 1)
-    half = FusedLinear(32, [32, 16, 16])
+    half = fake.attention(0).qkv_proj
     half.weight = torch.nn.Parameter(half.weight[:32])
-    fake.layers[0].self_attn.qkv_proj = half
     with pytest.raises(ValueError, match="one GPU an engine"):
         linear_views(fake, FakeDecoder.packed_modules_mapping)

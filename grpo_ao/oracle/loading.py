@@ -8,10 +8,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
@@ -74,6 +76,17 @@ def check_fits_device(base: str | Path, skeleton: PreTrainedModel, device: torch
         )
 
 
+def check_4bit(device: torch.device) -> None:
+    """Refuse 4 bits without CUDA (ValueError) or without bitsandbytes (ImportError)."""
+    if device.type != "cuda":
+        raise ValueError(
+            f"a base model in 4 bits needs an NVIDIA GPU, but the device is {device}: leave out "
+            "load_in_4bit."
+        )
+    if not is_bitsandbytes_available():
+        raise ImportError("a base model in 4 bits needs bitsandbytes: pip install 'grpo-ao[4bit]'.")
+
+
 def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) -> None:
     """Raise ValueError, in one sentence, unless the adapter in ``adapter`` fits the base model.
 
@@ -128,11 +141,14 @@ def check_sources(
     adapter: Path,
     device: torch.device,
     revision: str | None = None,
+    load_in_4bit: bool = False,
 ) -> None:
     """Raise, in one sentence, unless base and adapter make an oracle on this device.
 
     Nothing but the base's weights is read: its config and tokenizer, the adapter, its spec.
     """
+    if load_in_4bit:
+        check_4bit(device)
     config = load_config(base, revision)
     skeleton = meta_model(config)
     check_fits_device(base, skeleton, device)
@@ -149,23 +165,43 @@ def load_peft_model(
     device: torch.device,
     dtype: torch.dtype,
     revision: str | None = None,
+    load_in_4bit: bool = False,
 ) -> PeftModel:
     """Load base and adapter (as ``default``, not trainable), checked before the base's weights."""
     adapter_folder = resolve_files(adapter, ADAPTER_FILES)
-    check_sources(base, adapter_folder, device, revision)
-    model = _load_base(base, revision, dtype, device)
+    check_sources(base, adapter_folder, device, revision, load_in_4bit)
+    quantization = nf4(dtype) if load_in_4bit else None
+    model = _load_base(base, revision, dtype, device, quantization)
     oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
     # What is saved from here on belongs to the base that it was trained on.
     oracle.peft_config["default"].base_model_name_or_path = str(base)
     return oracle
 
 
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return QLoRA's quantization (arXiv 2305.14314): NF4, its constants quantized too."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def _load_base(
-    base: str | Path, revision: str | None, dtype: torch.dtype, device: torch.device
+    base: str | Path,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, dtype=dtype, device_map={"": device}
+            base,
+            revision=revision,
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=quantization,
         )
     except OSError as error:
         raise FileNotFoundError(

@@ -66,21 +66,23 @@ class Oracle:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        load_in_4bit: bool = False,
     ) -> "Oracle":
         """Load an oracle from local folders or Hub ids.
 
-        ``revision`` is the base model's. By default the device is a GPU where there is one, and
-        the dtype bfloat16 there and float32 on a CPU. Raises, in one sentence and before the
-        base's weights are loaded: FileNotFoundError for a folder or Hub id that cannot be read,
-        ValueError for an adapter that does not fit the base (modules, rank, width), for a tokenizer
-        that cannot write the oracle's prompt, and for a model of more than 3 billion parameters
-        without a GPU.
+        ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only). By default the
+        device is a GPU where there is one, and the dtype bfloat16 there and float32 on a CPU.
+        Raises, in one sentence and before the base's weights are loaded: FileNotFoundError for a
+        folder or Hub id that cannot be read, ValueError for an adapter that does not fit the base
+        (modules, rank, width), for a tokenizer that cannot write the oracle's prompt, for a model
+        of more than 3 billion parameters or in 4 bits without a GPU, and ImportError for 4 bits
+        without bitsandbytes.
         """
         device = choose_device(device)
         dtype = default_dtype(device) if dtype is None else dtype
         adapter_folder = resolve_files(adapter, ADAPTER_FILES)
         spec = load_spec(adapter_folder)
-        model = load_peft_model(base, adapter_folder, device, dtype, revision)
+        model = load_peft_model(base, adapter_folder, device, dtype, revision, load_in_4bit)
         return cls(model, load_tokenizer(base, revision), spec)
 
     def save_adapter(self, folder: str | Path) -> None:

@@ -15,7 +15,7 @@ def check_oracle(config: TrainConfig, device: torch.device) -> None:
     """Raise, in one sentence, unless the base model and the adapter can be loaded and trained."""
     adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
     _check_rank(adapter, config.oracle_lora_path, config.lora_rank)
-    check_sources(config.model, adapter, device)
+    check_sources(config.model, adapter, device, load_in_4bit=config.load_in_4bit)
 
 
 def _check_rank(folder: Path, adapter: str, expected: int) -> None:

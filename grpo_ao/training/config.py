@@ -146,6 +146,9 @@ class TrainConfig(JudgeFlags):
     """Steps between checkpoints."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
+    load_in_4bit: bool = False
+    """Hold the base model in 4 bits (NF4), an NVIDIA GPU and bitsandbytes given: a quarter of the
+    memory. Subject and oracle are then the quantized model."""
     trl: dict[str, Any] = field(default_factory=dict)
     """Any further field of TRL's GRPOConfig (in the YAML file's section `trl:`)."""
     vllm: dict[str, Any] = field(default_factory=dict)

@@ -132,7 +132,10 @@ class Run:
         self.folder = config.output_dir
         self.console = console
         self.oracle = Oracle.from_pretrained(
-            config.model, config.oracle_lora_path, processes.device
+            config.model,
+            config.oracle_lora_path,
+            processes.device,
+            load_in_4bit=config.load_in_4bit,
         )
         if judge is None:
             judge = tried_judge(config, self.oracle)

@@ -79,6 +79,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._advantage_std = 0.0
         self.group_size = args.num_generations or 1
         self.max_new_tokens = args.max_completion_length or 1
+        adapter = [(p, p.data) for p in oracle.model.parameters() if p.requires_grad]
         super().__init__(
             model=oracle.model,
             # An async callable, as TRL's documentation has it; its type speaks of plain ones.
@@ -88,6 +89,9 @@ class OracleGRPOTrainer(GRPOTrainer):
             processing_class=oracle.tokenizer,
             callbacks=callbacks,
         )
+        # TRL rounds the adapter of a quantized model to bfloat16, in which small steps are lost.
+        for parameter, data in adapter:
+            parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
         # The monitor and the progress bar show the run.

@@ -384,3 +384,14 @@ def test_a_run_takes_no_cudnn_attention():
     torch.backends.cuda.enable_cudnn_sdp(True)
     avoid_cudnn_attention()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_adapter_of_a_quantized_model_is_not_rounded(tmp_path):
+    oracle = make_oracle()
+    vars(oracle.model.get_base_model())["is_loaded_in_4bit"] = True
+    before = adapter_weights(oracle)
+    make_trainer(tmp_path, oracle, planted_table(oracle, 6))
+    after = adapter_weights(oracle)
+    for name, weights in before.items():
+        assert weights.dtype == after[name].dtype == torch.float32
+        assert torch.equal(weights, after[name])

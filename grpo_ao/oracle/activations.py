@@ -14,6 +14,8 @@ from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import render_user_turn
 
+BATCH_TOKENS = 16_384
+
 Read = tuple[int, range]
 """A layer index, and the token positions to read at its output."""
 
@@ -69,7 +71,7 @@ def extract_activations(
     texts: Sequence[str],
     layers: Sequence[int],
     positions: Positions,
-    batch_size: int = 32,
+    batch_size: int = 256,
 ) -> list[dict[int, Float[Tensor, "K D"]]]:
     """Read each text at the outputs of ``layers``: for each text, layer -> (K, D) on the CPU.
 
@@ -93,29 +95,50 @@ def read_residuals(
 ) -> list[list[Float[Tensor, "K D"]]]:
     """Read tokenised texts; for each text one (K, D) tensor on the CPU per read, in order.
 
-    Texts of like length share a batch, padded on the right. ``progress`` is called with the
-    number of texts read.
+    Texts of like length share a forward pass, padded on the right: at most ``batch_size`` texts
+    and 16,384 tokens. ``progress`` is called with the number of texts read.
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}.")
     num_layers = len(decoder_layers(model))
     for layer in {layer for row in reads for layer, _ in row}:
         check_layer(num_layers, layer)
-    order = sorted(range(len(token_rows)), key=lambda i: -len(token_rows[i]))
     results: list[list[Tensor]] = [[] for _ in token_rows]
+    done = 0
     with adapter_off(model), evaluating(model):
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
+        for batch in _batches([len(row) for row in token_rows], batch_size):
             layers = {layer for i in batch for layer, _ in reads[i]}
             resid = _residuals(model, [token_rows[i] for i in batch], layers)
-            for b, i in enumerate(batch):
-                results[i] = [
-                    resid[layer][b, where.start : where.stop].cpu().clone()
-                    for layer, where in reads[i]
-                ]
+            for i, tensors in zip(batch, _select(resid, [reads[i] for i in batch]), strict=True):
+                results[i] = tensors
+            done += len(batch)
             if progress is not None:
-                progress(first + len(batch))
+                progress(done)
     return results
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Group rows, longest first, so that no batch has more rows or padded tokens than it may."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        limit = min(batch_size, BATCH_TOKENS // max(1, lengths[batches[-1][0]])) if batches else 0
+        if not batches or len(batches[-1]) >= limit:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _select(resid: dict[int, Tensor], reads: Sequence[Sequence[Read]]) -> list[list[Tensor]]:
+    """Return what is read of each row, on the CPU, by one transfer for all of them."""
+    pieces = [
+        resid[layer][b, where.start : where.stop]
+        for b, row in enumerate(reads)
+        for layer, where in row
+    ]
+    if not pieces:
+        return [[] for _ in reads]
+    read = iter(torch.cat(pieces).cpu().split([len(piece) for piece in pieces]))
+    return [[next(read).clone() for _ in row] for row in reads]
 
 
 class _DeepestLayerRead(Exception):  # noqa: N818 - a signal, not an error
@@ -130,9 +153,9 @@ def _residuals(
         return {}
     decoder, modules = decoder_of(model), decoder_layers(model)
     longest = max(map(len, rows))
-    # Any id pads: padding lies behind the text, where causal attention does not look.
+    # Any id pads, and no mask is needed: padding lies behind the text, where causal attention does
+    # not look.
     input_ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    mask_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     found: dict[int, Tensor] = {}
 
     def keep(layer: int, output: object) -> None:
@@ -149,9 +172,7 @@ def _residuals(
     handles = [modules[layer].register_forward_hook(keeper(layer)) for layer in layers]
     device = input_device(model)
     try:
-        decoder(
-            input_ids=input_ids_BL.to(device), attention_mask=mask_BL.to(device), use_cache=False
-        )
+        decoder(input_ids=input_ids_BL.to(device), use_cache=False)
     except _DeepestLayerRead:
         pass
     finally:

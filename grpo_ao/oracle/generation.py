@@ -1,16 +1,24 @@
-"""Completions of oracle prompts, activations injected, with transformers' ``generate``."""
+"""Completions of oracle prompts, activations injected, with the adapter merged."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.decoding import Decoder, decode_attention, reason_undecodable
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device, unwrap
+from grpo_ao.oracle.merging import merged, reason_unmergeable
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 
 
@@ -36,27 +44,31 @@ def generate_completions(
     a batch, and the result is in the order given. ``progress`` is called with the number of prompts
     finished. The hook serves nobody afterwards. Raises ValueError, with the prompt and
     both counts, where a prompt's placeholders and its vectors differ in number.
+
+    The adapter is merged into the weights meanwhile. For a model that does not allow that, or
+    whose decoder ``decoding`` cannot run, transformers' ``generate`` does the work, with a warning.
     """
     _check_request(prompts, vectors, num_samples, temperature, max_new_tokens, batch_size)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
     size = max(1, batch_size // num_samples)
     ends = end_token_ids(model, tokenizer)
-    pad_id = pad_token_id(tokenizer, ends)
-    config = _generation_config(temperature, max_new_tokens, ends, pad_id)
+    settings = _Settings(
+        num_samples, temperature, max_new_tokens, ends, pad_token_id(tokenizer, ends)
+    )
+    slow = reason_unmergeable(model) or reason_undecodable(unwrap(model))
+    if slow:
+        warnings.warn(
+            f"completions come slowly, from transformers' generate: {slow}.", stacklevel=2
+        )
+    complete = _generate if slow else _decode
     completions: list[list[list[int]]] = [[] for _ in prompts]
-    with evaluating(model):
+    with evaluating(model), nullcontext() if slow else merged(model):
         for first in range(0, len(order), size):
             batch = order[first : first + size]
-            rows = _generate_batch(
-                model,
-                hook,
-                [prompts[i] for i in batch],
-                [vectors[i] for i in batch],
-                num_samples,
-                config,
-                pad_id,
+            read = _read(
+                model, hook, [prompts[i] for i in batch], [vectors[i] for i in batch], settings
             )
-            for number, row in enumerate(rows):
+            for number, row in enumerate(complete(unwrap(model), read, settings)):
                 completions[batch[number // num_samples]].append(cut_at_end(row, ends, keep_end))
             if progress is not None:
                 progress(first + len(batch))
@@ -87,72 +99,90 @@ def _check_request(
             )
 
 
-def _generate_batch(
+class _Settings(NamedTuple):
+    num_samples: int
+    temperature: int | float
+    max_new_tokens: int
+    ends: list[int]
+    pad_id: int
+
+
+class _Read(NamedTuple):
+    """Left-padded prompts, and the cache of all of their tokens but the last."""
+
+    input_ids_BL: Tensor
+    mask_BL: Tensor
+    cache: DynamicCache
+
+
+def _read(
     model: PreTrainedModel | PeftModel,
     hook: InjectionHook,
     prompts: Sequence[OraclePrompt],
     vectors: Sequence[Tensor],
-    num_samples: int,
-    config: GenerationConfig,
-    pad_id: int,
-) -> list[list[int]]:
-    """Generate ``num_samples`` rows for each prompt; several share one reading of the prompt."""
-    input_ids_BL, mask_BL, _ = pad_prompts(prompts, pad_id)
+    settings: _Settings,
+) -> _Read:
+    """Read each prompt once, with its activations, at the positions that ``generate`` gives."""
+    input_ids_BL, mask_BL, _ = pad_prompts(prompts, settings.pad_id)
+    device = input_device(model)
+    input_ids_BL, mask_BL = input_ids_BL.to(device), mask_BL.to(device)
     injection = Injection.from_rows(
         [prompt.positions for prompt in prompts],
         vectors,
         lengths=[len(prompt.input_ids) for prompt in prompts],
         padded_length=input_ids_BL.shape[1],
     )
-    base: Any = unwrap(model)
-    device = input_device(model)
-    injection, input_ids_BL, mask_BL = (
-        injection.to(device),
-        input_ids_BL.to(device),
-        mask_BL.to(device),
-    )
-    if num_samples == 1:
-        with hook.serving(injection):
-            output_BL = base.generate(
-                input_ids=input_ids_BL, attention_mask=mask_BL, generation_config=config
-            )
-    else:
-        with hook.serving(injection):
-            cache = _read_prompts(base, input_ids_BL, mask_BL)
-        cache.batch_repeat_interleave(num_samples)
-        output_BL = base.generate(
-            input_ids=input_ids_BL.repeat_interleave(num_samples, dim=0),
-            attention_mask=mask_BL.repeat_interleave(num_samples, dim=0),
-            past_key_values=cache,
-            generation_config=config,
-        )
-    if not isinstance(output_BL, Tensor):
-        raise TypeError(f"generate returned {type(output_BL).__name__}, not token ids.")
-    return output_BL[:, input_ids_BL.shape[1] :].tolist()
-
-
-def _read_prompts(base: Any, input_ids_BL: Tensor, mask_BL: Tensor) -> Any:
-    """Return the cache of all but the last token, with the positions that ``generate`` gives."""
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.no_grad():
-        return base(
+    # Without the config, so that layers of sliding attention keep all of a prompt, too.
+    cache = DynamicCache()
+    with hook.serving(injection.to(device)):
+        unwrap(model)(
             input_ids=input_ids_BL[:, :-1],
             attention_mask=mask_BL[:, :-1],
             position_ids=position_ids_BL[:, :-1],
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+        )
+    return _Read(input_ids_BL, mask_BL, cache)
 
 
-def _generation_config(
-    temperature: int | float, max_new_tokens: int, ends: Sequence[int], pad_id: int
-) -> GenerationConfig:
+def _decode(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[list[int]]:
+    decoder = Decoder(
+        base,
+        read.cache,
+        read.mask_BL,
+        read.input_ids_BL[:, -1],
+        settings.num_samples,
+        settings.temperature,
+        settings.max_new_tokens,
+        settings.ends,
+    )
+    with decode_attention(base):
+        return decoder.run().tolist()
+
+
+def _generate(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[list[int]]:
+    read.cache.batch_repeat_interleave(settings.num_samples)
+    generate: Any = base.generate
+    output_BL = generate(
+        input_ids=read.input_ids_BL.repeat_interleave(settings.num_samples, dim=0),
+        attention_mask=read.mask_BL.repeat_interleave(settings.num_samples, dim=0),
+        past_key_values=read.cache,
+        generation_config=_generation_config(settings),
+    )
+    if not isinstance(output_BL, Tensor):
+        raise TypeError(f"generate returned {type(output_BL).__name__}, not token ids.")
+    return output_BL[:, read.input_ids_BL.shape[1] :].tolist()
+
+
+def _generation_config(settings: _Settings) -> GenerationConfig:
     # generate() fills what is None here from the model's own generation_config (Qwen3's: top_k 20,
     # top_p .95), so that every value that changes the distribution is given, at its neutral value.
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else 1.0,
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.temperature > 0,
+        temperature=settings.temperature if settings.temperature > 0 else 1.0,
         top_k=0,
         top_p=1.0,
         typical_p=1.0,
@@ -163,10 +193,10 @@ def _generation_config(
         num_beams=1,
         num_return_sequences=1,
         use_cache=True,
-        eos_token_id=list(ends),
-        pad_token_id=pad_id,
+        eos_token_id=settings.ends,
+        pad_token_id=settings.pad_id,
     )
-    if temperature > 0:
+    if settings.temperature > 0:
         config.min_p = 0.0
     return config
 

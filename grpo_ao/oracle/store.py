@@ -62,7 +62,7 @@ class ActivationStore:
         tokenizer: PreTrainedTokenizerBase,
         probes: Sequence[Probe],
         model_fingerprint: str,
-        batch_size: int = 32,
+        batch_size: int = 256,
         progress: Callable[[int], None] | None = None,
     ) -> "ActivationStore":
         """Open the store of these probes and this model in ``folder``, or read the subject.

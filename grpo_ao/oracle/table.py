@@ -45,11 +45,15 @@ class ProbeTable:
     def __len__(self) -> int:
         return len(self.probes)
 
-    def injection(self, rows: Sequence[int], padded_length: int) -> Injection:
-        """Return what to inject into these rows' prompts, left-padded to ``padded_length``."""
+    def injection(self, rows: Sequence[int], padded_length: int | None = None) -> Injection:
+        """Return what to inject into these rows' prompts.
+
+        They start in column 0, or are left-padded to ``padded_length``.
+        """
+        lengths = [len(self.prompts[row].input_ids) for row in rows]
         return Injection.from_rows(
             [self.prompts[row].positions for row in rows],
             [self.vectors[row] for row in rows],
-            lengths=[len(self.prompts[row].input_ids) for row in rows],
+            lengths=None if padded_length is None else lengths,
             padded_length=padded_length,
         )

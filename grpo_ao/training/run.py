@@ -160,7 +160,6 @@ class Run:
                     self.oracle.tokenizer,
                     probes,
                     base,
-                    batch_size=64,
                     progress=bar.to,
                 )
             bar.to(texts)

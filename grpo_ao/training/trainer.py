@@ -7,8 +7,10 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
   prompt once for all of its completions, and lets the judge begin: TRL asks for rewards only
   after the log-probabilities of the reference. Where the engine returns log-probabilities,
   ``use_vllm`` is set, which is how TRL is told to correct for them (importance sampling).
-- ``_get_per_token_logps_and_entropies`` chunks by itself and binds each chunk's activations; the
-  last chunk stays bound, so that a checkpointed backward pass recomputes with the same rows.
+- ``_get_per_token_logps_and_entropies`` packs the completions of a prompt behind it, in one row
+  (``packing``), and binds each chunk's activations; the last chunk stays bound, so that a
+  checkpointed backward pass recomputes with the same rows. Log-probabilities come from TRL's fused
+  head, which never holds the logits of the whole vocabulary.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
   shuffles and splits it with the rest, and replaces the advantages for split credit.
 - ``_compute_loss`` reads the rows back.
@@ -16,6 +18,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 """
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any, cast
@@ -28,12 +31,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from grpo_ao.oracle.generation import end_token_ids, pad_token_id
+from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.training.monitor import Monitor, Rollout
+from grpo_ao.training.packing import pack
 from grpo_ao.training.rollout import RolloutEngine
 
 
@@ -94,6 +100,15 @@ class OracleGRPOTrainer(GRPOTrainer):
             parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
+        ends = end_token_ids(oracle.model, oracle.tokenizer)
+        self.pad_id = pad_token_id(oracle.tokenizer, ends)
+        unpackable = "it mixes experts" if self.aux_loss_enabled else None
+        unpackable = unpackable or reason_unmaskable(oracle.model)
+        self.packs = unpackable is None
+        if unpackable:
+            warnings.warn(
+                f"each completion is trained with its own prompt: {unpackable}.", stacklevel=2
+            )
         # The monitor and the progress bar show the run.
         self.remove_callback(PrinterCallback)
 
@@ -129,19 +144,47 @@ class OracleGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        size = batch_size or len(input_ids)
-        width = input_ids.shape[1] - logits_to_keep
         parts = []
-        for first in range(0, len(input_ids), size):
-            chunk = slice(first, first + size)
-            injection = self.table.injection(self._rows[chunk], width)
-            self.oracle.hook.bind(injection.to(input_ids.device))
-            parts.append(
-                super()._get_per_token_logps_and_entropies(
-                    model, input_ids[chunk], attention_mask[chunk], logits_to_keep, **kwargs
+        for first in range(0, len(input_ids), batch_size or len(input_ids)):
+            chunk = slice(first, first + (batch_size or len(input_ids)))
+            rows, ids_BL, mask_BL = self._rows[chunk], input_ids[chunk], attention_mask[chunk]
+            if self.packs:
+                part = self._packed_logps(model, rows, ids_BL, mask_BL, logits_to_keep)
+            else:
+                injection = self.table.injection(rows, input_ids.shape[1] - logits_to_keep)
+                self.oracle.hook.bind(injection.to(input_ids.device))
+                part = super()._get_per_token_logps_and_entropies(
+                    model, ids_BL, mask_BL, logits_to_keep, **kwargs
                 )
-            )
+            parts.append(part)
         return tuple(_joined(values) for values in zip(*parts, strict=True))
+
+    def _packed_logps(
+        self, model, rows: Sequence[int], ids_BL: Tensor, mask_BL: Tensor, width: int
+    ) -> tuple[Tensor, Tensor, None]:
+        """Return log-probabilities and entropies of shape (B, width), each prompt read once."""
+        prompts = list(dict.fromkeys(rows))
+        lengths = mask_BL[:, -width:].sum(dim=1).tolist()
+        completions = [
+            ids[:length] for ids, length in zip(ids_BL[:, -width:].tolist(), lengths, strict=True)
+        ]
+        packed = pack(
+            [self.table.prompts[row].input_ids for row in prompts],
+            completions,
+            [prompts.index(row) for row in rows],
+            self.pad_id,
+        ).to(ids_BL.device)
+        self.oracle.hook.bind(self.table.injection(prompts).to(ids_BL.device))
+        with self.accelerator.autocast():
+            output = model(
+                input_ids=packed.input_ids_NL,
+                attention_mask=mask_argument(self.oracle.model, packed.visible),
+                position_ids=packed.positions_NL,
+                shift_labels=packed.labels_NL,
+                fused_lm_head=True,
+            )
+        log_probs_BC = packed.unpack(output.log_probs, width)
+        return log_probs_BC, packed.unpack(output.entropy, width), None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         started = time.perf_counter()

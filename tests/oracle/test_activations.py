@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from grpo_ao.oracle import activations
 from grpo_ao.oracle.activations import (
     adapter_off,
     evaluating,
     extract_activations,
+    read_residuals,
     subject_token_ids,
 )
 from grpo_ao.oracle.layers import decoder_layers
@@ -151,3 +153,26 @@ def test_a_layer_or_batch_size_that_cannot_be_is_refused():
         extract_activations(tiny_model(), tiny_tokenizer(), ["Hi"], [1, 4], ALL)
     with pytest.raises(ValueError, match="batch size"):
         extract_activations(tiny_model(), tiny_tokenizer(), ["Hi"], [1], ALL, batch_size=0)
+
+
+def test_texts_of_like_length_share_a_pass_within_both_limits(monkeypatch):
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 20)
+    lengths = [3, 10, 4, 25, 9, 2, 4, 1]
+    # Longest first: 25 alone, two rows of 10, then 5 rows of at most 4; of those only 3 a pass.
+    assert activations._batches(lengths, 256) == [[3], [1, 4], [2, 6, 0, 5, 7]]
+    assert activations._batches(lengths, 3) == [[3], [1, 4], [2, 6, 0], [5, 7]]
+    assert activations._batches([], 3) == []
+
+
+def test_no_padding_is_read_and_a_text_need_not_be_read_at_all():
+    model = tiny_model()
+    rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    reads = [[(2, range(1, 3)), (0, range(3))], [], [(2, range(5))]]
+    together = read_residuals(model, rows, reads, 8)
+    alone = [
+        read_residuals(model, [row], [read], 1)[0] for row, read in zip(rows, reads, strict=True)
+    ]
+    assert [len(tensors) for tensors in together] == [2, 0, 1]
+    for found, expected in zip(together, alone, strict=True):
+        for tensor, single in zip(found, expected, strict=True):
+            torch.testing.assert_close(tensor, single)

@@ -1,0 +1,241 @@
+"""Token by token at the speed of the weights: a static cache and, on a GPU, one captured graph.
+
+What differs from transformers' ``generate``, and why:
+
+- A step has the same shapes and addresses as the one before it (the cache is as long as it will
+  get, the mask says what is there), so that on a GPU it is captured once and replayed.
+- Keys and values are not repeated for the query heads that share them: those heads become rows of
+  one small matrix.
+- On a GPU a decoder layer is compiled once and serves for all layers, since each is handed its own
+  cache; eagerly, norms and rotations cost more than the weights.
+- Tokens are drawn on the device; whether all sequences have ended is asked every few steps.
+
+The forward pass is the model's own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from grpo_ao.oracle.layers import decoder_layers, decoder_of
+from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
+
+ATTENTION = "grpo_ao_decode"
+# Cache lengths are rounded up, so that few different shapes are compiled.
+_LENGTH_STEP = 64
+_STEPS_BETWEEN_CHECKS = 8
+
+
+def reason_undecodable(model: PreTrainedModel) -> str | None:
+    """Return why ``decode`` cannot serve a model; None if it can."""
+    if any("forward" in vars(layer) for layer in decoder_layers(model)):
+        return "its layers are wrapped, as for offloading"
+    return reason_unmaskable(model)
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch heads 1 dim"],
+    key: Float[Tensor, "batch kv_heads length dim"],
+    value: Float[Tensor, "batch kv_heads length dim"],
+    attention_mask: Float[Tensor, "batch 1 1 length"],
+    scaling: float,
+    softcap: float | None = None,
+    **_kwargs: object,
+) -> tuple[Float[Tensor, "batch 1 heads dim"], None]:
+    """Attend with one query token a sequence; query heads of one group are rows of one matrix."""
+    batch, heads, _, dim = query.shape
+    groups = key.shape[1]
+    query_BHGD = query.view(batch, groups, heads // groups, dim)
+    if softcap is None:
+        output_BHGD = nn.functional.scaled_dot_product_attention(
+            query_BHGD, key, value, attn_mask=attention_mask, scale=scaling
+        )
+    else:
+        scores_BHGL = softcap * torch.tanh(query_BHGD @ key.transpose(2, 3) * scaling / softcap)
+        weights_BHGL = (scores_BHGL + attention_mask).softmax(dim=-1, dtype=torch.float32)
+        output_BHGD = weights_BHGL.to(value.dtype) @ value
+    return output_BHGD.reshape(batch, 1, heads, dim), None
+
+
+AttentionInterface.register(ATTENTION, grouped_attention)
+
+
+class LayerCache:
+    """Keys and values of one layer, (batch, kv_heads, length, dim), written a column a step."""
+
+    def __init__(self, keys: Tensor, values: Tensor, column_1: Tensor) -> None:
+        self.keys, self.values, self.column_1 = keys, values, column_1
+
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Write this step's key and value; return all of them. The place is transformers'."""
+        self.keys.index_copy_(2, self.column_1, key)
+        self.values.index_copy_(2, self.column_1, value)
+        return self.keys, self.values
+
+
+class Decoder:
+    """One batch of sequences that are decoded together; ``tokens_BN`` is what they have so far."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefix: DynamicCache,
+        mask_BL: Int64[Tensor, "batch prompt"],
+        last_B: Int64[Tensor, " batch"],
+        num_samples: int,
+        temperature: float,
+        max_new_tokens: int,
+        ends: Sequence[int],
+    ) -> None:
+        """Start behind left-padded prompts.
+
+        ``prefix`` is the cache of all prompt tokens but the last, which is ``last_B``; each prompt
+        gets ``num_samples`` sequences, next to each other.
+        """
+        device = last_B.device
+        self.model, self.temperature, self.max_new_tokens = model, temperature, max_new_tokens
+        self.ends_E = torch.tensor(list(ends), device=device)
+        mask_BL = mask_BL.repeat_interleave(num_samples, dim=0)
+        rows, prompt = mask_BL.shape
+        length = -(-(prompt + max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
+        self.token_B1 = last_B.repeat_interleave(num_samples)[:, None].contiguous()
+        self.step_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self.column_1 = torch.full((1,), prompt - 1, device=device)
+        self.columns_L = torch.arange(length, device=device)
+        self.pads_B1 = prompt - mask_BL.sum(dim=1, keepdim=True)
+        self.caches = [_grow(x, num_samples, length, self.column_1) for x in prefix.layers]
+        self.tokens_BN = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
+        self.logits_BV = torch.empty(0)
+        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def run(self) -> Int64[Tensor, "batch new"]:
+        """Decode until all sequences have ended, or ``max_new_tokens``; return their tokens.
+
+        What lies behind an end token has no meaning.
+        """
+        if self.token_B1.device.type == "cuda":
+            steps = self._run_captured()
+        else:
+            steps = self._run(self.step, 0)
+        return self.tokens_BN[:, :steps]
+
+    def _run_captured(self) -> int:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.step()  # Compiles, and sets up what must not be set up within a capture.
+            graph = torch.cuda.CUDAGraph()
+            # Not torch.cuda.graph(), which hands all cached memory back to the driver first.
+            graph.capture_begin()
+            self.step()
+            graph.capture_end()
+            steps = self._run(graph.replay, 1)
+        torch.cuda.current_stream().wait_stream(stream)
+        return steps
+
+    def _run(self, step: Callable[[], None], done: int) -> int:
+        while done < self.max_new_tokens:
+            if done % _STEPS_BETWEEN_CHECKS == 0 and bool(self.ended_B.all()):
+                break
+            step()
+            done += 1
+        return done
+
+    def step(self) -> None:
+        """Read one token a sequence, and draw the next."""
+        position_B1 = self.column_1 - self.pads_B1
+        with _own_caches(self.model, self.caches):
+            output = self.model(
+                input_ids=self.token_B1,
+                attention_mask=self._masks(),
+                position_ids=position_B1,
+                use_cache=False,
+            )
+        self.logits_BV = output.logits[:, -1].float()
+        token_B = sample(self.logits_BV, self.temperature)
+        self.ended_B |= (token_B[:, None] == self.ends_E).any(dim=1)
+        self.tokens_BN.index_copy_(1, self.step_1, token_B[:, None])
+        self.token_B1.copy_(token_B[:, None])
+        self.step_1 += 1
+        self.column_1 += 1
+
+    def _masks(self) -> MaskArgument:
+        def visible(window: int | None) -> Tensor:
+            seen_BL = (self.columns_L >= self.pads_B1) & (self.columns_L <= self.column_1)
+            if window is not None:
+                seen_BL = seen_BL & (self.columns_L > self.column_1 - window)
+            return seen_BL[:, None, None]
+
+        return mask_argument(self.model, visible)
+
+
+def sample(logits_BV: Float[Tensor, "batch vocabulary"], temperature: float) -> Int64[Tensor, " b"]:
+    """Draw a token a row from the whole distribution; at temperature 0 the likeliest."""
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    probabilities_BV = (logits_BV / temperature).softmax(dim=-1)
+    # As torch.multinomial draws: the first of exponential clocks to ring.
+    return (probabilities_BV / torch.empty_like(probabilities_BV).exponential_()).argmax(dim=-1)
+
+
+def _grow(layer: object, samples: int, length: int, column_1: Tensor) -> LayerCache:
+    """Copy a prompt's keys and values into the cache of each of its samples."""
+    if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+        raise TypeError(f"the cache of a layer is a {type(layer).__name__}, without keys.")
+
+    def grown(prefix: Tensor) -> Tensor:
+        rows, heads, known, dim = prefix.shape
+        full = prefix.new_zeros(rows, samples, heads, length, dim)
+        full[:, :, :, :known] = prefix[:, None]
+        return full.view(rows * samples, heads, length, dim)
+
+    return LayerCache(grown(layer.keys), grown(layer.values), column_1)
+
+
+@contextmanager
+def decode_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model attend with ``grouped_attention`` inside the block."""
+    decoder = decoder_of(model)
+    usual = decoder.config._attn_implementation or "eager"
+    decoder.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(usual)
+
+
+@cache
+def _compiled(kind: type[nn.Module]) -> Callable[..., Any]:
+    return torch.compile(kind.forward)
+
+
+@contextmanager
+def _own_caches(model: PreTrainedModel, caches: Sequence[LayerCache]) -> Iterator[None]:
+    """Hand each decoder layer its own cache, whatever the model passes for all of them.
+
+    So a layer does not need its number to find its cache, and one compiled layer serves for all.
+    """
+    layers = decoder_layers(model)
+    for layer, own in zip(layers, caches, strict=True):
+        forward = _compiled(type(layer)) if own.keys.is_cuda else type(layer).forward
+        layer.forward = _with_cache(forward, layer, own)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _with_cache(forward: Callable[..., Any], layer: nn.Module, own: LayerCache) -> Callable:
+    def call(*args: object, **kwargs: object) -> object:
+        return forward(layer, *args, **(kwargs | {"past_key_values": own}))
+
+    return call

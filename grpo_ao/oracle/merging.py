@@ -1,0 +1,108 @@
+"""The adapter added into the base weights for a while, and the base weights back exactly."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from grpo_ao.oracle.layers import decoder_of, unwrap
+
+# What generation needs beside the weights: the cache and the logits.
+_HEADROOM_BYTES = 6e9
+
+# Pristine weights that do not fit on the GPU lie in pinned memory, which is slow to make: once.
+_PINNED: "WeakKeyDictionary[nn.Module, list[Tensor]]" = WeakKeyDictionary()
+
+
+class _Place(NamedTuple):
+    """An adapted layer of the decoder, and where in the model it is."""
+
+    parent: nn.Module
+    name: str
+    layer: BaseTunerLayer
+
+
+def _places(model: PreTrainedModel | PeftModel) -> list[_Place]:
+    return [
+        _Place(parent, name, child)
+        for parent in decoder_of(model).modules()
+        for name, child in parent.named_children()
+        if isinstance(child, BaseTunerLayer)
+    ]
+
+
+def reason_unmergeable(model: PreTrainedModel | PeftModel) -> str | None:
+    """Return why the active adapter cannot be added into the weights; None if it can be."""
+    if isinstance(unwrap(model).get_output_embeddings(), BaseTunerLayer):
+        return "the adapter changes the output embeddings"
+    for _, name, layer in _places(model):
+        if type(layer) is not LoraLinear:
+            return f"{name} is a {type(layer).__module__}.{type(layer).__name__}"
+        base = layer.get_base_layer()
+        if type(base) is not nn.Linear:
+            return f"the base of {name} is a {type(base).__name__}"
+        if isinstance(base.weight, DTensor) or base.weight.dim() != 2:
+            return f"the weights of {name} are spread over processes"
+        if layer.lora_variant or any(layer.lora_bias.values()) or layer.merged:
+            return f"{name} is more than a plain LoRA layer"
+    return None
+
+
+@contextmanager
+def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Run inside the block with ``W0 + scaling * B A`` in the base layers, and no PEFT layers.
+
+    The sum is rounded once, from the pristine W0. After the block every base weight is bit for bit
+    what it was, at the same address, however often this is done. W0 is kept on its own device
+    where that has room (the size of the adapted weights), in pinned CPU memory otherwise. Raises
+    ValueError if ``reason_unmergeable``.
+    """
+    if (reason := reason_unmergeable(model)) is not None:
+        raise ValueError(f"the adapter cannot be merged: {reason}.")
+    places = _places(model)
+    weights = [place.layer.get_base_layer().get_parameter("weight").data for place in places]
+    pristine = _pristine(unwrap(model), weights)
+    try:
+        for place, weight in zip(places, weights, strict=True):
+            _add_adapter(place.layer, weight)
+            setattr(place.parent, place.name, place.layer.get_base_layer())
+        yield
+    finally:
+        for place, weight, kept in zip(places, weights, pristine, strict=True):
+            setattr(place.parent, place.name, place.layer)
+            weight.copy_(kept, non_blocking=True)
+
+
+def _add_adapter(layer: BaseTunerLayer, weight: Tensor) -> None:
+    if not isinstance(layer, LoraLinear) or layer.disable_adapters:
+        return
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            # Products of bfloat16 numbers are summed in float32; the result is rounded once.
+            a_RI = layer.get_parameter(f"lora_A.{name}.weight").data.to(weight.dtype)
+            b_OR = layer.get_parameter(f"lora_B.{name}.weight").data.to(weight.dtype)
+            weight.addmm_(b_OR, a_RI, alpha=layer.scaling[name])
+
+
+def _pristine(base: PreTrainedModel, weights: list[Tensor]) -> list[Tensor]:
+    """Copy the weights, to where there is room."""
+    needed = sum(weight.nbytes for weight in weights)
+    if not weights or not weights[0].is_cuda or needed < _free_bytes(weights[0].device):
+        return [weight.clone() for weight in weights]
+    if base not in _PINNED:
+        _PINNED[base] = [weight.cpu().pin_memory() for weight in weights]
+    return _PINNED[base]
+
+
+def _free_bytes(device: torch.device) -> float:
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached - _HEADROOM_BYTES

@@ -66,8 +66,9 @@ def test_two_processes_make_the_update_and_the_metrics_of_one(launched, results,
 
 def test_each_row_gets_its_own_vectors_in_each_process(results):
     # Every pass was compared with the planted vectors; here: each process had its own half.
+    # A packed row holds one prompt's completions, of the three in a micro-batch.
     for result in results:
-        assert {len(rows) for rows in result["rows"]} == {QUESTIONS * GENERATIONS // 4}
+        assert {len(rows) for rows in result["rows"]} <= {1, 2, QUESTIONS * GENERATIONS // 4}
     first, second = ({row for rows in result["rows"] for row in rows} for result in results)
     # The second of three questions is spread over both.
     assert first != second and first & second

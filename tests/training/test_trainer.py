@@ -275,7 +275,7 @@ def test_the_judge_works_while_the_references_log_probabilities_are_computed(
     judge = BegunJudge()
     reward = CalibratedReward(judge, {p.id: p for p in table.probes}, 0.5, ahead)
     had_begun = []
-    original = GRPOTrainer._get_per_token_logps_and_entropies
+    original = OracleGRPOTrainer._get_per_token_logps_and_entropies
 
     def reference(self, *args, **kwargs):
         if not torch.is_grad_enabled():
@@ -283,7 +283,7 @@ def test_the_judge_works_while_the_references_log_probabilities_are_computed(
             had_begun.append(judge.begun.wait(30) if ahead else judge.begun.is_set())
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", reference)
+    monkeypatch.setattr(OracleGRPOTrainer, "_get_per_token_logps_and_entropies", reference)
     make_trainer(tmp_path, oracle, table, reward, kl_penalty=0.1, max_steps=1).train()
     assert had_begun == [ahead]
     assert metrics(tmp_path)[0]["seconds_judge"] > 0

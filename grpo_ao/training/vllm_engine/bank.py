@@ -85,7 +85,8 @@ class VectorBank:
                 f"the bank has {rows} rows of width {width}: vectors of shape "
                 f"{tuple(vectors_ND.shape)} do not fit."
             )
-        v_ND = vectors_ND.to(self._unit_RD)
+        # In two steps: torch would convert on the CPU, and copy the larger result.
+        v_ND = vectors_ND.to(self._unit_RD.device).float()
         norm_N1 = v_ND.norm(dim=-1, keepdim=True)
         if not bool((norm_N1.isfinite() & (norm_N1 > 0)).all()):
             raise ValueError("a vector to inject is zero or not finite, and so has no direction.")

@@ -18,7 +18,6 @@ from rich.progress import (
 from grpo_ao.chat.client import (
     ChatEndpoint,
     ChatError,
-    ChatFailure,
     ChatSettings,
     Connection,
     explain,
@@ -26,7 +25,7 @@ from grpo_ao.chat.client import (
 from grpo_ao.chat.completions import Usage
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.sources import LeftOut, SourceText
-from grpo_ao.probes.writing import Outcome, ask_for_questions, questions_prompt, write_questions
+from grpo_ao.probes.writing import Outcome, questions_prompt, write_questions
 
 _TRIAL_ATTEMPTS = 3
 # So many texts one after the other without a reply: the endpoint is gone.
@@ -77,11 +76,9 @@ class Asking:
         """
         endpoint = ChatEndpoint(self.settings)
         async with endpoint.connect(_TRIAL_ATTEMPTS) as connection:
-            try:
-                trial = await ask_for_questions(connection, todo[0], self.language)
-            except ChatFailure as error:
-                raise ChatError(explain(error, self.settings)) from error
-        trial = self._priced(trial)
+            trial = self._priced(await write_questions(connection, todo[0], self.language))
+        if trial.failure is not None:
+            raise ChatError(explain(trial.failure, self.settings)) from trial.failure
         self._take(todo[0], trial)
         self._estimate(todo, trial.usage)
         rest = iter(todo[1:])
@@ -109,14 +106,14 @@ class Asking:
 
     def _take(self, source: SourceText, outcome: Outcome) -> None:
         """Write down what came of a text at once."""
-        self.failed_in_a_row = 0 if outcome.final else self.failed_in_a_row + 1
         if outcome.row is not None:
             self.file.add(outcome.row, outcome.usage)
-        elif outcome.final:
-            self.file.leave_out(source, str(outcome.reason), outcome.usage)
-            self.left_out.append(LeftOut(source.number, str(outcome.reason)))
         else:
-            self.failures.append(LeftOut(source.number, str(outcome.reason)))
+            final = outcome.failure is None
+            self.file.leave_out(source, str(outcome.reason), outcome.usage, final)
+            told = self.left_out if final else self.failures
+            told.append(LeftOut(source.number, str(outcome.reason)))
+        self.failed_in_a_row = self.failed_in_a_row + 1 if outcome.failure else 0
 
     def _must_stop(self) -> bool:
         """Say whether no further text may be asked about, and why in ``stopped``."""

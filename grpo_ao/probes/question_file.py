@@ -82,9 +82,10 @@ class QuestionFile:
         self.rows.append(row)
         self._note([_record(row["idx"], row["wildchat_question"], None, usage)])
 
-    def leave_out(self, source: SourceText, reason: str, usage: Usage) -> None:
-        """Log a text that was asked about in vain, and what that took."""
-        self._note([_record(source.number, source.text, reason, usage)])
+    def leave_out(self, source: SourceText, reason: str, usage: Usage, final: bool) -> None:
+        """Log a text that was asked about in vain, for good or for now, and what that took."""
+        text = source.text if final else None
+        self._note([_record(source.number, text, reason, usage)])
 
     def leave_out_unasked(self, left_out: Sequence[LeftOut]) -> None:
         """Log rows of the source that are not asked about, each once."""

@@ -59,40 +59,30 @@ def questions_prompt(text: str) -> str:
 class Outcome(NamedTuple):
     """What came of one text: a row, or the reason why there is none, and what that took.
 
-    ``final`` is False where the endpoint failed: asking again may help.
+    ``failure`` is what the endpoint did wrong where it is at fault: asking again may help.
     """
 
     row: dict[str, Any] | None
     reason: str | None
     usage: Usage
-    final: bool = True
+    failure: Exception | None = None
 
 
 async def write_questions(
     connection: Connection, source: SourceText, language: str | None
 ) -> Outcome:
-    """Ask for the questions about a text, once more if the reply is not what was asked for.
-
-    Never raises for a failure of the endpoint: the outcome holds the reason.
-    """
-    try:
-        return await ask_for_questions(connection, source, language)
-    except ChatFailure as error:
-        return Outcome(None, describe(error), Usage(), final=False)
-
-
-async def ask_for_questions(
-    connection: Connection, source: SourceText, language: str | None
-) -> Outcome:
-    """As ``write_questions``, but raise what ``complete`` raises."""
+    """Ask for the questions about a text, once more if the reply is not what was asked for."""
     prompt, spent, reason = questions_prompt(source.text), Usage(), ""
-    for turn in (prompt, f"{prompt} An earlier reply was refused: {{reason}}."):
-        completion = await connection.complete(turn.replace("{reason}", reason), SCHEMA)
-        spent = spent.plus(usage_of(completion))
+    for attempt in range(2):
+        refused = f" An earlier reply was refused: {reason}." if attempt else ""
         try:
+            completion = await connection.complete(prompt + refused, SCHEMA)
+            spent = spent.plus(usage_of(completion))
             row = parse_questions(content_of(completion), source)
         except ReplyError as error:
             reason = str(error)
+        except ChatFailure as error:
+            return Outcome(None, describe(error), spent, error)
         else:
             unwanted = wrong_language(row["language"], language)
             return Outcome(None if unwanted else row, unwanted, spent)

@@ -271,6 +271,21 @@ def test_texts_whose_requests_fail_are_told_and_asked_about_again(made, tmp_path
     assert len(rows_of(tmp_path)) == 12
 
 
+def test_what_a_reply_cost_counts_though_the_next_request_failed(made, tmp_path):
+    def behave(request):
+        if number_in(request) != 2:
+            return good(request)
+        again = "An earlier reply was refused" in request.prompt
+        return error(402, "no credit left") if again else reply("No.", usage=PRICED)
+
+    with pytest.raises(ChatError, match="failed for 1 texts"):
+        made(behave, texts=3)
+    assert "2 rows, 1 failed, 321 tokens, $0.0030" in made.printed
+    made(good, texts=3, resume=True)
+    assert [number_in(request) for request in made.seen] == [2]
+    assert sum(record["usage"][2] for record in log_of(tmp_path)[1:]) == pytest.approx(0.004)
+
+
 def test_an_endpoint_that_is_gone_is_not_asked_for_ever(made, tmp_path):
     def behave(request):
         return good(request) if number_in(request) <= 3 else error(402, "no credit left")

@@ -33,7 +33,8 @@ def reliability_diagram(path: Path, panels: Sequence[Panel]) -> None:
     """Draw panels side by side, histograms of confidence below; write PNG and SVG.
 
     A point is one of ten equal-width bins: its mean confidence and mean outcome, its area the
-    share of answers in it.
+    share of answers in it. A panel without answers, of an oracle that does not know the tag, says
+    so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
@@ -64,6 +65,22 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _draw_bins(axis: Axes, panel: Panel) -> None:
     axis.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+    label = "no confidence was stated"
+    if len(panel.confidence_N):
+        _draw_points(axis, panel)
+        ece10 = ece(panel.confidence_N, panel.outcome_N)
+        area = auroc(panel.confidence_N, panel.outcome_N >= 0.5)
+        label = f"ECE {ece10:.3f}\nAUROC {area:.3f}\nn {len(panel.confidence_N)}"
+    axis.text(0.04, 0.96, label, transform=axis.transAxes, va="top", fontsize=9)
+    axis.set_title(panel.title, fontsize=11)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_aspect("equal")
+    axis.grid(color="#e6e6e6", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _draw_points(axis: Axes, panel: Panel) -> None:
     bin_N = equal_width_bins(panel.confidence_N, _BINS)
     points = []
     for index in np.unique(bin_N):
@@ -74,20 +91,10 @@ def _draw_bins(axis: Axes, panel: Panel) -> None:
     x, y, share = np.array(points).T
     axis.plot(x, y, color=_BLUE, linewidth=1.5)
     axis.scatter(x, y, s=12 + 500 * share, color=_BLUE, alpha=0.75, edgecolors="white", zorder=3)
-    ece10 = ece(panel.confidence_N, panel.outcome_N)
-    area = auroc(panel.confidence_N, panel.outcome_N >= 0.5)
-    axis.set_title(panel.title, fontsize=11)
-    label = f"ECE {ece10:.3f}\nAUROC {area:.3f}\nn {len(panel.confidence_N)}"
-    axis.text(0.04, 0.96, label, transform=axis.transAxes, va="top", fontsize=9)
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(-0.02, 1.02)
-    axis.set_aspect("equal")
-    axis.grid(color="#e6e6e6", linewidth=0.6)
-    axis.set_axisbelow(True)
 
 
 def _draw_histogram(axis: Axes, panel: Panel) -> None:
-    weights = np.full(len(panel.confidence_N), 1 / len(panel.confidence_N))
+    weights = np.full(len(panel.confidence_N), 1 / max(1, len(panel.confidence_N)))
     axis.hist(panel.confidence_N, bins=20, range=(0, 1), weights=weights, color=_BLUE, alpha=0.75)
     axis.set_xlabel("stated confidence")
     axis.spines[["top", "right"]].set_visible(False)

@@ -9,10 +9,16 @@ from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.training.config import TrainConfig
+from grpo_ao.training.reporting import check_destination
 
 
-def check_oracle(config: TrainConfig, device: torch.device) -> None:
-    """Raise, in one sentence, unless the base model and the adapter can be loaded and trained."""
+def check_start(config: TrainConfig, device: torch.device) -> None:
+    """Raise, in one sentence, for what is missing or does not fit, the cheapest first."""
+    check_destination(config.report_to)
+    _check_oracle(config, device)
+
+
+def _check_oracle(config: TrainConfig, device: torch.device) -> None:
     adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
     _check_rank(adapter, config.oracle_lora_path, config.lora_rank)
     check_sources(config.model, adapter, device, load_in_4bit=config.load_in_4bit)

@@ -96,16 +96,23 @@ class TensorBoardReporter:
         self._writer.add_text(f"alert/{title}", text)
 
 
-def make_reporter(destination: Destination, folder: Path, config: dict) -> Reporter:
-    """Open a destination; ImportError with what to install where its package is absent."""
+def check_destination(destination: Destination) -> None:
+    """Raise ImportError with what to install where a destination's package is absent."""
     if destination == "none":
-        return NoReporter()
+        return
     try:
         importlib.import_module(destination)
     except ImportError as error:
         raise ImportError(
             f"--report_to {destination} needs its package: pip install {destination}."
         ) from error
+
+
+def make_reporter(destination: Destination, folder: Path, config: dict) -> Reporter:
+    """Open a destination; ImportError with what to install where its package is absent."""
+    check_destination(destination)
+    if destination == "none":
+        return NoReporter()
     if destination == "tensorboard":
         return TensorBoardReporter(folder)
     if destination == "wandb" and not os.environ.get("WANDB_API_KEY"):

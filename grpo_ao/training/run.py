@@ -35,7 +35,7 @@ from grpo_ao.training.checkpoints import (
     load_adapter,
     make_trainable,
 )
-from grpo_ao.training.checks import check_oracle, warnings_of
+from grpo_ao.training.checks import check_start, warnings_of
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.data import data_digest, load_probes, num_layers_of
 from grpo_ao.training.judging import LimitedJudge, UnscoredLimit, tried_judge
@@ -80,7 +80,7 @@ def run(config: TrainConfig) -> dict:
         # The judge `local` is the model itself, so it can be tried only once that is loaded.
         judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
-        check_oracle(config, processes.device)
+        check_start(config, processes.device)
         if config.rollout == "vllm":
             check_architecture(load_config(base_folder))
         train, heldout = load_probes(config, console, num_layers_of(base_folder))

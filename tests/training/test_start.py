@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,13 @@ def test_an_oracle_without_the_tag_does_not_start_grpo(tmp_path, adapter, capsys
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     printed = " ".join(capsys.readouterr().err.split())
     assert "warning: --calibration_lambda 0.8 is above 0.5" in printed
+
+
+@pytest.mark.parametrize("destination", ["wandb", "tensorboard", "trackio"])
+def test_a_destination_without_its_package(tmp_path, no_load, monkeypatch, destination):
+    monkeypatch.setitem(sys.modules, destination, None)
+    said = refusal(tmp_path / "run", "--report_to", destination)
+    assert f"--report_to {destination} needs its package: pip install {destination}" in said
 
 
 # Warnings

@@ -12,7 +12,7 @@ from grpo_ao.reward import CalibratedReward
 from grpo_ao.training.rollout import Rollouts, TransformersRollouts
 from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, token_id
 from tests.training.rigs import (
     LetterReward,
     adapter_weights,
@@ -28,6 +28,8 @@ class Readback:
     def __init__(self, oracle, table):
         self.table = table
         self.rows_seen: list[list[int]] = []
+        self.kinds: set[str] = set()
+        self._model = oracle.model
         self._ids = self._clean = torch.empty(0)
         unwrap(oracle.model).register_forward_pre_hook(self._remember_ids, with_kwargs=True)
         layer = decoder_layers(oracle.model)[oracle.spec.hook_onto_layer]
@@ -55,6 +57,12 @@ class Readback:
             torch.testing.assert_close(added_LD, expected_LD, atol=1e-4, rtol=1e-4)
             seen.append(row)
         self.rows_seen.append(seen)
+        self.kinds.add(self._kind())
+
+    def _kind(self):
+        if torch.is_grad_enabled():
+            return "policy"
+        return "reference" if self._model.active_adapter == "ref" else "rollout"
 
     def _row_of(self, ids):
         """Find the prompt, whole or without its last token, in a padded row."""
@@ -93,6 +101,34 @@ def test_every_row_of_every_pass_gets_its_own_vectors(tmp_path, trl, checkpointi
     # A rollout and, for each micro-batch, reference and policy at least.
     assert len(readback.rows_seen) >= 6
     assert len({row for rows in readback.rows_seen for row in rows}) >= 7
+    assert readback.kinds == {"rollout", "reference", "policy"}
+
+
+def test_a_placeholder_in_a_completion_is_not_steered(tmp_path):
+    oracle = make_oracle()
+    table = planted_table(oracle, 4)
+    trainer = make_trainer(tmp_path, oracle, table)
+    placeholder = token_id("Ġ?")
+    width = max(len(prompt.input_ids) for prompt in table.prompts)
+    rows, completion = [2, 0, 3, 1], [65, placeholder, placeholder, 66]
+    trainer._rows = rows
+    ids_BL = torch.tensor(
+        [
+            [token_id("<|endoftext|>")] * (width - len(prompt.input_ids))
+            + [*prompt.input_ids, *completion]
+            for prompt in (table.prompts[row] for row in rows)
+        ]
+    )
+    mask_BL = (ids_BL != token_id("<|endoftext|>")).long()
+    readback = Readback(oracle, table)
+    # Whole and in chunks, as for the reference and for the policy.
+    found = [
+        trainer._get_per_token_logps_and_entropies(oracle.model, ids_BL, mask_BL, 4, size)[0]
+        for size in (None, 4, 2, 1)
+    ]
+    assert readback.rows_seen == [rows, rows, [2, 0], [3, 1], [2], [0], [3], [1]]
+    for logps_BC in found[1:]:
+        torch.testing.assert_close(logps_BC, found[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3"])

@@ -1,5 +1,6 @@
 """The processes of a run that ``accelerate launch`` started, and how they share its work."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,17 @@ from torch import nn
 T = TypeVar("T")
 # How long a process waits for the others before it gives up.
 _PATIENCE = timedelta(minutes=30)
+
+
+def check_whole_model() -> None:
+    """Refuse a launcher's setting that would divide the model's weights over the processes."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise ValueError(
+            f"{'FSDP' if fsdp else 'DeepSpeed ZeRO-3'} divides the model's weights over the "
+            "processes, but rollouts and measurements need them whole: launch with "
+            "configs/accelerate/ddp.yaml, and for a smaller model use --load_in_4bit."
+        )
 
 
 class Processes:

@@ -26,7 +26,7 @@ from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
-from grpo_ao.processes import Processes
+from grpo_ao.processes import Processes, check_whole_model
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import (
     COMPLETE,
@@ -66,6 +66,7 @@ def run(config: TrainConfig) -> dict:
     Everything that can be refused without a model is refused before one is loaded.
     """
     started = time.perf_counter()
+    check_whole_model()
     processes = Processes()
     check_divides(config, processes.count)
     if config.vllm_servers:

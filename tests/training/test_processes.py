@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
 
-from grpo_ao.processes import Processes
+from grpo_ao.processes import Processes, check_whole_model
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.trl_args import check_divides
 from tests.training.rigs import adapter_weights, make_oracle
@@ -97,6 +99,31 @@ def test_a_run_is_written_and_told_once(launched):
     }
     assert (folder / "adapter" / "ao_config.json").is_file()
     assert (folder / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["ddp", "deepspeed_zero2"])
+def test_accelerate_reads_the_configurations_that_are_shipped(name):
+    config = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert (config.num_processes, config.mixed_precision, config.use_cpu) == (2, "bf16", False)
+    stage = {"ddp": None, "deepspeed_zero2": 2}[name]
+    assert (config.deepspeed_config or {}).get("zero_stage") == stage
+    kind = DistributedType.DEEPSPEED if stage else DistributedType.MULTI_GPU
+    assert config.distributed_type == kind
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP divides"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "DeepSpeed ZeRO-3 divides"),
+    ],
+)
+def test_weights_divided_over_processes_are_refused(monkeypatch, variable, value, named):
+    check_whole_model()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=named):
+        check_whole_model()
 
 
 def test_completions_that_do_not_divide_are_refused():

@@ -7,7 +7,15 @@ from typing import Any
 
 from grpo_ao.evaluation.run_record import Evaluation
 
-COLUMNS = {"accuracy": "Accuracy", "ece10": "ECE", "auroc": "AUROC", "brier": "Brier"}
+COLUMNS = {
+    "accuracy": "Accuracy",
+    "ece10": "ECE",
+    "auroc": "AUROC",
+    "brier": "Brier",
+    "parse_rate": "Parsed",
+}
+_OF_BASELINES = ("ece10", "auroc", "brier")
+_PUBLISHED = "published, Qwen3-8B (arXiv 2605.26045)"
 _GROUPS = {
     "all": "All benchmarks",
     "in_distribution": "In distribution",
@@ -39,11 +47,35 @@ def benchmark_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None
         "first": when(evaluations[0].name),
         "last": when(evaluations[-1].name),
         "rows": rows,
-        "baselines": last.get("baselines", {}),
-        "tokens": last.get("generated_tokens", {}),
+        "baseline_columns": {name: COLUMNS[name] for name in _OF_BASELINES},
+        "baselines": _baselines(evaluations[-1]),
         "course": [(when(e.name), _oracle(e)["groups"]["all"]) for e in evaluations],
         "figures": [_figure(path) for path in evaluations[-1].figures],
     }
+
+
+def _baselines(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return each source of confidence with its metrics and its cost in tokens an item.
+
+    A recalibrated source (``agreement of 20 + isotonic``) costs what the source costs.
+    """
+    oracle = _oracle(evaluation)
+    costs = oracle.get("generated_tokens", {})
+    rows = [
+        {"name": name, "tokens": costs.get(name.split(" + ")[0]), "metrics": metrics}
+        for name, metrics in oracle.get("baselines", {}).items()
+    ]
+    published = evaluation.metrics.get("published", {}) if rows else {}
+    for name, values in published.items():
+        metrics = {
+            key: {"value": value, "low": None, "high": None} for key, value in values.items()
+        }
+        rows.append({"name": f"{_PUBLISHED}: {name}", "tokens": None, "metrics": metrics})
+    return rows
+
+
+def _exact(value: float) -> dict[str, float | None]:
+    return {"value": value, "low": None, "high": None}
 
 
 def when(name: str) -> str:

@@ -160,13 +160,19 @@ def rollout_rows() -> list[dict]:
 def benchmark_metrics(accuracy: float) -> dict:
     """A ``metrics.json`` as an evaluation writes it."""
     entry = {"value": accuracy, "low": accuracy - 0.125, "high": accuracy + 0.125}
-    values: dict = dict.fromkeys(("accuracy", "ece10", "auroc", "brier", "ece10_perfect"), entry)
+    metrics = ("accuracy", "ece10", "auroc", "brier", "parse_rate", "ece10_perfect")
+    values: dict = dict.fromkeys(metrics, entry)
     values |= {"n": 250, "contexts": 250}
-    without = {"value": accuracy, "low": None, "high": None}
+    without = {"value": None, "low": None, "high": None}
     oracle = {
         "groups": {"all": values, "in_distribution": values},
         "benchmarks": {"sst2": values, "tense": values},
-        "baselines": {"stated confidence": values, "constant": values | {"auroc": without}},
-        "generated_tokens": {"stated confidence": 1234},
+        "baselines": {
+            "stated confidence": values,
+            "stated confidence + isotonic": values | {"n": 125},
+            "constant": values | {"auroc": without},
+        },
+        "generated_tokens": {"stated confidence": 8.5},
     }
-    return {"settings": {}, "oracles": {"oracle": oracle}, "differences": {}, "seconds": 1.0}
+    published = {"self-report": {"ece10": 0.582, "auroc": 0.516}}
+    return {"settings": {}, "oracles": {"oracle": oracle}, "published": published, "seconds": 1.0}

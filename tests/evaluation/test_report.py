@@ -122,8 +122,11 @@ def test_the_benchmarks_show_before_after_and_baselines(finished):
     text = words(finished)
     assert "All benchmarks 0.500 → 0.750 [0.625, 0.875]" in text
     assert "perfect [0.625, 0.875]" in text
-    assert "stated confidence 0.750 [0.625, 0.875]" in text
-    assert "1,234" in text
+    of_one = "0.750 [0.625, 0.875] " * 3
+    assert f"stated confidence {of_one}8.5 250" in text
+    assert f"stated confidence + isotonic {of_one}8.5 125" in text
+    assert "constant 0.750 [0.625, 0.875] – 0.750" in text  # noqa: RUF001
+    assert "published, Qwen3-8B (arXiv 2605.26045): self-report 0.582 0.516 –" in text  # noqa: RUF001
     assert "step 20 0.600 [0.475, 0.725]" in text
     assert 'src="data:image/svg+xml;base64,' in finished
 

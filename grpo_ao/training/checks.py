@@ -5,11 +5,17 @@ from pathlib import Path
 
 import torch
 
-from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources
+from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.reporting import check_destination
+from grpo_ao.training.vllm_engine.engine import (
+    check_architecture,
+    check_arguments,
+    check_installed,
+)
+from grpo_ao.training.vllm_engine.rollouts import check_servers
 
 
 def check_start(config: TrainConfig, device: torch.device) -> None:
@@ -31,6 +37,23 @@ def _check_rank(folder: Path, adapter: str, expected: int) -> None:
             f"the adapter {adapter} has LoRA rank {rank}, not {expected}: "
             f"give --lora_rank {rank} or another adapter."
         )
+
+
+def check_rollouts(config: TrainConfig, processes: int) -> None:
+    """Raise, in one sentence, where vLLM could not complete the prompts of this run."""
+    if config.rollout != "vllm":
+        return
+    if config.load_in_4bit:
+        raise ValueError(
+            "--rollout vllm needs an unquantized base model: leave out --load_in_4bit, or use "
+            "--rollout transformers."
+        )
+    check_architecture(load_config(config.model))
+    if config.vllm_servers:
+        check_servers(config.vllm_servers, processes)
+    else:
+        check_installed()
+        check_arguments(config.vllm)
 
 
 def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:

@@ -20,7 +20,6 @@ from grpo_ao.evaluation.run_record import read_run
 from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
-from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
@@ -35,7 +34,7 @@ from grpo_ao.training.checkpoints import (
     load_adapter,
     make_trainable,
 )
-from grpo_ao.training.checks import check_start, warnings_of
+from grpo_ao.training.checks import check_rollouts, check_start, warnings_of
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.data import data_digest, load_probes, num_layers_of
 from grpo_ao.training.judging import LimitedJudge, UnscoredLimit, tried_judge
@@ -52,8 +51,8 @@ from grpo_ao.training.run_folder import (
 )
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import check_divides, trainer_config
-from grpo_ao.training.vllm_engine.engine import check_architecture, check_installed
-from grpo_ao.training.vllm_engine.rollouts import ServerRollouts, VllmRollouts, check_servers
+from grpo_ao.training.vllm_engine.rollouts import ServerRollouts, VllmRollouts
+from grpo_ao.training.vllm_engine.weights import lora_factors
 from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
@@ -69,10 +68,6 @@ def run(config: TrainConfig) -> dict:
     check_whole_model()
     processes = Processes()
     check_divides(config, processes.count)
-    if config.vllm_servers:
-        check_servers(config.vllm_servers, processes.count)
-    elif config.rollout == "vllm":
-        check_installed()
     avoid_cudnn_attention()
     console = Console(stderr=True, quiet=not processes.is_main)
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
@@ -81,9 +76,14 @@ def run(config: TrainConfig) -> dict:
         # The judge `local` is the model itself, so it can be tried only once that is loaded.
         judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
+<<<<<<< HEAD
         check_start(config, processes.device)
         if config.rollout == "vllm":
             check_architecture(load_config(base_folder))
+=======
+        check_oracle(config, processes.device)
+        check_rollouts(config, processes.count)
+>>>>>>> 0a3ab7f (Refuse what vLLM could not serve before a model is loaded or a warm start made)
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])
@@ -149,6 +149,10 @@ class Run:
         self.train_table = self._table("training", train, base)
         self.heldout_table = self._table("held-out", heldout, base)
         self.measured: dict[str, dict[str, list[ScoredCompletion]]] = {}
+        if config.rollout == "vllm":
+            lora_factors(self.oracle.model)  # refuses an adapter that it could not merge later
+        if config.vllm_servers:
+            self._rollout_engine()  # a server that is not there is found out before the warm start
 
     def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
         texts = len({probe.text for probe in probes})

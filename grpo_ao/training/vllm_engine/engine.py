@@ -1,5 +1,6 @@
 """One vLLM engine in this process, whose model adds activations to its residual stream."""
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -21,8 +22,18 @@ from grpo_ao.training.vllm_engine.weights import LoraFactors, linear_views, merg
 
 ROWS = 8192
 """Vectors of one batch: 134 MB at width 4096. Larger requests are served in several batches."""
-_MAX_SEQUENCES = 256
-_GRAPHS = [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256]
+# What a user's own arguments may replace.
+_DEFAULTS: dict[str, Any] = {
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 8192,
+    "compilation_config": {
+        "mode": 0,
+        "cudagraph_mode": "FULL_DECODE_ONLY",
+        "cudagraph_capture_sizes": [
+            *(1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+        ],
+    },
+}
 
 
 def check_installed() -> None:
@@ -70,6 +81,42 @@ class EngineSettings:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+def check_arguments(extra: Mapping[str, Any]) -> None:
+    """Raise ValueError for arguments that vLLM does not know, or that rollouts rely on."""
+    if not extra:
+        return
+    known = dataclasses.fields(importlib.import_module("vllm").EngineArgs)
+    if unknown := extra.keys() - {argument.name for argument in known}:
+        raise ValueError(f"section vllm: has '{min(unknown)}', which vLLM's LLM does not know.")
+    unset = EngineSettings("", torch.bfloat16, 0.5, 1), "", BankSettings(0, 0.0, 0, 0, 0)
+    if settled := extra.keys() & _fixed_arguments(*unset).keys():
+        raise ValueError(
+            f"'{min(settled)}' in section vllm: cannot be set: rollouts rely on its value."
+        )
+
+
+def _fixed_arguments(settings: EngineSettings, name: str, bank: BankSettings) -> dict[str, Any]:
+    """Return the arguments of vLLM's ``LLM`` that rollouts rely on."""
+    arguments = {
+        "model": settings.model,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "gpu_memory_utilization": settings.memory,
+        "max_model_len": settings.max_model_len,
+        "hf_overrides": {"architectures": [name]},
+        "additional_config": bank.to_config(),
+        # Virtual ids lie beyond the vocabulary, which a tokenizer would refuse.
+        "skip_tokenizer_init": True,
+        "language_model_only": True,
+        # Log-probabilities of the distribution that is sampled from, not before temperature.
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+    }
+    # Where accelerate has started several processes, each has its own engine on its own GPU.
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        arguments["distributed_executor_backend"] = "external_launcher"
+    return arguments
+
+
 class InjectingEngine:
     """vLLM with a bank of vectors in its model; nothing else may use the engine meanwhile.
 
@@ -90,30 +137,8 @@ class InjectingEngine:
         self.bank = bank
         self.max_model_len = settings.max_model_len
         self._new_params = vllm.SamplingParams
-        self._llm: Any = vllm.LLM(
-            model=settings.model,
-            dtype=str(settings.dtype).removeprefix("torch."),
-            gpu_memory_utilization=settings.memory,
-            max_model_len=settings.max_model_len,
-            hf_overrides={"architectures": [name]},
-            additional_config=bank.to_config(),
-            # Virtual ids lie beyond the vocabulary, which a tokenizer would refuse.
-            skip_tokenizer_init=True,
-            language_model_only=True,
-            # Log-probabilities of the distribution that is sampled from, not before temperature.
-            logprobs_mode="processed_logprobs",
-            generation_config="vllm",
-            max_num_seqs=_MAX_SEQUENCES,
-            max_num_batched_tokens=8192,
-            enable_prefix_caching=True,
-            compilation_config={
-                "mode": 0,
-                "cudagraph_mode": "FULL_DECODE_ONLY",
-                "cudagraph_capture_sizes": _GRAPHS,
-            },
-            **_launcher(),
-            **settings.extra,
-        )
+        fixed = _fixed_arguments(settings, name, bank)
+        self._llm: Any = vllm.LLM(**{**_DEFAULTS, **settings.extra, **fixed})
         (self.model,) = self._llm.apply_model(lambda model: model)
         causal = self.model.causal_model()
         self.views = linear_views(causal.model, causal.packed_modules_mapping)
@@ -191,13 +216,6 @@ class InjectingEngine:
                     f"a prompt of {len(prompt.input_ids)} tokens and {max_new_tokens} new ones "
                     f"exceed the {self.max_model_len} tokens that vLLM was started for."
                 )
-
-
-def _launcher() -> dict[str, str]:
-    """Where accelerate has started several processes, each has its own engine on its own GPU."""
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        return {"distributed_executor_backend": "external_launcher"}
-    return {}
 
 
 def _collect(outputs: Sequence[Any], result: Rollouts) -> None:

@@ -4,6 +4,7 @@ It caches by token ids, as prefix caching does, and answers with numbers made fr
 """
 
 import sys
+from dataclasses import make_dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -90,6 +91,7 @@ def install(monkeypatch: pytest.MonkeyPatch, architecture: str = "Qwen3ForCausal
     monkeypatch.setattr(FakeLLM, "registry", registry)
     package: Any = ModuleType("vllm")
     package.LLM, package.SamplingParams = FakeLLM, SimpleNamespace
+    package.EngineArgs = make_dataclass("EngineArgs", ["model", "dtype", "attention_backend"])
     package.ModelRegistry = SimpleNamespace(
         register_model=registry.__setitem__, get_supported_archs=lambda: registry.keys()
     )

@@ -76,14 +76,8 @@ def run(config: TrainConfig) -> dict:
         # The judge `local` is the model itself, so it can be tried only once that is loaded.
         judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
-<<<<<<< HEAD
         check_start(config, processes.device)
-        if config.rollout == "vllm":
-            check_architecture(load_config(base_folder))
-=======
-        check_oracle(config, processes.device)
         check_rollouts(config, processes.count)
->>>>>>> 0a3ab7f (Refuse what vLLM could not serve before a model is loaded or a warm start made)
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from grpo_ao.cli import main
+from grpo_ao.cli import main, train_main
 from grpo_ao.evaluation import card
 from grpo_ao.evaluation.card import check_push, push_adapter, write_card
 from grpo_ao.evaluation.headline import headline_of
@@ -202,3 +202,24 @@ def card_client(endpoint: str):
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint, token="hf_token")
+
+
+def test_a_run_that_could_not_push_does_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "get_token", lambda: None)
+    folder = tmp_path / "run"
+    small = [
+        "--eval_probes",
+        "4",
+        "--warm_start_probes",
+        "4",
+        "--max_steps",
+        "1",
+        "--questions_per_step",
+        "4",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        train_main(
+            ["--preset", "mini", "--output_dir", str(folder), "--push_to_hub", "me/oracle", *small]
+        )
+    assert "there is no token of the Hugging Face Hub" in str(caught.value)
+    assert not (folder / "run.json").exists()

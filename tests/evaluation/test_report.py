@@ -161,3 +161,33 @@ def test_the_command_names_a_folder_without_a_run(tmp_path):
         main(["report", str(tmp_path)])
     expected = f"error: there is no run in {tmp_path}: it holds no run.json."
     assert str(caught.value) == expected
+
+
+def untagged(folder, when: str) -> None:
+    """Make the answers those of an oracle that never learned the tag."""
+    for mode in ("sampled", "greedy"):
+        path = folder / f"heldout_{when}_{mode}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        plain = {"completion": "Rome", "confidence": 50, "parsed": False, "score": None}
+        write_rows(path, [row | plain for row in rows])
+
+
+def test_an_oracle_without_the_tag_has_no_confidence_to_show(tmp_path):
+    folder = make_run(tmp_path / "run", finished=False)
+    untagged(folder, "before")
+    page = render(folder)
+    assert "Parse rate 0.000 [0.000, 0.000]" in words(page)
+    assert 'class="reliability' not in page
+    assert '<th scope="row">layer' not in page
+    items = data_of(page)["items"]
+    assert {answer["confidence"] for item in items[:PROBES] for answer in item["answers"]} == {None}
+
+
+def test_an_oracle_that_learned_the_tag_is_shown_from_then_on(tmp_path):
+    folder = make_run(tmp_path / "run")
+    untagged(folder, "before")
+    page = render(folder)
+    assert 'class="reliability after"' in page
+    assert 'class="reliability before"' not in page
+    assert re.search(r"ECE, 10 bins – 0\.\d+ \[0\.\d+, 0\.\d+\] –", words(page))  # noqa: RUF001
+    assert re.search(r"Parse rate 0\.000 \[0\.000, 0\.000\] 0\.983 .* \+0\.983", words(page))

@@ -1,4 +1,7 @@
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +134,17 @@ def test_the_plugin_registers_names_alone_and_keeps_what_is_there(monkeypatch):
     assert len(FakeLLM.registry) == len(plugin.FAMILIES) - 1
     for name, where in FakeLLM.registry.items():
         assert where == f"grpo_ao.training.vllm_engine.models:{name}"
+
+
+def test_the_plugin_is_declared_and_loads_nothing_of_its_own():
+    root = Path(__file__).resolve().parents[3]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    module, _, function = declared["vllm.general_plugins"]["grpo_ao"].partition(":")
+    code = f"import sys, {module} as m; assert callable(m.{function}); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
+    )
+    assert "torch" not in loaded.stdout.split()
 
 
 def test_a_registered_name_leads_to_the_class(monkeypatch):

@@ -56,7 +56,7 @@ from grpo_ao.training.vllm_engine.weights import lora_factors
 from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
-_CHECKED = 400
+CHECKED = 400
 
 
 def run(config: TrainConfig) -> dict:
@@ -211,7 +211,7 @@ class Run:
 
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""
-        part = self.train_table.part(range(min(_CHECKED, len(self.train_table))))
+        part = self.train_table.part(range(min(CHECKED, len(self.train_table))))
         return summarise(self._ask(name, part, self.config.temperature))
 
     def _warm_start(self, mode: Literal["measured", "random"]) -> None:

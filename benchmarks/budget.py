@@ -1,0 +1,133 @@
+"""What a run asks of machine, disk and judge: ``python -m benchmarks.budget [flags of train.py]``.
+
+Reads the question set and the model's configuration, no weights. Counts completions and grades
+from the flags, bytes from the shapes. Hours are derived from times that you give, measured on the
+card at hand (``--step_seconds`` and so on, see docs/running_at_8b.md); a run is what tells them.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
+
+from grpo_ao.cli import parse_train_config
+from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
+from grpo_ao.oracle.loading import load_config, meta_model
+from grpo_ao.oracle.positions import Positions
+from grpo_ao.training.config import TrainConfig
+from grpo_ao.training.data import load_probes
+from grpo_ao.training.run import CHECKED
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does, in completions, steps and probes."""
+
+    texts: int
+    probes: int
+    heldout: int
+    warm_start: int
+    checks: int
+    measured: int
+    grpo: int
+
+    @property
+    def outside(self) -> int:
+        """Completions that are sampled outside of GRPO steps."""
+        return self.warm_start + self.checks + self.measured
+
+
+def work_of(config: TrainConfig, num_layers: int) -> Work:
+    train, heldout = load_probes(config, Console(stderr=True), num_layers)
+    samples = config.warm_start_samples if config.warm_start == "measured" else 1
+    asked = min(config.warm_start_probes, len(train)) if config.warm_start != "none" else 0
+    checks = (2 if asked else 0) + (1 if config.max_steps else 0)
+    return Work(
+        texts=len({p.text for p in train}),
+        probes=len(train),
+        heldout=len(heldout),
+        warm_start=asked * samples,
+        checks=checks * min(CHECKED, len(train)),
+        measured=len(heldout) * 2 * (2 if config.initial_eval else 1),
+        grpo=config.max_steps * config.questions_per_step * config.num_generations,
+    )
+
+
+def parameter_counts(config: TrainConfig) -> tuple[int, int]:
+    """Return the numbers of weights of the base and of an all-linear adapter of the rank."""
+    base = meta_model(load_config(config.model))
+    count = sum(p.numel() for p in base.parameters())
+    lora = LoraConfig(r=config.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = PeftModel(base, lora, low_cpu_mem_usage=True)
+    return count, sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+
+
+def work_table(work: Work) -> Table:
+    table = Table("", "number", title="derived from the flags and the question set")
+    for name, number in (
+        ("training texts", work.texts),
+        ("training probes", work.probes),
+        ("held-out probes", work.heldout),
+        ("completions for the warm start", work.warm_start),
+        ("completions to check the oracle", work.checks),
+        ("completions to measure before and after", work.measured),
+        ("completions in GRPO", work.grpo),
+        ("grades at most (an answer graded before is free)", work.outside + work.grpo),
+    ):
+        table.add_row(name, f"{number:,}")
+    return table
+
+
+def bytes_table(config: TrainConfig, work: Work) -> Table:
+    base, adapter = parameter_counts(config)
+    width = hidden_width(load_config(config.model))
+    count = Positions.parse(config.positions).count or 0
+    copies = 2 if config.kl_penalty else 1  # the adapter `ref` is saved with each checkpoint
+    table = Table("", "GB", title="derived from the shapes")
+    for name, size in (
+        ("base weights, bfloat16", 2 * base),
+        ("adapter in memory, float32, and its gradients each", 4 * adapter),
+        ("adapter as sent to an inference engine, bfloat16", 2 * adapter),
+        ("optimizer state (AdamW), float32", 8 * adapter),
+        ("one checkpoint on disk", 4 * adapter * copies + 8 * adapter),
+        ("activations on disk, bfloat16", (work.probes + work.heldout) * count * width * 2),
+    ):
+        table.add_row(name, f"{size / 1e9:.3f}")
+    return table
+
+
+def hours(config: TrainConfig, work: Work, times: argparse.Namespace) -> dict[str, float]:
+    """Return the hours of each phase, of times measured elsewhere."""
+    warm_steps = config.warm_start_steps if config.warm_start != "none" else 0
+    return {
+        "GRPO steps": config.max_steps * times.step_seconds / 3600,
+        "completions outside of GRPO": work.outside / times.completions_per_second / 3600,
+        "fine-tuning of the warm start": warm_steps * times.fine_tune_seconds / 3600,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--step_seconds", type=float, help="one GRPO step")
+    parser.add_argument("--completions_per_second", type=float, help="sampling, batches of 256")
+    parser.add_argument("--fine_tune_seconds", type=float, help="one step of the warm start")
+    times, flags = parser.parse_known_args(sys.argv[1:])
+    config = parse_train_config(flags)
+    work = work_of(config, num_decoder_layers(load_config(config.model)))
+    console = Console()
+    console.print(work_table(work))
+    console.print(bytes_table(config, work))
+    if None in vars(times).values():
+        return
+    table = Table("", "hours", title="derived from the times given")
+    found = hours(config, work, times)
+    for name, value in (found | {"all": sum(found.values())}).items():
+        table.add_row(name, f"{value:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

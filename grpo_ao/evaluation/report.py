@@ -141,7 +141,7 @@ def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:
     before, last = record.heldout[names[0]], record.heldout[names[-1]]
     sizes = Counter(_family(row) for row in last)
     keys: dict[str, Callable[[Row], str]] = {
-        "Layer": lambda row: f"layer {row['layer']}",
+        "Layer": lambda row: str(row["layer"]),
         "Family": lambda row: _family(row) if sizes[_family(row)] >= _LEAST else "smaller families",
     }
     tables = []

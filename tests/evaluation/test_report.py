@@ -77,6 +77,14 @@ def test_the_setup_says_what_was_run(finished):
         assert fact in text
 
 
+def test_held_out_answers_are_broken_down_by_layer_and_family(finished):
+    section = finished[finished.index('id="breakdown"') : finished.index('id="benchmarks"')]
+    names = re.findall(r'<th scope="row">(.*?)</th>', section)
+    assert names[:3] == ["9", "18", "27"]
+    assert sorted(names[3:]) == ["city, closed", "topic, open"]
+    assert section.count('class="dumbbell"') == 5
+
+
 def test_no_text_of_the_run_is_markup(finished):
     # The curves' alerts, the script's data and the list of alerts hold it, escaped.
     assert HOSTILE not in finished
@@ -178,7 +186,7 @@ def test_an_oracle_without_the_tag_has_no_confidence_to_show(tmp_path):
     page = render(folder)
     assert "Parse rate 0.000 [0.000, 0.000]" in words(page)
     assert 'class="reliability' not in page
-    assert '<th scope="row">layer' not in page
+    assert '<td class="chart">' not in page
     items = data_of(page)["items"]
     assert {answer["confidence"] for item in items[:PROBES] for answer in item["answers"]} == {None}
 

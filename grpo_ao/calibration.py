@@ -6,7 +6,7 @@ is NaN.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -91,7 +91,8 @@ def smooth_ece(confidence_N: Array, outcome_N: Array) -> float:
         return float("nan")
     from relplot import smECE  # brings pandas and seaborn: seconds that training need not wait
 
-    return float(smECE(confidence_N, outcome_N))
+    value: Any = smECE(confidence_N, outcome_N)
+    return float(value)
 
 
 def perfect_ece_interval(
@@ -202,7 +203,7 @@ def fit_temperature(confidence_N: Array, outcome_N: Array) -> Callable[[Array], 
         odds_N = logit(np.clip(new_N, _MARGIN, 1 - _MARGIN))
         return expit(odds_N * np.exp(-log_temperature))
 
-    best = minimize_scalar(
+    best: Any = minimize_scalar(
         lambda t: nll(scaled(confidence_N, t), outcome_N), bounds=(-5, 5), method="bounded"
     )
     return lambda new_N: scaled(new_N, float(best.x))

@@ -1,4 +1,4 @@
-"""The command lines: ``python train.py`` and ``grpo-ao``."""
+"""The command lines: ``python train.py``, ``python evaluate.py`` and ``grpo-ao``."""
 
 import asyncio
 import dataclasses
@@ -38,6 +38,22 @@ def train_main(arguments: list[str] | None = None) -> None:
         # Every process of `accelerate launch` finds the same error; one of them says it.
         said = os.environ.get("RANK", "0") == "0"
         raise SystemExit(f"error: {error}" if said else 1) from error
+
+
+def evaluate_main(arguments: list[str] | None = None) -> None:
+    """Evaluate oracles on the benchmarks; what ``python evaluate.py`` runs."""
+    from grpo_ao.evaluation.config import parse_eval_config
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        preset, arguments = _take(arguments, "--preset")
+        config = parse_eval_config(preset, arguments)
+        _quiet()
+        from grpo_ao.evaluation.evaluate import evaluate
+
+        evaluate(config)
+    except _EXPECTED as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def _quiet() -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from grpo_ao.calibration import auroc, ece, equal_width_bins
 
-_BLUE, _GREY = "#0072B2", "#8a8a8a"
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8a8a8a"
 _BINS = 10
 
 
@@ -29,12 +29,15 @@ class Panel:
     outcome_N: np.ndarray
 
 
-def reliability_diagram(path: Path, panels: Sequence[Panel]) -> None:
+def reliability_diagram(
+    path: Path, panels: Sequence[Panel], outcome: str = "informativeness", smooth: bool = False
+) -> None:
     """Draw panels side by side, histograms of confidence below; write PNG and SVG.
 
     A point is one of ten equal-width bins: its mean confidence and mean outcome, its area the
     share of answers in it. A panel without answers, of an oracle that does not know the tag, says
-    so.
+    so. ``smooth`` adds the kernel regression behind smooth ECE with its 95 % band (relplot;
+    Blasiok, Nakkiran, arXiv 2309.12236).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
@@ -47,14 +50,16 @@ def reliability_diagram(path: Path, panels: Sequence[Panel]) -> None:
         layout="constrained",
     )
     for column, panel in enumerate(panels):
+        if smooth and len(panel.confidence_N):
+            _draw_smooth(axes[0, column], panel)
         _draw_bins(axes[0, column], panel)
         _draw_histogram(axes[1, column], panel)
-    axes[0, 0].set_ylabel("informativeness")
+    axes[0, 0].set_ylabel(outcome)
     axes[1, 0].set_ylabel("share")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write PNG and SVG as whole files: a reader may look while a run replaces them."""
     for suffix in (".png", ".svg"):
         unfinished = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
@@ -91,6 +96,23 @@ def _draw_points(axis: Axes, panel: Panel) -> None:
     x, y, share = np.array(points).T
     axis.plot(x, y, color=_BLUE, linewidth=1.5)
     axis.scatter(x, y, s=12 + 500 * share, color=_BLUE, alpha=0.75, edgecolors="white", zorder=3)
+
+
+def _draw_smooth(axis: Axes, panel: Panel) -> None:
+    from relplot import prepare_rel_diagram  # slow to import, and not needed in training
+
+    state = np.random.get_state()
+    np.random.seed(0)  # the band is a bootstrap by numpy's global generator
+    curve = prepare_rel_diagram(panel.confidence_N, panel.outcome_N, report_CE_std=False)
+    np.random.set_state(state)
+    # Beyond the confidences that occur the regression is an extrapolation.
+    low, high = panel.confidence_N.min(), panel.confidence_N.max()
+    inside = (curve["mesh"] >= low) & (curve["mesh"] <= high)
+    x, y = curve["mesh"][inside], curve["mu"][inside]
+    axis.fill_between(
+        x, curve["lower"][inside], curve["upper"][inside], color=_ORANGE, alpha=0.2, linewidth=0
+    )
+    axis.plot(x, y, color=_ORANGE, linewidth=1.5)
 
 
 def _draw_histogram(axis: Axes, panel: Panel) -> None:

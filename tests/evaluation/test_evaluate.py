@@ -290,17 +290,18 @@ def test_the_nine_real_data_sets_with_qwen3s_tokenizer(
         "--output_dir": str(tmp_path / "out"),
         "--num_contexts": "2",
         "--max_new_tokens": "2",
+        "--layer_percents": "50",
     }
     evaluate_main([part for pair in arguments.items() for part in pair])
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
-    # 9 benchmarks, 2 contexts, 2 position modes, 3 layers.
-    assert len(rows) == 9 * 2 * 2 * 3
+    # 9 benchmarks, 2 contexts, 2 position modes, 1 layer.
+    assert len(rows) == 9 * 2 * 2
     assert {row["benchmark"] for row in rows} == set(BENCHMARKS)
-    assert {row["layer"] for row in rows} == {1, 2, 3}
+    assert {row["layer"] for row in rows} == {2}
     assert {row["positions"] for row in rows} == {"token@-3", "window:50@-1"}
     assert all(row["question"].startswith("Answer with 'Yes' or 'No' only. ") for row in rows)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     (oracle,) = metrics["oracles"].values()
-    assert oracle["groups"]["in_distribution"]["n"] == 7 * 12
-    assert oracle["groups"]["out_of_distribution"]["n"] == 2 * 12
+    assert oracle["groups"]["in_distribution"]["n"] == 7 * 4
+    assert oracle["groups"]["out_of_distribution"]["n"] == 2 * 4
     assert oracle["benchmarks"]["ner"]["contexts"] == 2

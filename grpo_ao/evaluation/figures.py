@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from grpo_ao.calibration import risk_coverage
 from grpo_ao.evaluation.baselines import METHODS, answers_of, stated
-from grpo_ao.evaluation.plots import Panel, reliability_diagram
+from grpo_ao.evaluation.plots import Panel, reliability_diagram, save_figure
 
 Rows = Sequence[Mapping[str, Any]]
 # Okabe and Ito's colours, told apart by the colour-blind.
@@ -18,15 +18,13 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def draw_reliability(path: Path, rows: Mapping[str, Rows]) -> None:
-    """Draw each oracle's reliability diagram, side by side, those that state no confidence not."""
+    """Draw each oracle's reliability diagram, side by side."""
     panels = []
     for name, part in rows.items():
         answers = answers_of(part)
-        if answers.stated_N.any():
-            known = answers.stated_N
-            panels.append(Panel(name, answers.confidence_N[known], answers.correct_N[known]))
-    if panels:
-        reliability_diagram(path, panels, outcome="right answers", smooth=True)
+        known = answers.stated_N
+        panels.append(Panel(name, answers.confidence_N[known], answers.correct_N[known]))
+    reliability_diagram(path, panels, outcome="share of right answers", smooth=True)
 
 
 def draw_risk_coverage(path: Path, rows: Mapping[str, Rows]) -> None:
@@ -45,7 +43,7 @@ def draw_risk_coverage(path: Path, rows: Mapping[str, Rows]) -> None:
     axis.set_xlim(0, 1)
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    _finish(figure, path)
 
 
 def draw_layers(path: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -66,7 +64,7 @@ def draw_layers(path: Path, layers: Mapping[str, Mapping[str, Any]]) -> None:
         axis.set_xlabel("layer that is read")
         axis.set_title(title, fontsize=11)
     axes[0].legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    _finish(figure, path)
 
 
 def _numbers(entries: Sequence[Mapping[str, float | None]], key: str) -> np.ndarray:
@@ -77,12 +75,10 @@ def _cycle(count: int) -> list[str]:
     return [_COLORS[n % len(_COLORS)] for n in range(count)]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _finish(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for axis in figure.axes:
         axis.grid(color="#e6e6e6", linewidth=0.6)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
-    plt.close(figure)
+    save_figure(figure, path)

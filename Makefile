@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN ?= runs/demo
 CPU := pip install -q -c constraints-cpu.txt
 
-.PHONY: demo test lint
+.PHONY: demo new-run test lint
 
 .venv/installed: pyproject.toml constraints-cpu.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -11,7 +11,15 @@ CPU := pip install -q -c constraints-cpu.txt
 	.venv/bin/$(CPU) -e '.[dev]'
 	touch $@
 
-demo: .venv/installed
+# First of all, so that a finished run is not found only after an installation.
+new-run:
+	@if test -e "$(RUN)/run.json"; then \
+	  echo "$(RUN) holds a run already. Another one: make demo RUN=runs/second." \
+	    "Go on with it: .venv/bin/python train.py --preset mini --output_dir $(RUN) --resume" >&2; \
+	  exit 1; \
+	fi
+
+demo: new-run .venv/installed
 	.venv/bin/python train.py --preset mini --output_dir $(RUN)
 
 test: .venv/installed

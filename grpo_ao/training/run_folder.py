@@ -107,7 +107,7 @@ class RunFolder:
             "config": config,
             "data": data,
             "seed": config["seed"],
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(Path(__file__).resolve().parent),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "python": platform.python_version(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -138,12 +138,11 @@ def record_judge(folder: Path, identity: str) -> None:
         )
 
 
-def _git_commit() -> str | None:
-    folder = Path(__file__).resolve().parent
+def git_commit(folder: Path) -> str | None:
+    """Return the commit that is checked out, with "-dirty" behind it where files were changed."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        )
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -18,6 +18,7 @@ from grpo_ao.training.run_folder import (
     atomic_write_json,
     atomic_write_text,
     finite,
+    git_commit,
     read_jsonl,
     text_digest,
 )
@@ -200,12 +201,33 @@ def test_the_record_says_what_was_run(tmp_path, monkeypatch):
     assert found["started"].startswith("20")
 
 
-def test_the_record_has_the_commit_of_the_code(tmp_path):
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
+def git(folder, *arguments):
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", *settings, *arguments], cwd=folder, capture_output=True, text=True
     )
+    return done.stdout.strip()
+
+
+def test_the_record_has_the_commit_of_the_code(tmp_path):
+    head = git(REPOSITORY, "rev-parse", "HEAD")
     RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
-    assert record(tmp_path)["git_commit"] == (head.stdout.strip() or None)
+    found = record(tmp_path)["git_commit"]
+    assert (found or "").removesuffix("-dirty") == head
+
+
+def test_a_commit_with_changes_is_dirty(tmp_path):
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("1\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-m", "One")
+    git(tmp_path, "tag", "v1")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert len(head) == 40
+    (tmp_path / "untracked").write_text("2\n")
+    assert git_commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_commit(tmp_path) == f"{head}-dirty"
 
 
 @pytest.mark.parametrize(

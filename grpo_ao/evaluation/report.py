@@ -48,6 +48,7 @@ CURVES = {
     "confidence_std": "Confidence, standard deviation",
     "advantage_std": "Advantage, standard deviation",
     "kl": "KL to the reference, nats a token",
+    "sampling_gap": "Sampling gap, nats a token",
     "parse_rate": "Parse rate",
     "unscored": "Share without a grade",
     "answer_length": "Answer length, words",
@@ -60,6 +61,7 @@ ALERT_CURVE = {
     "unscored": "unscored",
     "short_answers": "answer_length",
     "kl_explodes": "kl",
+    "sampling_gap": "sampling_gap",
 }
 
 

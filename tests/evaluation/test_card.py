@@ -112,6 +112,7 @@ def test_the_card_shows_the_numbers_of_the_run(run_folder):
     of_one = "0.750 [0.625, 0.875]"
     assert f"| stated confidence | {of_one} | {of_one} | {of_one} | 8.5 |" in text
     assert "| published, Qwen3-8B (arXiv 2605.26045): self-report | 0.582 | 0.516 |" in text
+    assert "| judge | `api`, model some/judge, rubric v1 |" in text
     assert "40 steps of 8 questions, 8 completions each" in text
     assert "![Reliability diagrams before and after training](reliability.png)" in text
     assert (run_folder / "adapter" / "reliability.png").read_bytes() == b"png"

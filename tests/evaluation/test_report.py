@@ -73,7 +73,8 @@ def test_a_run_that_has_just_begun_shows_its_setup(tmp_path):
 def test_the_setup_says_what_was_run(finished):
     text = words(finished)
     for fact in ("Qwen/Qwen3-8B", "someone/oracle", "c0ffee", "torch 2.13.0", "Seed 7",
-                 "0123456789abcdef", "train.py --preset mini", "warm_start_batch 32"):  # fmt: skip
+                 "0123456789abcdef", "train.py --preset mini", "warm_start_batch 32",
+                 "Judge api, model some/judge, rubric v1"):  # fmt: skip
         assert fact in text
 
 

@@ -30,14 +30,18 @@ def benchmark_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None
     """Return what the report shows of the evaluations, or None if there are none.
 
     ``rows`` are the pooled groups and the benchmarks, each with its metrics in the first and in
-    the last evaluation; ``baselines`` those of the last; ``course`` the pooled metrics of each.
+    the last evaluation, and of groups the paired ``change``; ``baselines`` those of the last;
+    ``course`` the pooled metrics of each.
     """
     if not evaluations:
         return None
     first, last = _oracle(evaluations[0]), _oracle(evaluations[-1])
+    # The last evaluation compares itself with the first, by pooled groups.
+    changes = next(iter(evaluations[-1].metrics["differences"].values()), {})
     rows = [
         {"name": _GROUPS.get(name, name), "pooled": part == "groups"}
         | {"first": first[part].get(name), "last": metrics}
+        | {"change": changes.get(name) if part == "groups" else None}
         for part in ("groups", "benchmarks")
         for name, metrics in last[part].items()
     ]

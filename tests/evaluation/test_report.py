@@ -130,7 +130,8 @@ def test_a_metric_that_was_never_known_has_no_curve(finished):
 def test_the_benchmarks_show_before_after_and_baselines(finished):
     text = words(finished)
     assert "All benchmarks 0.500 → 0.750 [0.625, 0.875]" in text
-    assert "perfect [0.625, 0.875]" in text
+    assert "perfect [0.625, 0.875] change −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
+    assert text.count("change −0.500") == 5  # noqa: RUF001
     of_one = "0.750 [0.625, 0.875] " * 3
     assert f"stated confidence {of_one}8.5 250" in text
     assert f"stated confidence + isotonic {of_one}8.5 125" in text

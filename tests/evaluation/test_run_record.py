@@ -53,7 +53,7 @@ def test_a_benchmark_that_was_not_measured_before_has_no_first_value(tmp_path):
     folder = make_run(tmp_path / "run", evaluations=True)
     path = folder / "eval" / "before" / "metrics.json"
     metrics = json.loads(path.read_text())
-    del metrics["oracles"]["oracle"]["benchmarks"]["tense"]
+    del metrics["oracles"]["after"]["benchmarks"]["tense"]
     write_json(path, metrics)
     tables = benchmark_tables(read_run(folder).evaluations)
     assert tables

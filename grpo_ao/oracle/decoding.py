@@ -28,7 +28,8 @@ from grpo_ao.oracle.layers import decoder_layers, decoder_of
 from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
 
 ATTENTION = "grpo_ao_decode"
-# Cache lengths are rounded up, so that few different shapes are compiled.
+# On a GPU, cache lengths are rounded up, so that few different shapes are compiled, and whether all
+# have ended is asked every few steps, since the answer has to be waited for.
 _LENGTH_STEP = 64
 _STEPS_BETWEEN_CHECKS = 8
 
@@ -54,12 +55,15 @@ def grouped_attention(
     batch, heads, _, dim = query.shape
     groups = key.shape[1]
     query_BHGD = query.view(batch, groups, heads // groups, dim)
-    if softcap is None:
+    # The fused kernels know no softcap; on a CPU they are slower for a single query.
+    if softcap is None and query.is_cuda:
         output_BHGD = nn.functional.scaled_dot_product_attention(
             query_BHGD, key, value, attn_mask=attention_mask, scale=scaling
         )
     else:
-        scores_BHGL = softcap * torch.tanh(query_BHGD @ key.transpose(2, 3) * scaling / softcap)
+        scores_BHGL = query_BHGD @ key.transpose(2, 3) * scaling
+        if softcap is not None:
+            scores_BHGL = softcap * torch.tanh(scores_BHGL / softcap)
         weights_BHGL = (scores_BHGL + attention_mask).softmax(dim=-1, dtype=torch.float32)
         output_BHGD = weights_BHGL.to(value.dtype) @ value
     return output_BHGD.reshape(batch, 1, heads, dim), None
@@ -105,7 +109,10 @@ class Decoder:
         self.ends_E = torch.tensor(list(ends), device=device)
         mask_BL = mask_BL.repeat_interleave(num_samples, dim=0)
         rows, prompt = mask_BL.shape
-        length = -(-(prompt + max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
+        self.on_gpu = device.type == "cuda"
+        length = prompt + max_new_tokens
+        if self.on_gpu:
+            length = -(-length // _LENGTH_STEP) * _LENGTH_STEP
         self.token_B1 = last_B.repeat_interleave(num_samples)[:, None].contiguous()
         self.step_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.column_1 = torch.full((1,), prompt - 1, device=device)
@@ -121,10 +128,7 @@ class Decoder:
 
         What lies behind an end token has no meaning.
         """
-        if self.token_B1.device.type == "cuda":
-            steps = self._run_captured()
-        else:
-            steps = self._run(self.step, 0)
+        steps = self._run_captured() if self.on_gpu else self._run(self.step, 0)
         return self.tokens_BN[:, :steps]
 
     def _run_captured(self) -> int:
@@ -142,8 +146,9 @@ class Decoder:
         return steps
 
     def _run(self, step: Callable[[], None], done: int) -> int:
+        between = _STEPS_BETWEEN_CHECKS if self.on_gpu else 1
         while done < self.max_new_tokens:
-            if done % _STEPS_BETWEEN_CHECKS == 0 and bool(self.ended_B.all()):
+            if done % between == 0 and bool(self.ended_B.all()):
                 break
             step()
             done += 1
@@ -182,8 +187,10 @@ def sample(logits_BV: Float[Tensor, "batch vocabulary"], temperature: float) -> 
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     probabilities_BV = (logits_BV / temperature).softmax(dim=-1)
-    # As torch.multinomial draws: the first of exponential clocks to ring.
-    return (probabilities_BV / torch.empty_like(probabilities_BV).exponential_()).argmax(dim=-1)
+    # The first of exponential clocks to ring, as in torch.multinomial, whose own draws of them are
+    # slow on a CPU.
+    clocks_BV = torch.rand_like(probabilities_BV).log_().neg_()
+    return (probabilities_BV / clocks_BV).argmax(dim=-1)
 
 
 def _grow(layer: object, samples: int, length: int, column_1: Tensor) -> LayerCache:

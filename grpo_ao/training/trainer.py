@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -105,6 +106,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         unpackable = "it mixes experts" if self.aux_loss_enabled else None
         unpackable = unpackable or reason_unmaskable(oracle.model)
         self.packs = unpackable is None
+        self._adapted = [m for m in oracle.model.modules() if isinstance(m, BaseTunerLayer)]
         if unpackable:
             warnings.warn(
                 f"each completion is trained with its own prompt: {unpackable}.", stacklevel=2
@@ -144,6 +146,7 @@ class OracleGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
+        self._cast_for_adapters(not self.args.bf16)
         parts = []
         for first in range(0, len(input_ids), batch_size or len(input_ids)):
             chunk = slice(first, first + (batch_size or len(input_ids)))
@@ -158,6 +161,14 @@ class OracleGRPOTrainer(GRPOTrainer):
                 )
             parts.append(part)
         return tuple(_joined(values) for values in zip(*parts, strict=True))
+
+    def _cast_for_adapters(self, on: bool) -> None:
+        """Let PEFT make an adapter's input float32, as its weights are, or leave that to autocast.
+
+        Autocast would make it bfloat16 again: two copies of every input, for nothing.
+        """
+        for layer in self._adapted:
+            layer.cast_input_dtype_enabled = on  # pyright: ignore[reportArgumentType]
 
     def _packed_logps(
         self, model, rows: Sequence[int], ids_BL: Tensor, mask_BL: Tensor, width: int
@@ -249,7 +260,10 @@ class OracleGRPOTrainer(GRPOTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Train on one micro-batch, timing it; generation and scoring happen inside."""
         started = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._cast_for_adapters(True)
         self._seconds["step"] = time.perf_counter() - started
         return loss
 

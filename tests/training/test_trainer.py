@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.judges.protocol import Grade
@@ -166,6 +167,31 @@ def test_micro_batches_change_no_weight(tmp_path):
         weights.append(adapter_weights(oracle))
     for name, whole in weights[0].items():
         torch.testing.assert_close(weights[1][name], whole, atol=1e-5, rtol=1e-4)
+
+
+def test_under_autocast_peft_does_not_cast_what_an_adapter_reads(tmp_path, monkeypatch):
+    weights, casting = [], []
+    for cast in (True, False):
+        oracle = make_oracle()
+        oracle.model.to(torch.bfloat16)
+        for name, parameter in oracle.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+        layer = next(m for m in oracle.model.modules() if isinstance(m, BaseTunerLayer))
+        if cast:
+            monkeypatch.setattr(OracleGRPOTrainer, "_cast_for_adapters", lambda *_: None)
+        else:
+            monkeypatch.undo()
+        layer.register_forward_hook(lambda m, *_: casting.append(m.cast_input_dtype_enabled))
+        table = planted_table(oracle, 6)
+        settings = {"trl": {"bf16": True, "optim": "sgd"}, "lr": 1.0, "max_steps": 1}
+        settings |= {"kl_penalty": 0.1, "gradient_checkpointing": True}
+        make_trainer(tmp_path / str(cast), oracle, table, **settings).train()
+        weights.append(adapter_weights(oracle))
+        assert set(casting) == {cast}
+        assert layer.cast_input_dtype_enabled
+        casting.clear()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def metrics(folder):

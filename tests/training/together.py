@@ -105,8 +105,8 @@ def main(folder: Path) -> None:
     warmed, losses = warm_start(processes)
     result = {"adapter": adapter, "rows": rows_seen, "warmed": warmed, "losses": losses}
     torch.save(result, folder / f"process_{processes.index}.pt")
-    small = {"eval_probes": 5, "warm_start_probes": 5, "warm_start_samples": 2, "plot_every": 1}
-    small |= {"warm_start_steps": 2, "max_steps": 2, "save_steps": 1}
+    small = {"eval_probes": 5, "warm_start_probes": 5, "warm_start_samples": 2, "plot_every": 2}
+    small |= {"warm_start_steps": 1, "warm_start_batch": 3, "max_steps": 2, "save_steps": 2}
     small |= {"questions_per_step": 3, "num_generations": 2}
     flags = [text for name, value in small.items() for text in (f"--{name}", str(value))]
     train_main(["--preset", "mini", "--output_dir", str(folder / "run"), *flags])

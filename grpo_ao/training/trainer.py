@@ -5,15 +5,16 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_tokenize_prompts`` returns the table's own token ids, whose placeholder positions are known.
 - ``_generate_single_turn`` hands the batch's prompts and activations to the rollout engine, each
   prompt once for all of its completions, and lets the judge begin: TRL asks for rewards only
-  after the log-probabilities of the reference. Where the engine returns log-probabilities,
-  ``use_vllm`` is set, which is how TRL is told to correct for them (importance sampling).
+  after the log-probabilities of the reference.
 - ``_get_per_token_logps_and_entropies`` packs the completions of a prompt behind it, in one row
   (``packing``), and binds each chunk's activations; the last chunk stays bound, so that a
   checkpointed backward pass recomputes with the same rows. Log-probabilities come from TRL's fused
   head, which never holds the logits of the whole vocabulary.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
   shuffles and splits it with the rest, and replaces the advantages for split credit.
-- ``_compute_loss`` reads the rows back.
+- ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
+  tells TRL to correct for them (importance sampling); while the policy is still the one that was
+  sampled for, the weights come from the loss's own forward pass, not from one more.
 - ``log`` hands the step's rollouts, those of all processes, to the monitor.
 """
 
@@ -38,10 +39,13 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
+from grpo_ao.training.correction import Mode, importance_ratio
 from grpo_ao.training.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.training.monitor import Monitor, Rollout
 from grpo_ao.training.packing import pack
 from grpo_ao.training.rollout import RolloutEngine
+
+_SAMPLING_GAP = "sampling/sampling_logp_difference/mean"
 
 
 def rows_dataset(table: ProbeTable) -> Dataset:
@@ -84,6 +88,10 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._seconds: dict[str, float] = {}
         self._rollouts: list[Rollout] = []
         self._advantage_std = 0.0
+        self._uncorrected: dict[str, Any] | None = None
+        # Whether a step's updates are all made before the policy has moved from what was sampled.
+        updates = (args.steps_per_generation or 1) * args.num_iterations
+        self.on_policy = args.gradient_accumulation_steps % updates == 0
         self.group_size = args.num_generations or 1
         self.max_new_tokens = args.max_completion_length or 1
         adapter = [(p, p.data) for p in oracle.model.parameters() if p.requires_grad]
@@ -132,7 +140,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._seconds["generate"] = time.perf_counter() - started
         token_ids = list(chain(*rollouts.token_ids))
         self._begin_grading(token_ids)
-        self.use_vllm = rollouts.logprobs is not None
+        self.use_vllm = rollouts.logprobs is not None and not self.on_policy
         return token_ids, list(chain(*rollouts.logprobs)) if rollouts.logprobs else None
 
     def _begin_grading(self, token_ids: list[list[int]]) -> None:
@@ -160,7 +168,23 @@ class OracleGRPOTrainer(GRPOTrainer):
                     model, ids_BL, mask_BL, logits_to_keep, **kwargs
                 )
             parts.append(part)
-        return tuple(_joined(values) for values in zip(*parts, strict=True))
+        logps_BC, *others = (_joined(values) for values in zip(*parts, strict=True))
+        if self._uncorrected is not None and logps_BC is not None:
+            self._correct(self._uncorrected, logps_BC.detach())
+        return logps_BC, *others
+
+    def _correct(self, inputs: dict[str, Any], logps_BC: Tensor) -> None:
+        """Put the importance weights of these completions where TRL's loss reads them."""
+        gap_BC = (logps_BC - inputs["sampling_per_token_logps"]) * inputs["completion_mask"]
+        inputs["importance_sampling_ratio"] = importance_ratio(
+            gap_BC,
+            cast("Mode", self.vllm_importance_sampling_mode),
+            self.vllm_importance_sampling_clip_min,
+            self.vllm_importance_sampling_clip_max,
+        )
+        known_BC = inputs["completion_mask"].bool() & ~gap_BC.isnan()
+        gap = self._gathered(gap_BC[known_BC].abs().mean()[None]).nanmean()
+        self._metrics["train"][_SAMPLING_GAP].append(gap.item())
 
     def _cast_for_adapters(self, on: bool) -> None:
         """Let PEFT make an adapter's input float32, as its weights are, or leave that to autocast.
@@ -255,7 +279,12 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         self._rows = inputs["rows"].tolist()
-        return super()._compute_loss(model, inputs)
+        self.use_vllm = "sampling_per_token_logps" in inputs
+        missing = self.use_vllm and "importance_sampling_ratio" not in inputs
+        self._uncorrected = inputs if missing else None
+        loss = super()._compute_loss(model, inputs)
+        self._uncorrected = None
+        return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Train on one micro-batch, timing it; generation and scoring happen inside."""
@@ -276,7 +305,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 self._rollouts,
                 advantages_std=self._advantage_std,
                 kl=logs.get("kl"),
-                sampling_gap=logs.get("sampling/sampling_logp_difference/mean"),
+                sampling_gap=logs.get(_SAMPLING_GAP),
                 seconds=dict(self._seconds),
                 tokens=sum(rollout.completion_tokens for rollout in self._rollouts),
             )

@@ -1,6 +1,7 @@
 import inspect
 import json
 import threading
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.reward import CalibratedReward
+from grpo_ao.training.correction import Mode
 from grpo_ao.training.rollout import Rollouts, TransformersRollouts
 from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
@@ -363,35 +365,61 @@ class OtherSampler(TransformersRollouts):
         return Rollouts(token_ids, claims)
 
 
-def test_the_policy_is_corrected_for_another_sampler_and_their_gap_is_logged(tmp_path, monkeypatch):
-    outputs = []
-    original = OracleGRPOTrainer._generate_and_score_completions
+def corrected_run(folder, monkeypatch, on_policy, **trl):
+    """One step from another sampler: weights, gap, number of passes, and the loss's inputs."""
+    seen, passes = [], []
+    original = OracleGRPOTrainer._compute_loss
 
-    def spy(self, inputs):
-        outputs.append(original(self, inputs))
-        return outputs[-1]
+    def spy(self, model, inputs):
+        loss = original(self, model, inputs)
+        seen.append(inputs)
+        return loss
 
-    monkeypatch.setattr(OracleGRPOTrainer, "_generate_and_score_completions", spy)
     oracle = make_oracle()
-    table = planted_table(oracle, 8)
-    mode = {"vllm_importance_sampling_mode": "token_truncate"}
-    limits = {"vllm_importance_sampling_clip_max": 2.0}
     trainer = make_trainer(
-        tmp_path, oracle, table, trl=mode | limits, engine=OtherSampler(oracle), max_steps=1
+        folder, oracle, planted_table(oracle, 8), trl=trl, engine=OtherSampler(oracle), max_steps=1
     )
+    trainer.on_policy = trainer.on_policy and on_policy
+    monkeypatch.setattr(OracleGRPOTrainer, "_compute_loss", spy)
+    unwrap(oracle.model).register_forward_hook(lambda *_: passes.append(1))
     trainer.train()
-    (output,) = outputs
-    mask = output["completion_mask"].bool()
+    monkeypatch.undo()
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    return adapter_weights(oracle), row["sampling_gap"], len(passes), seen
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_the_policy_is_corrected_for_another_sampler_as_trl_does_with_a_pass_less(
+    tmp_path, monkeypatch, mode
+):
+    trl = {"vllm_importance_sampling_mode": mode, "vllm_importance_sampling_clip_max": 2.0}
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "trl").mkdir()
+    ours = corrected_run(tmp_path / "ours", monkeypatch, True, **trl)
+    trls = corrected_run(tmp_path / "trl", monkeypatch, False, **trl)
+    for name, weight in ours[0].items():
+        torch.testing.assert_close(weight, trls[0][name])
+    assert ours[1] == pytest.approx(trls[1], rel=1e-4)
+    assert ours[2] == trls[2] - 1
+    (our_inputs,), (trl_inputs,) = ours[3], trls[3]
+    torch.testing.assert_close(
+        *(inputs["importance_sampling_ratio"] for inputs in (our_inputs, trl_inputs))
+    )
+    mask = our_inputs["completion_mask"].bool()
     claimed = -1.0 - torch.arange(mask.shape[1]).expand_as(mask)
-    assert torch.equal(output["sampling_per_token_logps"][mask], claimed[mask].float())
-    gap = (output["old_per_token_logps"] - claimed)[mask]
-    ratio = output["importance_sampling_ratio"][mask]
-    torch.testing.assert_close(ratio, gap.exp().clamp(max=2.0))
-    assert (ratio < 2.0).any() and (ratio == 2.0).any()
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][
-        :1
-    ]
-    assert row["sampling_gap"] == pytest.approx(gap.abs().mean().item(), rel=1e-5)
+    assert torch.equal(our_inputs["sampling_per_token_logps"][mask], claimed[mask].float())
+    assert "old_per_token_logps" not in our_inputs
+
+
+def test_several_updates_of_one_batch_are_corrected_as_by_trl(tmp_path, monkeypatch):
+    trl = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 4,
+    }
+    _, gap, _, seen = corrected_run(tmp_path, monkeypatch, True, **trl)
+    assert gap > 0
+    assert all("old_per_token_logps" in inputs for inputs in seen)
 
 
 def test_tokens_that_the_policy_would_not_have_sampled_train_nothing(tmp_path):

@@ -195,8 +195,15 @@ class TrainConfig(JudgeFlags):
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
 
-        if self.vllm_servers and self.rollout != "vllm":
-            raise ValueError("--vllm_servers are used by --rollout vllm alone: give both.")
+        if (self.vllm_servers or self.vllm) and self.rollout != "vllm":
+            raise ValueError(
+                "--vllm_servers and the section vllm: are used by --rollout vllm alone: give it too."
+            )
+        if self.vllm_servers and self.vllm:
+            raise ValueError(
+                "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "
+                "elsewhere: leave one out."
+            )
 
     def _check_trl(self) -> None:
         known = {f.name for f in dataclasses.fields(GRPOConfig) if f.init}

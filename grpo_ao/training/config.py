@@ -197,7 +197,7 @@ class TrainConfig(JudgeFlags):
 
         if (self.vllm_servers or self.vllm) and self.rollout != "vllm":
             raise ValueError(
-                "--vllm_servers and the section vllm: are used by --rollout vllm alone: give it too."
+                "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
             )
         if self.vllm_servers and self.vllm:
             raise ValueError(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -176,3 +178,41 @@ def test_no_padding_is_read_and_a_text_need_not_be_read_at_all():
     for found, expected in zip(together, alone, strict=True):
         for tensor, single in zip(found, expected, strict=True):
             torch.testing.assert_close(tensor, single)
+
+
+def test_the_last_layer_is_read_before_the_final_norm():
+    # transformers' last hidden state has the norm applied; the residual stream has not.
+    model = tiny_model()
+    (found,) = extract_activations(model, tiny_tokenizer(), TEXTS[:1], [3], ALL)
+    decoder: Any = model.get_decoder()
+    normed_KD = decoder.norm(found[3])
+    expected_KD = by_hidden_states(model, TEXTS[0], 3)
+    torch.testing.assert_close(normed_KD, expected_KD, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found[3], expected_KD, atol=1e-2)
+
+
+def test_dropout_of_a_model_in_training_mode_does_not_reach_the_activations():
+    model = tiny_peft(dropout=0.5)
+    (expected,) = extract_activations(model, tiny_tokenizer(), TEXTS[:1], [2], ALL)
+    for layer in decoder_layers(model):
+        attention: Any = layer.self_attn
+        attention.attention_dropout = 0.5
+    model.train()
+    (found,) = extract_activations(model, tiny_tokenizer(), TEXTS[:1], [2], ALL)
+    assert torch.equal(found[2], expected[2])
+    input_ids = torch.tensor([subject_token_ids(tiny_tokenizer(), TEXTS[0])])
+    with torch.no_grad():
+        first, second = (model(input_ids=input_ids).logits for _ in range(2))
+    assert not torch.equal(first, second)  # in training mode it would drop
+
+
+@pytest.mark.parametrize("positions", ["last:4", "window:6@-2", "window:90@-3", "token@-3"])
+def test_windows_end_at_their_offset_in_a_padded_batch(positions):
+    model, where = tiny_peft(), Positions.parse(positions)
+    found = extract_activations(model, tiny_tokenizer(), TEXTS, [2], where, batch_size=4)
+    whole = extract_activations(model, tiny_tokenizer(), TEXTS, [2], ALL, batch_size=1)
+    for window, full in zip(found, whole, strict=True):
+        stop = len(full[2]) + where.end_offset + 1
+        start = max(stop - (where.count or 0), 0)
+        torch.testing.assert_close(window[2], full[2][start:stop], atol=1e-4, rtol=1e-4)
+        assert len(window[2]) == min(where.count or 0, stop)

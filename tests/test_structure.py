@@ -1,0 +1,76 @@
+"""Imports point one way: whoever reads an arrow of the data's way needs nothing behind it."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "grpo_ao"
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(path: Path, inside_functions: bool = True) -> set[str]:
+    """The names that a file imports: module and imported name, with dots."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if inside_functions else iter(tree.body)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def importers_of(prefix: str) -> set[str]:
+    return {
+        module
+        for module, path in FILES.items()
+        if any(f"{name}.".startswith(prefix + ".") for name in imports(path))
+    }
+
+
+LOWER = ("epistemic", "reward", "calibration", "oracle", "probes", "judges", "chat", "mini")
+
+
+@pytest.mark.parametrize("layer", ["training", "evaluation", "cli"])
+def test_what_is_below_knows_nothing_of_training_and_evaluation(layer):
+    below = {m for m in importers_of(f"grpo_ao.{layer}") if m.split(".")[1] in LOWER}
+    assert not below
+
+
+def test_the_oracle_knows_nothing_of_rewards_and_judges():
+    for part in ("reward", "judges", "calibration", "mini"):
+        assert not {m for m in importers_of(f"grpo_ao.{part}") if m.startswith("grpo_ao.oracle")}
+
+
+def test_calibration_knows_nothing_of_models():
+    names = imports(FILES["grpo_ao.calibration"])
+    assert not {n for n in names if n.split(".")[0] in ("torch", "transformers", "grpo_ao")}
+
+
+def test_only_the_trainer_builds_on_the_inside_of_trl():
+    assert importers_of("trl.trainer.grpo_trainer") == {"grpo_ao.training.trainer"}
+    names = {name for path in FILES.values() for name in imports(path) if name.startswith("trl")}
+    assert names == {
+        "trl.trainer.grpo_config.GRPOConfig",
+        "trl.trainer.grpo_trainer.GRPOTrainer",
+    }
+
+
+def test_modules_can_be_put_in_an_order_in_which_each_needs_only_those_before():
+    graph = {
+        module: {
+            name if name in FILES else name.rpartition(".")[0]
+            for name in imports(path, inside_functions=False)
+            if name.startswith("grpo_ao.")
+        }
+        - {module}
+        for module, path in FILES.items()
+    }
+    # Raises CycleError, with the modules of the circle, if there is none.
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)

@@ -293,7 +293,8 @@ class OracleGRPOTrainer(GRPOTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             self._cast_for_adapters(True)
-        self._seconds["step"] = time.perf_counter() - started
+        taken = time.perf_counter() - started
+        self._seconds["step"] = self._seconds.get("step", 0.0) + taken
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -309,7 +310,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 seconds=dict(self._seconds),
                 tokens=sum(rollout.completion_tokens for rollout in self._rollouts),
             )
-        self._rollouts = []
+        self._rollouts, self._seconds = [], {}
 
 
 def _repeats(rows: Sequence[int]) -> int:

@@ -1,6 +1,8 @@
 import inspect
 import json
 import threading
+from itertools import count
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -351,6 +353,24 @@ def test_the_judge_works_while_the_references_log_probabilities_are_computed(
     make_trainer(tmp_path, oracle, table, reward, kl_penalty=0.1, max_steps=1).train()
     assert had_begun == [ahead]
     assert metrics(tmp_path)[0]["seconds_judge"] > 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_seconds_of_a_step_are_those_of_all_its_micro_batches(
+    tmp_path, monkeypatch, accumulation
+):
+    ticks = count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr("grpo_ao.training.trainer.time", clock)
+    oracle = make_oracle()
+    trl = {"per_device_train_batch_size": 8 // accumulation}
+    trl |= {"gradient_accumulation_steps": accumulation}
+    make_trainer(tmp_path, oracle, planted_table(oracle, 6), trl=trl, max_steps=2).train()
+    for row in metrics(tmp_path):
+        # Each look at the clock is a tick. Two looks bracket a micro-batch, one tick apart; the
+        # first of them holds the two that bracket the phases.
+        phases = row["seconds_generate"] + row["seconds_score"]
+        assert row["seconds_step"] == phases + 1 + accumulation
 
 
 class OtherSampler(TransformersRollouts):

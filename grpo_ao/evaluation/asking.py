@@ -96,10 +96,10 @@ def _key(row: dict) -> tuple[str, str]:
 
 def _whole_rows(path: Path, processes: Processes | None) -> list[dict]:
     """Read the rows; half a row that a killed run left at the end is cut off."""
+    if processes is not None:
+        processes.wait()  # or one process would see what another has already written
     if not path.exists():
         return []
-    if processes is not None:
-        processes.wait()
     whole, end, rest = path.read_text(encoding="utf-8").rpartition("\n")
     if rest and (processes is None or processes.is_main):
         atomic_write_text(path, whole + end)

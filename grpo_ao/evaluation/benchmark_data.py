@@ -278,7 +278,7 @@ def _from_network(benchmark: str) -> list[Context]:
     except (ConnectionError, OSError) as error:
         raise FileNotFoundError(
             f"the data of {benchmark} could not be fetched ({type(error).__name__}): check the "
-            "network, or give a folder with the data as --data_dir."
+            "network, give a folder with the data as --data_dir, or name other --benchmarks."
         ) from error
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from trl.trainer.grpo_config import GRPOConfig
 
+from grpo_ao.evaluation.benchmarks import BENCHMARKS, check_benchmarks
 from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.training.credit import Credit, ScaleRewards
@@ -136,6 +137,15 @@ class TrainConfig(JudgeFlags):
     """Measure the oracle on held-out probes before training (--no_initial_eval skips it)."""
     eval_probes: int = 2000
     """Held-out probes of the measurements before and after."""
+    benchmarks: tuple[str, ...] = BENCHMARKS
+    """Benchmarks asked before (unless --no_initial_eval), during and after training; none if no
+    name follows."""
+    data_dir: Path | None = None
+    """Folder with the benchmarks' data (default: from the Hub)."""
+    eval_contexts: int = 250
+    """Contexts of each benchmark."""
+    eval_steps: int = 250
+    """Steps between measurements on the benchmarks."""
     report_to: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
     """Where metrics go besides metrics.jsonl."""
     push_to_hub: str | None = None
@@ -158,6 +168,10 @@ class TrainConfig(JudgeFlags):
         self._check_numbers()
         self._check_trl()
         Positions.parse(self.positions)
+        if self.benchmarks:
+            check_benchmarks(self.benchmarks)
+        if self.eval_contexts < 2:
+            raise ValueError(f"--eval_contexts must be at least 2, got {self.eval_contexts}.")
 
     def _check_numbers(self) -> None:
         if not (self.calibration_lambda >= 0 and math.isfinite(self.calibration_lambda)):
@@ -180,7 +194,7 @@ class TrainConfig(JudgeFlags):
             )
         if self.max_steps < 0:
             raise ValueError(f"--max_steps must be 0 or more, got {self.max_steps}.")
-        positive = ("questions_per_step", "max_new_tokens", "eval_probes")
+        positive = ("questions_per_step", "max_new_tokens", "eval_probes", "eval_steps")
         positive += ("warm_start_probes", "warm_start_samples", "warm_start_steps", "save_steps")
         positive += ("warm_start_batch", "plot_every", "lora_rank", "lr", "warm_start_lr")
         for name in positive:
@@ -232,6 +246,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "oracle_lora_path": str(MINI_WEIGHTS / "oracle"),
         "questions": "mini",
         "judge": "reference",
+        "benchmarks": (),
         "output_dir": Path("runs/mini"),
         "max_steps": 200,
         "lr": 3e-4,

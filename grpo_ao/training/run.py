@@ -15,6 +15,7 @@ from transformers import set_seed
 from grpo_ao.evaluation.card import check_push, push_adapter, write_card
 from grpo_ao.evaluation.headline import headline_of
 from grpo_ao.evaluation.heldout import heldout_row, measure, scored_of_row, summarise
+from grpo_ao.evaluation.heldout_baselines import SAMPLED_PROBES, heldout_baselines
 from grpo_ao.evaluation.report import write_report
 from grpo_ao.evaluation.run_record import read_run
 from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
@@ -27,6 +28,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
 from grpo_ao.processes import Processes, check_whole_model
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
+from grpo_ao.training.benchmarking import BenchmarkCallback, Benchmarking, benchmark_probes
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
@@ -56,6 +58,7 @@ from grpo_ao.training.vllm_engine.weights import lora_factors
 from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
+BASELINES = "heldout_baselines.json"
 CHECKED = 400
 
 
@@ -81,17 +84,19 @@ def run(config: TrainConfig) -> dict:
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])
+        benchmarks = benchmark_probes(config, num_layers_of(base_folder))
         for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
             console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
         if config.push_to_hub is not None and processes.is_main:
             check_push(config.push_to_hub)
         record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         data = {"train": data_digest(train), "heldout": data_digest(heldout)}
+        data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
         if folder is not None:
             folder.write_record(record, data)
             if judge is not None:
                 record_judge(folder.path, judge.identity)
-    run_state = Run(config, processes, console, train, heldout, judge)
+    run_state = Run(config, processes, console, train, heldout, benchmarks, judge)
     run_state.train()
     seconds = time.perf_counter() - started
     return run_state.finish(seconds)
@@ -120,6 +125,7 @@ class Run:
         console: Console,
         train: list[Probe],
         heldout: list[Probe],
+        benchmarks: list[Probe],
         judge: CheckedJudge | None,
     ) -> None:
         self.config = config
@@ -138,6 +144,7 @@ class Run:
                 record_judge(self.folder, judge.identity)
         self.judge = judge
         make_trainable(self.oracle)
+        self.benchmarking = Benchmarking(config, processes, self.oracle, benchmarks)
         self.progress = PhaseProgress(console)
         base = model_fingerprint(config.model)
         self.train_table = self._table("training", train, base)
@@ -176,9 +183,25 @@ class Run:
         if self.processes.is_main:
             self.oracle.save_adapter(self.folder / "adapter")
         self._measure("after")
+        self._baselines()
+
+    def _baselines(self) -> None:
+        """Measure what else could be had instead of the trained oracle's stated confidence."""
+        path = self.folder / BASELINES
+        if path.exists():
+            return
+        table, scored = self.heldout_table, self.measured["after"]["greedy"]
+        count = (len(table) + min(len(table), SAMPLED_PROBES)) // self.processes.count
+        with self.progress.phase("measuring baselines", count) as bar:
+            found = heldout_baselines(
+                self.processes, self.oracle, table, scored, self.config.max_new_tokens, bar.advance
+            )
+        if self.processes.is_main:
+            atomic_write_json(path, found)
 
     def _measure(self, when: str) -> None:
         self.measured[when] = {mode: self._heldout(when, mode) for mode in MODES}
+        self.benchmarking.ask(when, self.console, self.progress)
 
     def _heldout(self, when: str, mode: str) -> list[ScoredCompletion]:
         """Ask the held-out probes, or read what this run has measured already."""
@@ -297,6 +320,7 @@ class Run:
                 [
                     CheckpointCallback(self.oracle, self.processes),
                     ProgressCallback(self.progress),
+                    BenchmarkCallback(self.benchmarking, config.eval_steps, self.console),
                     limit,
                 ],
             )
@@ -327,6 +351,7 @@ class Run:
         result = summary | {"seconds": round(seconds, 1)}
         if not self.processes.is_main:
             return result
+        result["baselines"] = json.loads((self.folder / BASELINES).read_text())
         atomic_write_json(self.folder / "summary.json", result)
         picture = self.folder / "reliability.png"
         draw_reliability(picture, self.measured)

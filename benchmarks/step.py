@@ -1,0 +1,404 @@
+"""One GRPO step beside the limits of its machine: ``python -m benchmarks.step --shape qwen3-8b``.
+
+In one run: copy bandwidth and matmul rate of this machine, extraction, rollouts, the training pass
+and whole steps, of this package and of TRL's default path (`generate` with the adapter unmerged, a
+prompt for each completion), with the peak memory of each. The 8B shape has random weights, made on
+the device: speed does not depend on their values. ``--shape mini`` is the demo's own oracle, and
+runs on a CPU. ``--json FILE`` writes the same numbers; ``--profile FILE`` writes what the time of
+one step of ours went to, by torch's profiler. Rollouts in vLLM: ``benchmarks.vllm_speed``.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback
+
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.oracle.activations import read_residuals
+from grpo_ao.oracle.generation import end_token_ids
+from grpo_ao.oracle.injection import Injection
+from grpo_ao.oracle.layers import decoder_layers, decoder_of, hidden_width, layer_index, unwrap
+from grpo_ao.oracle.loading import load_tokenizer
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.positions import Positions
+from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
+from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probes.mini import mini_probes
+from grpo_ao.probes.probe import Probe
+from grpo_ao.processes import Processes
+from grpo_ao.reward import CalibratedReward
+from grpo_ao.training.checkpoints import make_trainable
+from grpo_ao.training.config import MINI_WEIGHTS, Preset, make_defaults
+from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.reporting import NoReporter
+from grpo_ao.training.rollout import RolloutEngine, Rollouts, TransformersRollouts
+from grpo_ao.training.run import avoid_cudnn_attention
+from grpo_ao.training.trainer import OracleGRPOTrainer
+from grpo_ao.training.trl_args import trainer_config
+
+QUESTIONS, SAMPLES = 8, 8
+SLOTS = 20
+PROMPT_TOKENS = 110
+PRESETS: dict[str, Preset] = {"qwen3-8b": "qwen3-8b", "mini": "mini"}
+
+
+@dataclass
+class Row:
+    """One measurement; what does not apply is None."""
+
+    name: str
+    seconds: float
+    decode_ms: float | None = None
+    tokens_per_s: float | None = None
+    peak_gb: float | None = None
+    to_limit: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """All measurements of one run."""
+
+    shape: str
+    device: str
+    copy_tb_s: float = 0.0
+    matmul_tflop_s: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_of(work: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
+    """Return the median time of ``work``."""
+    times = []
+    for _ in range(warm_up + repeats):
+        synchronize()
+        started = time.perf_counter()
+        work()
+        synchronize()
+        times.append(time.perf_counter() - started)
+    return median(times[warm_up:])
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], float | None]]:
+    """Yield a function that gives the peak of allocated memory in the block so far, in GB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    yield lambda: torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+
+
+def measure_limits(device: torch.device) -> tuple[float, float]:
+    """Return copy bandwidth (TB/s, bytes read and written) and matmul rate (TFLOP/s)."""
+    on_gpu = device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    source = torch.randn((1 << 30) if on_gpu else (1 << 24), device=device).to(dtype)
+    target = torch.empty_like(source)
+    copy = seconds_of(lambda: target.copy_(source), 10, 2)
+    size = 8192 if on_gpu else 1024
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    product = seconds_of(lambda: a @ b, 10, 2)
+    return 2 * source.nbytes / copy / 1e12, 2 * size**3 / product / 1e12
+
+
+def make_8b(device: torch.device) -> PeftModel:
+    """Qwen3-8B's shape with random weights and a LoRA adapter of rank 64 on all linear layers."""
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=False,
+    )
+    with torch.device(device):
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    lora = LoraConfig(r=64, lora_alpha=128, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"PEFT made a {type(model).__name__}.")
+    return model
+
+
+def make_oracle(shape: str, device: torch.device) -> Oracle:
+    if shape == "mini":
+        oracle = Oracle.from_pretrained(MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle", device)
+    else:
+        # The mini world's tokenizer: what matters is how many tokens there are.
+        oracle = Oracle(make_8b(device), load_tokenizer(MINI_WEIGHTS / "base"), OracleSpec())
+    make_trainable(oracle)
+    return oracle
+
+
+def make_table(shape: str, oracle: Oracle, count: int) -> ProbeTable:
+    """Return probes with random activations: the mini world's, or prompts of 110 tokens."""
+    positions = Positions.parse(f"last:{SLOTS}")
+    layer = layer_index(oracle.num_layers, 50)
+    if shape == "mini":
+        probes = mini_probes("train", count, [layer], positions)
+    else:
+        probes = [long_probe(oracle, layer, positions, n) for n in range(count)]
+    prompts = [oracle.prompt(layer, SLOTS, probe.question) for probe in probes]
+    width = hidden_width(unwrap(oracle.model).config)
+    vectors = list(torch.randn(len(probes), SLOTS, width))
+    return ProbeTable(probes, vectors, prompts)
+
+
+def long_probe(oracle: Oracle, layer: int, positions: Positions, number: int) -> Probe:
+    """Return a probe whose prompt has 110 tokens."""
+    question = f"{number}"
+    while len(oracle.prompt(layer, SLOTS, question).input_ids) < PROMPT_TOKENS:
+        question += " ?"
+    return Probe("a text", question, "closed", layer, positions, "Yes", "benchmark")
+
+
+class DefaultRollouts:
+    """As TRL's default path: `generate`, adapter unmerged, a prompt for each completion."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def rollouts(
+        self,
+        prompts: Sequence[OraclePrompt],
+        vectors: Sequence[Tensor],
+        num_samples: int,
+        temperature: float,
+        max_new_tokens: int,
+    ) -> Rollouts:
+        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+        ids_BL, mask_BL, _ = pad_prompts(repeated, 0)
+        injection = Injection.from_rows(
+            [prompt.positions for prompt in repeated],
+            [rows for rows in vectors for _ in range(num_samples)],
+            [len(prompt.input_ids) for prompt in repeated],
+            ids_BL.shape[1],
+        )
+        model = self.oracle.model
+        model.eval()
+        ends = end_token_ids(model, self.oracle.tokenizer)
+        device = decoder_of(model).device
+        with torch.no_grad(), self.oracle.hook.serving(injection.to(device)):
+            output_BL = model.generate(
+                input_ids=ids_BL.to(device),
+                attention_mask=mask_BL.to(device),
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=ends,
+                pad_token_id=0,
+            )
+        model.train()
+        rows = [until_end(row, ends) for row in output_BL[:, ids_BL.shape[1] :].tolist()]
+        groups = [rows[n : n + num_samples] for n in range(0, len(rows), num_samples)]
+        return Rollouts(groups, None)
+
+
+def until_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
+    return row[:stop]
+
+
+def measure_rollouts(
+    name: str,
+    engine: RolloutEngine,
+    oracle: Oracle,
+    table: ProbeTable,
+    report: Report,
+    repeats: int,
+) -> Row:
+    """Time the rollouts of a step; a decoding step is what two lengths of rollout differ by."""
+    config = make_defaults(PRESETS[report.shape], None)
+    prompts, vectors = table.prompts[:QUESTIONS], table.vectors[:QUESTIONS]
+    found: list[Rollouts] = []
+
+    def run(new_tokens: int) -> None:
+        found.append(engine.rollouts(prompts, vectors, SAMPLES, config.temperature, new_tokens))
+
+    with peak_memory() as peak:
+        short = seconds_of(lambda: run(2), repeats)
+        seconds = seconds_of(lambda: run(config.max_new_tokens), repeats)
+    rows = [row for group in found[-1].token_ids for row in group]
+    tokens = sum(map(len, rows))
+    step = (seconds - short) / (max(map(len, rows)) - 2)
+    weights = sum(p.nbytes for n, p in unwrap(oracle.model).named_parameters() if "lora" not in n)
+    limit = weights / (report.copy_tb_s * 1e12)
+    note = f"{QUESTIONS} x {SAMPLES}; prompts and two steps {short:.3f} s"
+    return Row(name, seconds, step * 1e3, tokens / seconds, peak(), step / limit, note)
+
+
+class StepTimer(TrainerCallback):
+    """Times whole steps."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        synchronize()
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+class PartTimer(OracleGRPOTrainer):
+    """Keeps each step's times by part."""
+
+    parts: list[dict[str, float]]
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        synchronize()
+        self.parts.append(dict(self._seconds))
+        return loss
+
+
+def make_trainer(
+    shape: str, oracle: Oracle, table: ProbeTable, ours: bool, steps: int, folder: Path
+) -> tuple[PartTimer, StepTimer]:
+    """Make the trainer of a run; ``ours`` is False for TRL's default path."""
+    timer = StepTimer()
+    config = make_defaults(PRESETS[shape], None)
+    probes = {probe.id: probe for probe in table.probes}
+    args = trainer_config(config, Processes())
+    args.max_steps = steps
+    args.save_strategy = "no"
+    trainer = PartTimer(
+        oracle,
+        table,
+        CalibratedReward(ReferenceJudge(), probes, config.calibration_lambda),
+        TransformersRollouts(oracle) if ours else DefaultRollouts(oracle),
+        args,
+        config.credit,
+        config.scale_rewards,
+        Monitor(folder, NoReporter(), plot_every=10**6),
+        [timer],
+    )
+    trainer.parts = []
+    trainer.packs = trainer.packs and ours
+    return trainer, timer
+
+
+def measure_steps(shape: str, oracle: Oracle, table: ProbeTable, ours: bool, steps: int) -> Row:
+    """Time whole GRPO steps, the first left out."""
+    with tempfile.TemporaryDirectory() as folder, peak_memory() as peak:
+        trainer, timer = make_trainer(shape, oracle, table, ours, steps + 1, Path(folder))
+        trainer.train()
+    oracle.hook.clear()
+    parts = [median(part[name] for part in trainer.parts[1:]) for name in ("generate", "score")]
+    whole = median(timer.seconds[1:])
+    note = f"rollout {parts[0]:.2f}, score and reference {parts[1]:.2f}, "
+    note += f"loss and update {whole - sum(parts):.2f}"
+    name = "step, ours" if ours else "step, TRL's default path"
+    return Row(name, whole, peak_gb=peak(), note=note)
+
+
+def measure_extraction(oracle: Oracle, report: Report, texts: int) -> Row:
+    """Read ``texts`` texts of 16 to 512 tokens at three layers."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (16 * torch.exp(torch.rand(texts, generator=generator) * 3.466)).int().tolist()
+    rows = [torch.randint(3, 2000, (n,), generator=generator).tolist() for n in lengths]
+    layers = [layer_index(oracle.num_layers, percent) for percent in (25, 50, 75)]
+    reads = [[(layer, range(max(0, n - SLOTS), n)) for layer in layers] for n in lengths]
+    with peak_memory() as peak:
+        seconds = seconds_of(lambda: read_residuals(oracle.model, rows, reads, 64), 2)
+    depth = max(layers) + 1
+    weights = decoder_layers(oracle.model)[0].named_parameters()
+    per_layer = sum(p.numel() for n, p in weights if "lora" not in n)
+    flops = 2 * per_layer * depth * sum(lengths)
+    share = flops / seconds / 1e12 / report.matmul_tflop_s
+    note = f"{texts} texts, {sum(lengths)} tokens, {depth} layers; {share:.0%} of the matmul rate"
+    return Row("extraction", seconds, None, sum(lengths) / seconds, peak(), 1 / share, note)
+
+
+def write_profile(shape: str, oracle: Oracle, table: ProbeTable, path: Path) -> None:
+    """Write the kernels and operators that one step of ours spends its time on."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = make_trainer(shape, oracle, table, True, 1, Path(folder))
+        with profile(activities=activities) as profiler:
+            trainer.train()
+    oracle.hook.clear()
+    key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    averages = profiler.key_averages()
+    path.write_text(averages.table(sort_by=key, row_limit=40, max_name_column_width=70))
+
+
+def render(report: Report) -> Table:
+    table = Table(
+        "what", "s", "ms / decode step", "tokens/s", "peak GB", "x limit", "",
+        title=f"{report.shape} on {report.device}: copy {report.copy_tb_s:.2f} TB/s, "
+        f"matmul {report.matmul_tflop_s:.0f} TFLOP/s",
+    )  # fmt: skip
+    for row in report.rows:
+        numbers = [row.decode_ms, row.tokens_per_s, row.peak_gb, row.to_limit]
+        shown = ["" if n is None else f"{n:,.1f}" for n in numbers]
+        table.add_row(row.name, f"{row.seconds:.3f}", *shown, row.note)
+    return table
+
+
+def sections(oracle: Oracle, table: ProbeTable, report: Report, steps: int) -> Iterator[Row]:
+    """Measure one after the other."""
+    texts = 1000 if torch.cuda.is_available() else 100
+    yield measure_extraction(oracle, report, texts)
+    ours, default = TransformersRollouts(oracle), DefaultRollouts(oracle)
+    yield measure_rollouts("rollout, ours", ours, oracle, table, report, 3)
+    yield measure_rollouts("rollout, TRL's default path", default, oracle, table, report, 1)
+    yield measure_steps(report.shape, oracle, table, True, steps)
+    yield measure_steps(report.shape, oracle, table, False, max(1, steps // 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One GRPO step beside the limits of its machine.")
+    parser.add_argument("--shape", choices=sorted(PRESETS), required=True)
+    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    parser.add_argument("--profile", type=Path, help="write a profile of one step here")
+    parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")
+    options = parser.parse_args()
+    avoid_cudnn_attention()  # As a run does.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    report = Report(options.shape, name, *measure_limits(device))
+    oracle = make_oracle(options.shape, device)
+    table = make_table(options.shape, oracle, 64)
+    for row in sections(oracle, table, report, options.steps):
+        report.rows.append(row)
+        Console(stderr=True).print(f"{row.name}: {row.seconds:.3f} s")
+        if options.json:
+            options.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    Console(width=170).print(render(report))
+    if options.profile:
+        write_profile(options.shape, oracle, table, options.profile)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo_ao.cli import parse_train_config
+from grpo_ao.evaluation.baselines import AGREEMENT_SAMPLES
+from grpo_ao.evaluation.heldout_baselines import SAMPLED_PROBES
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
 from grpo_ao.oracle.loading import load_config, meta_model
 from grpo_ao.oracle.positions import Positions
+from grpo_ao.training.benchmarking import benchmark_probes
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.data import load_probes
 from grpo_ao.training.run import CHECKED
@@ -32,12 +35,19 @@ class Work:
     warm_start: int
     checks: int
     measured: int
+    baselines: int
+    benchmarks: int
     grpo: int
 
     @property
     def outside(self) -> int:
         """Completions that are sampled outside of GRPO steps."""
-        return self.warm_start + self.checks + self.measured
+        return self.graded - self.grpo + self.baselines + self.benchmarks
+
+    @property
+    def graded(self) -> int:
+        """Completions that a judge may have to grade."""
+        return self.warm_start + self.checks + self.measured + self.grpo
 
 
 def work_of(config: TrainConfig, num_layers: int) -> Work:
@@ -52,8 +62,15 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
         warm_start=asked * samples,
         checks=checks * min(CHECKED, len(train)),
         measured=len(heldout) * 2 * (2 if config.initial_eval else 1),
+        baselines=min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
+        benchmarks=len(benchmark_probes(config, num_layers)) * times_benchmarked(config),
         grpo=config.max_steps * config.questions_per_step * config.num_generations,
     )
+
+
+def times_benchmarked(config: TrainConfig) -> int:
+    during = max(config.max_steps - 1, 0) // config.eval_steps
+    return 1 + config.initial_eval + during
 
 
 def parameter_counts(config: TrainConfig) -> tuple[int, int]:
@@ -74,8 +91,10 @@ def work_table(work: Work) -> Table:
         ("completions for the warm start", work.warm_start),
         ("completions to check the oracle", work.checks),
         ("completions to measure before and after", work.measured),
+        ("completions for the baselines", work.baselines),
+        ("completions on the benchmarks", work.benchmarks),
         ("completions in GRPO", work.grpo),
-        ("grades at most (an answer graded before is free)", work.outside + work.grpo),
+        ("grades at most (an answer graded before is free)", work.graded),
     ):
         table.add_row(name, f"{number:,}")
     return table
@@ -112,7 +131,9 @@ def hours(config: TrainConfig, work: Work, times: argparse.Namespace) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--step_seconds", type=float, help="one GRPO step")
-    parser.add_argument("--completions_per_second", type=float, help="sampling, batches of 256")
+    parser.add_argument(
+        "--completions_per_second", type=float, help="sampling outside of the steps"
+    )
     parser.add_argument("--fine_tune_seconds", type=float, help="one step of the warm start")
     times, flags = parser.parse_known_args(sys.argv[1:])
     config = parse_train_config(flags)

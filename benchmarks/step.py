@@ -5,11 +5,15 @@ and whole steps, of this package and of TRL's default path (`generate` with the 
 prompt for each completion), with the peak memory of each. The 8B shape has random weights, made on
 the device: speed does not depend on their values. ``--shape mini`` is the demo's own oracle, and
 runs on a CPU. ``--json FILE`` writes the same numbers; ``--profile FILE`` writes what the time of
-one step of ours went to, by torch's profiler. Rollouts in vLLM: ``benchmarks.vllm_speed``.
+one step of ours went to, by torch's profiler. Where vLLM is installed the 8B shape has its rollouts,
+too, by ``benchmarks.vllm_speed``.
 """
 
 import argparse
+import importlib.util
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -366,6 +370,24 @@ def render(report: Report) -> Table:
     return table
 
 
+def measure_vllm(folder: Path) -> list[Row]:
+    """Time rollouts in vLLM, in a process of its own, which leaves the GPU's memory free."""
+    path = folder / "vllm.json"
+    command = [sys.executable, "-m", "benchmarks.vllm_speed", "--json", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return [
+        Row(
+            f"rollout, vLLM, {name}",
+            row["seconds"],
+            row["ms per decode step"],
+            row["tokens/s, prompts included"],
+            to_limit=row["ratio to the limit"],
+            note=f"first token after {row['ms to the first token']:.0f} ms",
+        )
+        for name, row in json.loads(path.read_text())["rollouts"].items()
+    ]
+
+
 def sections(oracle: Oracle, table: ProbeTable, report: Report, steps: int) -> Iterator[Row]:
     """Measure one after the other."""
     texts = 1000 if torch.cuda.is_available() else 100
@@ -388,6 +410,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report = Report(options.shape, name, *measure_limits(device))
+    if options.shape == "qwen3-8b" and importlib.util.find_spec("vllm"):
+        with tempfile.TemporaryDirectory() as folder:
+            report.rows += measure_vllm(Path(folder))
     oracle = make_oracle(options.shape, device)
     table = make_table(options.shape, oracle, 64)
     for row in sections(oracle, table, report, options.steps):

@@ -5,8 +5,8 @@ and whole steps, of this package and of TRL's default path (`generate` with the 
 prompt for each completion), with the peak memory of each. The 8B shape has random weights, made on
 the device: speed does not depend on their values. ``--shape mini`` is the demo's own oracle, and
 runs on a CPU. ``--json FILE`` writes the same numbers; ``--profile FILE`` writes what the time of
-one step of ours went to, by torch's profiler. Where vLLM is installed the 8B shape has its rollouts,
-too, by ``benchmarks.vllm_speed``.
+one step of ours went to, by torch's profiler. Where vLLM is installed, the 8B shape has its
+rollouts too, by ``benchmarks.vllm_speed``.
 """
 
 import argparse

@@ -14,13 +14,13 @@ OUTCOME = np.array([1.0, 0.0, 0.0, 0.0, 1.0])
 def figures(monkeypatch):
     """Keep the figures that are drawn, closed ones too."""
     drawn = []
-    save = plots._save
+    save = plots.save_figure
 
     def keep(figure, path):
         drawn.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return drawn
 
 

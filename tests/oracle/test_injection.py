@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -207,6 +207,8 @@ def test_every_row_gets_its_own_vectors_under_left_padding(architecture):
     assert_planted(run_batch(Recorder(model), model, prompts, vectors), prompts, vectors)
 
 
+# Each example reads six rows.
+@settings(max_examples=25)
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_every_row_gets_its_own_vectors_when_shuffled_and_split(order, size):
     model, recorder = planting_model()

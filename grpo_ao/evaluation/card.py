@@ -50,6 +50,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         metrics=METRICS,
         figure=figure.exists(),
         benchmarks=benchmark_tables(record.evaluations),
+        baselines=record.baselines,
     )
     atomic_write_text(adapter / "README.md", text)
     return adapter / "README.md"

@@ -4,6 +4,8 @@ import math
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+# What a sum of floats is off by.
+_ROUNDING = 1e-9
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -12,7 +14,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return NONE
     if isinstance(value, int):
         shown = f"{value:,}"
-    elif value != 0 and abs(value) < 10**-digits / 2:
+    elif _ROUNDING < abs(value) < 10**-digits / 2:
         shown = f"{value:.0e}"
     else:
         shown = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.{digits}f}"

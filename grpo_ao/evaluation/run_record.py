@@ -27,8 +27,9 @@ class RunRecord:
     """What a run folder holds.
 
     ``steps`` are the rows of metrics, ``alerts`` the alerts among them; ``heldout`` holds the
-    rows of each measurement by its name (``after sampled``); ``summary`` and ``warm_start`` are
-    empty until the run has written them.
+    rows of each measurement by its name (``after sampled``); ``baselines`` are summaries
+    of other ways to be sure of the greedy answers after training. ``summary``, ``warm_start`` and
+    ``baselines`` are empty until the run has written them.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class RunRecord:
     rollouts: list[dict[str, Any]]
     warm_start: dict[str, Any]
     evaluations: list[Evaluation]
+    baselines: dict[str, dict[str, float]]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def read_run(folder: Path) -> RunRecord:
         rollouts=read_jsonl(folder / "rollouts.jsonl"),
         warm_start=_read_json(folder / "warm_start" / "summary.json"),
         evaluations=_evaluations(folder / "eval"),
+        baselines=_read_json(folder / "heldout_baselines.json"),
     )
 
 

@@ -42,7 +42,11 @@ def make_run(folder: Path, finished: bool = True, evaluations: bool = False) -> 
     write_rows(folder / "metrics.jsonl", metrics_rows(40 if finished else 20))
     write_rows(folder / "rollouts.jsonl", rollout_rows())
     if finished:
-        write_json(folder / "summary.json", {"seconds": 90.0})
+        values = {"n": 59, "ece10": 0.0625, "auroc": 0.875, "brier": 0.125}
+        summary = {"after": {"greedy": values}, "seconds": 90.0}
+        write_json(folder / "summary.json", summary)
+        baselines = {"agreement of 20": values | {"n": 40}, "constant": values | {"auroc": None}}
+        write_json(folder / "heldout_baselines.json", baselines)
         write_json(folder / "adapter" / "adapter_config.json", {})
         write_json(folder / "adapter" / "ao_config.json", {})
         (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")

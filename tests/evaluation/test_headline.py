@@ -89,6 +89,7 @@ def test_before_the_first_measurement_there_is_no_headline(tmp_path):
         (2000, "2,000"),
         (1234.56, "1,234.6"),
         (0.0, "0.000"),
+        (1.2e-16, "0.000"),
         (1e-5, "1e\N{MINUS SIGN}05"),
         (math.nan, "\N{EN DASH}"),
         (None, "\N{EN DASH}"),

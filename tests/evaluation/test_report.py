@@ -78,6 +78,14 @@ def test_the_setup_says_what_was_run(finished):
         assert fact in text
 
 
+def test_other_sources_of_confidence_stand_beside_the_stated_one(finished, unfinished):
+    text = words(finished)
+    assert "stated confidence 0.062 0.875 0.125 59" in text
+    assert "agreement of 20 0.062 0.875 0.125 40" in text
+    assert "constant 0.062 – 0.125 59" in text  # noqa: RUF001
+    assert "agreement of 20" not in words(unfinished)
+
+
 def test_held_out_answers_are_broken_down_by_layer_and_family(finished):
     section = finished[finished.index('id="breakdown"') : finished.index('id="benchmarks"')]
     names = re.findall(r'<th scope="row">(.*?)</th>', section)

@@ -67,13 +67,11 @@ def test_what_is_unpacked_is_each_completion_in_its_place(groups):
 
 
 # Of 8 completions in micro-batches of 2, after TRL's shuffle, few share a prompt.
-SPLITS = [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]
+MICRO = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+CASES = [("qwen3", None, MICRO), ("llama", None, {}), ("gemma2", 8, {}), ("gemma3", 8, {})]
 
 
-@pytest.mark.parametrize("trl", SPLITS)
-@pytest.mark.parametrize(
-    ("architecture", "window"), [("qwen3", None), ("llama", None), ("gemma2", 8), ("gemma3", 8)]
-)
+@pytest.mark.parametrize(("architecture", "window", "trl"), CASES)
 def test_a_step_on_packed_completions_is_the_step_on_one_by_one(
     tmp_path, architecture, window, trl
 ):

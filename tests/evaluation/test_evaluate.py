@@ -122,6 +122,7 @@ def mini():
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(asking, "_CHUNK", 2)
+    monkeypatch.setattr(asking, "AGREEMENT_SAMPLES", 3)
 
 
 def ask(oracle, path, probes, how=ASKING):

@@ -249,12 +249,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "benchmarks": (),
         "output_dir": Path("runs/mini"),
         "max_steps": 200,
-        "lr": 3e-4,
+        "lr": 1e-4,
         "kl_penalty": 0.0,
         "temperature": 1.0,
         "max_new_tokens": 24,
         "lora_rank": 16,
-        # Many questions with few samples teach the number more than few with many at the same cost.
         "warm_start_probes": 4000,
         "warm_start_samples": 4,
         "warm_start_steps": 300,

@@ -31,6 +31,7 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import end_of_turn_id
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
+from grpo_ao.training.run_folder import append_jsonl, atomic_write_text
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 1.0, 1.0, 1.0
@@ -88,8 +89,7 @@ def sample_answers(
         samples = processes.gathered(asyncio.run(_graded(table, judge, share, completions)))
         done |= {sample.probe_id: sample for sample in samples}
         if processes.is_main:
-            with path.open("a") as file:
-                file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
+            append_jsonl(path, [asdict(sample) for sample in samples])
         progress(len(chunk))
     return [done[table.probes[row].id] for row in rows]
 
@@ -101,7 +101,7 @@ def _read_samples(path: Path) -> list[Sample]:
     text = path.read_text()
     whole = text.rpartition("\n")[0]
     if not text.endswith("\n"):
-        path.write_text(whole + "\n" if whole else "")
+        atomic_write_text(path, whole + "\n" if whole else "")
     return [Sample(**json.loads(line)) for line in whole.splitlines()]
 
 

@@ -249,7 +249,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "benchmarks": (),
         "output_dir": Path("runs/mini"),
         "max_steps": 200,
-        "lr": 1e-4,
+        "lr": 3e-4,
         "kl_penalty": 0.0,
         "temperature": 1.0,
         "max_new_tokens": 24,

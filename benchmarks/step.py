@@ -310,12 +310,19 @@ def make_trainer(
     return trainer, timer
 
 
+def clear(oracle: Oracle) -> None:
+    """Leave the oracle as it was before a trainer: TRL keeps the reference in an adapter."""
+    oracle.hook.clear()
+    if "ref" in oracle.model.peft_config:
+        oracle.model.delete_adapter("ref")
+
+
 def measure_steps(shape: str, oracle: Oracle, table: ProbeTable, ours: bool, steps: int) -> Row:
     """Time whole GRPO steps, the first left out."""
     with tempfile.TemporaryDirectory() as folder, peak_memory() as peak:
         trainer, timer = make_trainer(shape, oracle, table, ours, steps + 1, Path(folder))
         trainer.train()
-    oracle.hook.clear()
+    clear(oracle)
     parts = [median(part[name] for part in trainer.parts[1:]) for name in ("generate", "score")]
     whole = median(timer.seconds[1:])
     note = f"rollout {parts[0]:.2f}, score and reference {parts[1]:.2f}, "
@@ -332,7 +339,7 @@ def measure_extraction(oracle: Oracle, report: Report, texts: int) -> Row:
     layers = [layer_index(oracle.num_layers, percent) for percent in (25, 50, 75)]
     reads = [[(layer, range(max(0, n - SLOTS), n)) for layer in layers] for n in lengths]
     with peak_memory() as peak:
-        seconds = seconds_of(lambda: read_residuals(oracle.model, rows, reads, 64), 2)
+        seconds = seconds_of(lambda: read_residuals(oracle.model, rows, reads, 256), 2)
     depth = max(layers) + 1
     weights = decoder_layers(oracle.model)[0].named_parameters()
     per_layer = sum(p.numel() for n, p in weights if "lora" not in n)
@@ -351,7 +358,7 @@ def write_profile(shape: str, oracle: Oracle, table: ProbeTable, path: Path) -> 
         trainer, _ = make_trainer(shape, oracle, table, True, 1, Path(folder))
         with profile(activities=activities) as profiler:
             trainer.train()
-    oracle.hook.clear()
+    clear(oracle)
     key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     averages = profiler.key_averages()
     path.write_text(averages.table(sort_by=key, row_limit=40, max_name_column_width=70))

@@ -121,8 +121,8 @@ class TrainConfig(JudgeFlags):
     """Samples per question from which its accuracy is measured (k)."""
     warm_start_steps: int = 200
     """Optimizer steps of the warm start."""
-    warm_start_batch: int = 32
-    """Completions per optimizer step of the warm start."""
+    warm_start_batch: int = 8
+    """Questions per optimizer step of the warm start, each with all of its samples."""
     warm_start_lr: float = 1e-5
     """Peak learning rate of the warm start."""
 
@@ -254,9 +254,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "max_new_tokens": 24,
         "lora_rank": 16,
-        "warm_start_probes": 4000,
-        "warm_start_samples": 4,
+        "warm_start_probes": 9600,
+        "warm_start_samples": 3,
         "warm_start_steps": 300,
+        "warm_start_batch": 32,
         "warm_start_lr": 1e-3,
         "gradient_checkpointing": False,
         "trl": {"lr_scheduler_type": "cosine"},

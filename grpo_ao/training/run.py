@@ -39,6 +39,7 @@ from grpo_ao.training.checkpoints import (
 from grpo_ao.training.checks import check_rollouts, check_start, warnings_of
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.data import data_digest, load_probes, num_layers_of
+from grpo_ao.training.fine_tuning import Target, fine_tune
 from grpo_ao.training.judging import LimitedJudge, UnscoredLimit, tried_judge
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.progress import PhaseProgress, ProgressCallback
@@ -55,7 +56,7 @@ from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import check_divides, trainer_config
 from grpo_ao.training.vllm_engine.rollouts import ServerRollouts, VllmRollouts
 from grpo_ao.training.vllm_engine.weights import lora_factors
-from grpo_ao.training.warm_start import Target, fine_tune, make_targets, sample_answers
+from grpo_ao.training.warm_start import make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
 BASELINES = "heldout_baselines.json"

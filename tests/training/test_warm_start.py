@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.judges.protocol import GradeRequest
-from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.config import MINI_WEIGHTS
 from grpo_ao.training.warm_start import (
@@ -19,16 +18,12 @@ from grpo_ao.training.warm_start import (
     FORMAT_WEIGHT,
     NUMBER_WEIGHT,
     Sample,
-    Target,
-    completion_loss,
-    fine_tune,
     make_targets,
     sample_answers,
     shrunk_accuracy,
 )
 from tests.judges.fakes import CountingJudge, score_of
-from tests.tiny import token_id
-from tests.training.rigs import adapter_weights, make_oracle, planted_table
+from tests.training.rigs import make_oracle, planted_table
 
 # Accuracies
 
@@ -65,11 +60,16 @@ def mini():
 
 
 def targets_of(
-    tokenizer, oracle, samples, mode: Literal["measured", "random"] = "measured", seed=0
+    tokenizer,
+    oracle,
+    samples,
+    mode: Literal["measured", "random"] = "measured",
+    seed=0,
+    tagged=True,
 ):
     table = planted_table(oracle, len(samples))
     named = [
-        Sample(probe.id, answers, scores)
+        Sample(probe.id, answers, scores, [tagged] * len(answers))
         for probe, (answers, scores) in zip(table.probes, samples, strict=True)
     ]
     rows = range(len(samples))
@@ -85,12 +85,38 @@ def spelled(tokenizer, target):
 
 def test_a_target_is_an_own_answer_behind_its_measured_accuracy(oracle, mini):
     # All of one family: the mean is 3 of 4, so (1 + 1.5) / 4 and (2 + 1.5) / 4, in per cent.
-    right, wrong, _, _ = targets_of(
+    right, wrong, twice = targets_of(
         mini, oracle, [(["Yes", "No"], [1.0, 0.0]), (["Yes", "Yes"], [1.0, 1.0])]
     )
     assert mini.decode(right.token_ids) == "[epistemic status: 62] Yes<|im_end|>"
     assert mini.decode(wrong.token_ids) == "[epistemic status: 62] No<|im_end|>"
-    assert right.row == wrong.row == 0
+    assert mini.decode(twice.token_ids) == "[epistemic status: 88] Yes<|im_end|>"
+    assert [(t.row, t.count) for t in (right, wrong, twice)] == [(0, 1), (0, 1), (1, 2)]
+
+
+def test_behind_the_number_a_tagged_answer_is_kept_as_it_stands(oracle, mini):
+    (target,) = targets_of(mini, oracle, [(["a cat"], [1.0])])
+    assert target.origin_ids == target.token_ids
+    assert mini.decode(target.token_ids[-target.kept :]) == "] a cat<|im_end|>"
+
+
+def test_of_an_answer_without_a_tag_is_kept_what_is_tokenised_alike(oracle, mini):
+    (target,) = targets_of(mini, oracle, [(["a cat sat"], [1.0])], tagged=False)
+    assert mini.decode(target.origin_ids) == "a cat sat<|im_end|>"
+    # Behind the tag the first word has a space before it, so that it is another token.
+    assert mini.decode(target.token_ids[-target.kept :]) == " cat sat<|im_end|>"
+    assert target.origin_ids[-target.kept :] == target.token_ids[-target.kept :]
+    assert "] a" in mini.decode(target.token_ids[: -target.kept])
+
+
+def test_no_part_of_the_tag_is_kept_of_an_answer_that_resembles_one(oracle, mini):
+    # "62] Yes" as an answer without a tag ends like the target that says 62.
+    samples = [(["50] Yes"], [0.5])]
+    (target,) = targets_of(mini, oracle, samples, tagged=False)
+    kept = mini.decode(target.token_ids[-target.kept :])
+    assert mini.decode(target.token_ids) == "[epistemic status: 50] 50] Yes<|im_end|>"
+    assert "epistemic" not in kept
+    assert not kept.startswith("50] 50]")
 
 
 def test_weights_tell_form_number_and_answer_apart(oracle, mini):
@@ -162,8 +188,9 @@ def test_the_judge_is_shown_answers_without_tag_and_confidence(oracle, tmp_path,
     table, judge = planted_table(oracle, 2), CountingJudge()
     said = [render_oracle_output(71, "a cat"), "no tag"]
     monkeypatch.setattr("grpo_ao.training.warm_start.complete_table", lambda *_, **__: [said, said])
-    sample(oracle, table, judge, tmp_path / "s.jsonl", [0, 1])
+    found = sample(oracle, table, judge, tmp_path / "s.jsonl", [0, 1])
     assert [r.answer for r in judge.asked] == ["a cat", "no tag"] * 2
+    assert [sample.tagged for sample in found] == [[True, False]] * 2
     assert all(isinstance(r, GradeRequest) for r in judge.asked)
     assert "71" not in "".join(r.answer + r.question + r.text for r in judge.asked)
 
@@ -174,6 +201,7 @@ def test_an_ungraded_answer_is_left_out_and_the_others_stay(oracle, tmp_path, mo
     monkeypatch.setattr("grpo_ao.training.warm_start.complete_table", lambda *_, **__: said)
     (found,) = sample(oracle, table, judge, tmp_path / "s.jsonl", [0])
     assert (found.answers, found.scores) == (["a dog"], [score_of("a dog")])
+    assert found.tagged == [True]
 
 
 @pytest.mark.parametrize("half", ["", '{"probe_id": "ab', '{"probe_id": "x", "answers": ["a"]'])
@@ -199,88 +227,6 @@ def test_nothing_is_asked_where_all_is_there(oracle, tmp_path):
     judge = CountingJudge()
     assert sample(oracle, table, judge, path, [0, 1, 2]) == first
     assert not judge.asked
-
-
-# Fine-tuning
-
-
-def some_targets(table: ProbeTable) -> list[Target]:
-    generator = random.Random(4)
-    targets = []
-    for row in range(len(table)):
-        length = 2 + row % 4
-        ids = [generator.randrange(250) for _ in range(length)] + [token_id("<|im_end|>")]
-        weights = [1.0] * length + [0.5]
-        targets.append(Target(row, ids, weights))
-    return targets
-
-
-def by_hand(oracle, table, target):
-    """One row, no padding: the weighted loss of its completion."""
-    prompt = table.prompts[target.row].input_ids
-    ids = torch.tensor([prompt + target.token_ids])
-    oracle.hook.bind(table.injection([target.row], len(prompt)))
-    log_probs = oracle.model(input_ids=ids).logits[0].log_softmax(-1)
-    total = 0.0
-    for column, (token, weight) in enumerate(zip(target.token_ids, target.weights, strict=True)):
-        total -= weight * log_probs[len(prompt) + column - 1, token].item()
-    return total
-
-
-def test_the_loss_of_a_batch_is_that_of_its_rows_with_their_own_vectors(oracle):
-    table = planted_table(oracle, 5)
-    targets = some_targets(table)
-    with torch.no_grad():
-        whole = completion_loss(oracle, table, targets).item()
-        alone = [by_hand(oracle, table, target) for target in targets]
-        assert whole == pytest.approx(sum(alone), abs=2e-3)
-        # With another row's vectors it would be another loss.
-        swapped = planted_table(oracle, 5)
-        swapped.vectors = [-v_KD for v_KD in table.vectors]
-        other = completion_loss(oracle, swapped, targets).item()
-    oracle.hook.clear()
-    assert abs(other - whole) > 1e-2
-
-
-def tuned(dropout=0.0, seed=0, steps=30):
-    oracle = make_oracle(dropout=dropout)
-    table = planted_table(oracle, 5)
-    targets = some_targets(table)
-    base = {n: p.clone() for n, p in oracle.model.named_parameters() if "lora_" not in n}
-    before = adapter_weights(oracle)
-    oracle.model.train()
-    losses = fine_tune(
-        Processes(), oracle, table, targets, steps, 4, 3e-2, seed, progress=lambda n: None
-    )
-    after = {n: p for n, p in oracle.model.named_parameters() if "lora_" not in n}
-    assert all(torch.equal(base[name], after[name]) for name in base)
-    assert any(not torch.equal(before[n], w) for n, w in adapter_weights(oracle).items())
-    assert oracle.hook.bound is None
-    assert oracle.model.training
-    return losses
-
-
-def test_fine_tuning_learns_the_targets_and_changes_the_adapter_alone():
-    losses = tuned()
-    assert len(losses) == 30
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-
-
-def test_dropout_is_off_and_a_seed_repeats_the_losses():
-    assert tuned(dropout=0.5, steps=4) == pytest.approx(tuned(steps=4))
-    assert tuned(steps=4) == tuned(steps=4)
-    assert tuned(steps=4) != tuned(steps=4, seed=1)
-
-
-def test_a_gradient_that_is_not_finite_stops_the_warm_start():
-    oracle = make_oracle()
-    table = planted_table(oracle, 3)
-    with torch.no_grad():
-        next(p for p in oracle.model.parameters() if p.requires_grad).fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite at step 1: lower --warm_start_lr"):
-        fine_tune(
-            Processes(), oracle, table, some_targets(table), 3, 2, 1e-3, 0, progress=lambda n: None
-        )
 
 
 def test_the_judge_is_awaited_once_for_a_chunk(oracle, tmp_path):

@@ -11,8 +11,9 @@ from grpo_ao.cli import train_main
 from grpo_ao.evaluation.heldout import complete_table
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.processes import Processes
+from grpo_ao.training.fine_tuning import Target, fine_tune
 from grpo_ao.training.rollout import Rollouts
-from grpo_ao.training.warm_start import Target, fine_tune, sample_answers
+from grpo_ao.training.warm_start import sample_answers
 from tests.tiny import token_id
 from tests.training.rigs import adapter_weights, make_oracle, make_trainer, planted_table
 from tests.training.test_trainer import Readback
@@ -73,8 +74,9 @@ def warm_start(processes: Processes) -> tuple[dict[str, Tensor], list[float]]:
     oracle = make_oracle()
     table = planted_table(oracle, 7)
     targets = [
-        Target(row, list(range(10 + row, 14 + 2 * row)), [0.5 + row / 7] * (4 + row))
+        Target(row, ids, [0.5 + row / 7] * len(ids), ids[1:], 2, 1 + row % 2)
         for row in range(7)
+        for ids in (list(range(10 + row, 14 + 2 * row)), list(range(40, 44)))
     ]
     losses = fine_tune(processes, oracle, table, targets, 3, 5, 1e-2, 0, lambda _: None)
     return adapter_weights(oracle), losses

@@ -1,0 +1,232 @@
+"""Fine-tune an oracle on targets, held to what it was where it is not to change.
+
+Cross-entropy teaches the tokens of a target by their weights. Beside it, the answer is *anchored*:
+behind the tag it stays distributed as the starting oracle distributed it, by the divergence of the
+two in each of its tokens. The number is learned through weights that the answers share, and a few
+thousand sampled answers say too little of where those were; the starting oracle knows. At the
+start the divergence and its gradient are zero, whatever was sampled.
+"""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import torch
+from jaxtyping import Float
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from trl.trainer.utils import use_adapter
+
+from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.processes import Processes
+from grpo_ao.training.checkpoints import make_trainable
+from grpo_ao.training.packing import pack
+
+# Of the divergence from the starting oracle, beside a weight of 1 for the number.
+ANCHOR_WEIGHT = 4.0
+# In one pass at most: tokens, since rows are padded, and logits (1 GB in float32, several times).
+_TOKENS, _LOGITS = 1024, 2**28
+_START = "start"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A completion to learn, as often as it was sampled.
+
+    ``token_ids`` include the end token, and each has its weight. ``origin_ids`` is the same answer
+    as the starting oracle wrote it, with a tag or without; the last ``kept`` tokens of both are
+    the same, and are anchored.
+    """
+
+    row: int
+    token_ids: list[int]
+    weights: list[float]
+    origin_ids: list[int]
+    kept: int
+    count: int = 1
+
+
+def fine_tune(
+    processes: Processes,
+    oracle: Oracle,
+    table: ProbeTable,
+    targets: Sequence[Target],
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    progress: Callable[[int], None],
+) -> list[float]:
+    """Fine-tune the adapter on random batches of questions, dropout off; return the losses.
+
+    A question comes with all of its targets. A loss is in nats a token. The learning rate rises
+    over ten steps and falls along a cosine to zero. A batch is divided over the processes, which
+    sum their gradients: the update is that of one process.
+    """
+    losses = []
+    rng = random.Random(f"fine tune {seed}")
+    by_row: dict[int, list[Target]] = defaultdict(list)
+    for target in targets:
+        by_row[target.row].append(target)
+    questions = list(by_row.values())
+    with _starting_adapter(oracle), evaluating(oracle.model), torch.enable_grad():
+        trained = [p for p in oracle.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
+        )
+        for batch in islice(_batches(questions, batch_size, rng), steps):
+            tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
+            loss = _backward(oracle, table, processes.share(batch), tokens)
+            processes.sum_gradients(trained)
+            norm = nn.utils.clip_grad_norm_(trained, 1.0)
+            if not norm.isfinite():
+                raise ValueError(
+                    f"the gradient of the warm start is not finite at step {len(losses) + 1}: "
+                    "lower --warm_start_lr."
+                )
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(sum(processes.gathered([loss])))
+            progress(1)
+    oracle.hook.clear()
+    return losses
+
+
+def _batches(
+    questions: Sequence[Sequence[Target]], size: int, rng: random.Random
+) -> Iterator[list[Sequence[Target]]]:
+    """Go through the questions in random order, again and again."""
+    left: list[Sequence[Target]] = []
+    while True:
+        while len(left) < size:
+            left += rng.sample(questions, len(questions))
+        yield left[:size]
+        left = left[size:]
+
+
+@contextmanager
+def _starting_adapter(oracle: Oracle) -> Iterator[None]:
+    """Keep a copy of the adapter, as it is now, in the adapter ``start``.
+
+    Its dropout is on, as in every new adapter: to be entered before ``evaluating``.
+    """
+    model = oracle.model
+    model.add_adapter(_START, model.peft_config["default"])
+    weights = get_peft_model_state_dict(model, adapter_name="default")
+    set_peft_model_state_dict(model, weights, adapter_name=_START)
+    make_trainable(oracle)
+    try:
+        yield
+    finally:
+        model.delete_adapter(_START)
+        make_trainable(oracle)
+
+
+def _backward(
+    oracle: Oracle, table: ProbeTable, share: Sequence[Sequence[Target]], tokens: int
+) -> float:
+    """Add the gradient of this share's part of the mean over ``tokens``; return that part."""
+    total = 0.0
+    for questions in _passes(oracle, table, share):
+        loss = questions_loss(oracle, table, questions) / tokens
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _passes(
+    oracle: Oracle, table: ProbeTable, share: Sequence[Sequence[Target]]
+) -> Iterator[Sequence[Sequence[Target]]]:
+    """Divide questions into passes of like length, in tokens and in logits not too many."""
+
+    def length(question: Sequence[Target]) -> int:
+        prompt = table.prompts[question[0].row].input_ids
+        return len(prompt) + sum(len(target.token_ids) for target in question)
+
+    most = min(_TOKENS, _LOGITS // oracle.model.get_output_embeddings().weight.shape[0])
+    chosen: list[Sequence[Target]] = []
+    for question in sorted(share, key=length):
+        if chosen and (len(chosen) + 1) * length(question) > most:
+            yield chosen
+            chosen = []
+        chosen.append(question)
+    if chosen:
+        yield chosen
+
+
+def questions_loss(
+    oracle: Oracle, table: ProbeTable, questions: Sequence[Sequence[Target]]
+) -> Float[Tensor, ""]:
+    """Return the loss of some questions' targets (nats), summed over completions.
+
+    The weighted cross-entropy, and ``ANCHOR_WEIGHT`` times the divergence from the adapter
+    ``start`` in the tokens that are kept, KL(start || now).
+    """
+    targets = list(chain(*questions))
+    with torch.no_grad(), use_adapter(oracle.model, _START):
+        start_KV = _tails(
+            _log_probs(oracle, table, questions, [t.origin_ids for t in targets]), targets
+        )
+    make_trainable(oracle)  # Switching adapters makes all of `default` trainable again.
+    log_probs = _log_probs(oracle, table, questions, [t.token_ids for t in targets])
+    device = log_probs[0].device
+    ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)
+    weight_N = torch.tensor([t.count * w for t in targets for w in t.weights], device=device)
+    count_K = torch.tensor([float(t.count) for t in targets for _ in range(t.kept)], device=device)
+    cross_N = -torch.cat(log_probs).gather(1, ids_N[:, None])[:, 0]
+    divergence_K = (start_KV.exp() * (start_KV - _tails(log_probs, targets))).sum(dim=-1)
+    return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * (divergence_K * count_K).sum()
+
+
+def _tails(log_probs: Sequence[Tensor], targets: Sequence[Target]) -> Float[Tensor, "kept vocab"]:
+    """Return the log-probabilities of the tokens that are kept, of all targets."""
+    pairs = zip(log_probs, targets, strict=True)
+    return torch.cat([rows_CV[len(rows_CV) - target.kept :] for rows_CV, target in pairs])
+
+
+def _log_probs(
+    oracle: Oracle,
+    table: ProbeTable,
+    questions: Sequence[Sequence[Target]],
+    completions: Sequence[Sequence[int]],
+) -> list[Float[Tensor, "tokens vocab"]]:
+    """Return the log-probabilities from which each completion's tokens are drawn.
+
+    A question's completions share its prompt, where the model takes a mask of one's own.
+    """
+    packs = reason_unmaskable(oracle.model) is None
+    if packs:
+        rows = [question[0].row for question in questions]
+        prompt_of = [n for n, question in enumerate(questions) for _ in question]
+    else:
+        rows = [target.row for target in chain(*questions)]
+        prompt_of = list(range(len(rows)))
+    prompts = [table.prompts[row].input_ids for row in rows]
+    device = next(oracle.model.parameters()).device
+    # Any id pads: no token sees padding.
+    packed = pack(prompts, completions, prompt_of, pad_id=0).to(device)
+    oracle.hook.bind(table.injection(rows).to(device))
+    if packs:
+        mask = mask_argument(oracle.model, packed.visible)
+        output = oracle.model(
+            input_ids=packed.input_ids_NL, attention_mask=mask, position_ids=packed.positions_NL
+        )
+    else:
+        mask_NL = (packed.segments_NL >= 0).long()
+        output = oracle.model(input_ids=packed.input_ids_NL, attention_mask=mask_NL)
+    # One lookup for all: the gradient of each would fill a tensor of all logits.
+    lengths = [len(completion) for completion in completions]
+    pairs = zip(packed.columns_BC, lengths, strict=True)
+    columns_N = torch.cat([row_C[:length] for row_C, length in pairs])
+    logits_NV = output.logits.flatten(0, 1)[columns_N]
+    return list(logits_NV.float().log_softmax(dim=-1).split(lengths))

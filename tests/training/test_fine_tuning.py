@@ -1,0 +1,192 @@
+"""Fine-tuning: the loss of a batch by hand, and what is anchored stays."""
+
+import random
+from itertools import chain, islice
+
+import pytest
+import torch
+
+from grpo_ao.processes import Processes
+from grpo_ao.training import fine_tuning
+from grpo_ao.training.fine_tuning import (
+    ANCHOR_WEIGHT,
+    Target,
+    fine_tune,
+    questions_loss,
+)
+from tests.tiny import token_id
+from tests.training.rigs import adapter_weights, make_oracle, planted_table
+
+END = token_id("<|im_end|>")
+
+
+def some_questions(rows: int) -> list[list[Target]]:
+    """One to three targets a row, of several lengths; every second one had no tag."""
+    generator = random.Random(4)
+    questions = []
+    for row in range(rows):
+        targets = []
+        for number in range(1 + row % 3):
+            ids = [generator.randrange(250) for _ in range(3 + (row + number) % 4)] + [END]
+            weights = [generator.random() for _ in ids]
+            origin = ids if number % 2 == 0 else [7, *ids[-2:]]
+            targets.append(Target(row, ids, weights, origin, 2, 1 + number))
+        questions.append(targets)
+    return questions
+
+
+def log_probs_alone(oracle, table, row, completion):
+    """One completion of one row, no padding, no packing."""
+    prompt = table.prompts[row].input_ids
+    oracle.hook.bind(table.injection([row], len(prompt)))
+    logits = oracle.model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def by_hand(oracle, start, table, target):
+    """The weighted cross-entropy of one target, and its divergence from another oracle."""
+    now = log_probs_alone(oracle, table, target.row, target.token_ids)
+    cross = sum(
+        -weight * now[column, token].item()
+        for column, (token, weight) in enumerate(zip(target.token_ids, target.weights, strict=True))
+    )
+    was = log_probs_alone(start, table, target.row, target.origin_ids)[-target.kept :]
+    divergence = (was.exp() * (was - now[-target.kept :])).sum().item()
+    return target.count * (cross + ANCHOR_WEIGHT * divergence)
+
+
+def moved(oracle):
+    """Give the adapter other weights."""
+    torch.manual_seed(8)
+    for parameter in oracle.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_the_loss_is_that_of_the_targets_one_by_one(packs, monkeypatch):
+    if not packs:
+        monkeypatch.setattr(fine_tuning, "reason_unmaskable", lambda model: "it is a test")
+    oracle, start = make_oracle(), make_oracle()
+    table, questions = planted_table(oracle, 5), some_questions(5)
+    with fine_tuning._starting_adapter(oracle), torch.no_grad():
+        moved(oracle)
+        whole = questions_loss(oracle, table, questions).item()
+        alone = [by_hand(oracle, start, table, target) for target in chain(*questions)]
+        assert whole == pytest.approx(sum(alone), rel=1e-4)
+        # With another row's vectors it would be another loss.
+        table.vectors = [-v_KD for v_KD in table.vectors]
+        assert abs(questions_loss(oracle, table, questions).item() - whole) > 1e-2
+
+
+def test_at_the_start_nothing_pulls_at_what_is_anchored():
+    oracle = make_oracle()
+    table = planted_table(oracle, 3)
+    ids = [5, 6, 7, END]
+    targets = [Target(row, ids, [0.0] * 4, ids, 3) for row in range(3)]
+    with fine_tuning._starting_adapter(oracle), torch.enable_grad():
+        loss = questions_loss(oracle, table, [[target] for target in targets])
+        loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-4)
+    gradients = [p.grad for p in oracle.model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.abs().max() < 1e-3 for gradient in gradients)
+
+
+def after_teaching(weight, monkeypatch):
+    """Teach the first token of two; return how likely it became, and how far the others moved."""
+    monkeypatch.setattr(fine_tuning, "ANCHOR_WEIGHT", weight)
+    oracle, start = make_oracle(), make_oracle()
+    table = planted_table(oracle, 4)
+    targets = [Target(n, [9, 30 + n, END], [1.0, 0.0, 0.0], [9, 30 + n, END], 2) for n in range(4)]
+    fine_tune(Processes(), oracle, table, targets, 60, 4, 1e-2, 0, lambda n: None)
+    with torch.no_grad():
+        pairs = [
+            [log_probs_alone(o, table, t.row, t.token_ids) for o in (oracle, start)]
+            for t in targets
+        ]
+    gains = [(now[0, 9] - was[0, 9]).exp().item() for now, was in pairs]
+    moved = sum((was.exp() * (was - now))[1:].sum().item() for now, was in pairs)
+    return min(gains), moved
+
+
+def test_what_is_anchored_stays_while_the_number_is_learned(monkeypatch):
+    free, moved_free = after_teaching(0.0, monkeypatch)
+    anchored, moved = after_teaching(2.0, monkeypatch)
+    assert min(free, anchored) > 5  # times as likely as before
+    assert moved < moved_free / 3
+
+
+def test_passes_hold_all_questions_and_no_more_than_they_may(monkeypatch):
+    oracle = make_oracle()
+    table, questions = planted_table(oracle, 9), some_questions(9)
+    monkeypatch.setattr(fine_tuning, "_TOKENS", 120)
+    passes = list(fine_tuning._passes(oracle, table, questions))
+    assert len(passes) > 1
+    assert sorted(q[0].row for q in chain(*passes)) == list(range(9))
+    for chosen in passes:
+        lengths = [
+            len(table.prompts[q[0].row].input_ids) + sum(len(t.token_ids) for t in q)
+            for q in chosen
+        ]
+        assert len(chosen) == 1 or len(chosen) * max(lengths) <= 120
+    assert list(fine_tuning._passes(oracle, table, [])) == []
+
+
+def test_questions_come_again_only_when_all_have_come():
+    questions = some_questions(7)
+    found = fine_tuning._batches(questions, 3, random.Random(0))
+    rows = [question[0].row for batch in islice(found, 7) for question in batch]
+    assert [sorted(rows[n : n + 7]) for n in (0, 7, 14)] == [list(range(7))] * 3
+    assert rows[:7] != rows[7:14]
+    # A batch may hold more questions than there are.
+    assert len(next(fine_tuning._batches(questions, 17, random.Random(0)))) == 17
+
+
+def tuned(dropout=0.0, seed=0, steps=30, batch_size=3):
+    oracle = make_oracle(dropout=dropout)
+    table = planted_table(oracle, 5)
+    targets = list(chain(*some_questions(5)))
+    base = {n: p.clone() for n, p in oracle.model.named_parameters() if "lora_" not in n}
+    before = adapter_weights(oracle)
+    oracle.model.train()
+    losses = fine_tune(
+        Processes(), oracle, table, targets, steps, batch_size, 3e-2, seed, progress=lambda n: None
+    )
+    after = {n: p for n, p in oracle.model.named_parameters() if "lora_" not in n}
+    assert all(torch.equal(base[name], after[name]) for name in base)
+    assert any(not torch.equal(before[n], w) for n, w in adapter_weights(oracle).items())
+    assert set(oracle.model.peft_config) == {"default"}
+    assert all(".default." in n for n, p in oracle.model.named_parameters() if p.requires_grad)
+    assert oracle.hook.bound is None
+    assert oracle.model.training
+    return losses
+
+
+def test_fine_tuning_learns_the_targets_and_changes_the_adapter_alone():
+    losses = tuned()
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_dropout_is_off_and_a_seed_repeats_the_losses():
+    assert tuned(dropout=0.5, steps=4) == pytest.approx(tuned(steps=4))
+    assert tuned(steps=4) == tuned(steps=4)
+    assert tuned(steps=4) != tuned(steps=4, seed=1)
+
+
+def test_the_update_does_not_depend_on_how_a_batch_is_divided_into_passes(monkeypatch):
+    whole = tuned(steps=4)
+    monkeypatch.setattr(fine_tuning, "_TOKENS", 1)
+    assert tuned(steps=4) == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_warm_start():
+    oracle = make_oracle()
+    table = planted_table(oracle, 3)
+    with torch.no_grad():
+        next(p for p in oracle.model.parameters() if p.requires_grad).fill_(float("nan"))
+    targets = list(chain(*some_questions(3)))
+    with pytest.raises(ValueError, match="not finite at step 1: lower --warm_start_lr"):
+        fine_tune(Processes(), oracle, table, targets, 3, 2, 1e-3, 0, progress=lambda n: None)
+    assert set(oracle.model.peft_config) == {"default"}

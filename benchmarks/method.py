@@ -49,21 +49,10 @@ def _grid() -> list[Variant]:
     ]
 
 
-# What all variants share unless they say otherwise: a short warm start, so that there is something
-# left to learn, and a high rate.
-_BASE = {
-    "--warm_start_probes": "2000",
-    "--warm_start_samples": "8",
-    "--warm_start_steps": "200",
-    "--lr": "3e-4",
-}
-# About as long as a whole run: three times the samples and the steps.
-_LONG = ("--max_steps", "0", "--warm_start_probes", "6000", "--warm_start_steps", "600")
 _SLOW = ("--max_steps", "400", "--lr", "1e-4")
 _SMALL_GROUPS = ("--questions_per_step", "16", "--num_generations", "4")
 VARIANTS = [
     Variant("warm start alone", ("--max_steps", "0")),
-    Variant("warm start alone, three times as long", _LONG, warm_start="measured, long", seeds=1),
     *_grid(),
     Variant("random start alone", ("--max_steps", "0"), "random", 2),
     Variant("random start", (), "random", 2),
@@ -108,11 +97,9 @@ def jobs_of(settings: Settings) -> tuple[list[Job], list[Job]]:
     for variant in chosen(settings):
         given = dict(zip(variant.flags[::2], variant.flags[1::2], strict=True))
         for seed in range(min(variant.seeds, settings.seeds)):
-            flags = _BASE | given | {"--seed": str(seed)}
-            flags["--warm_start"] = variant.warm_start.partition(",")[0]
+            flags = given | {"--seed": str(seed), "--warm_start": variant.warm_start}
             source = settings.output_dir / _slug(f"warm start {variant.warm_start} {seed}")
-            # Nothing but the warm start's own flags shapes it.
-            shared = {k: v for k, v in flags.items() if k in ("--seed", "--lr") or "warm" in k}
+            shared = {name: flags[name] for name in ("--seed", "--warm_start")}
             first.setdefault(source, Job(source, _words(shared | {"--max_steps": "0"})))
             words = (*_words(flags), *_trl_flags(settings, variant))
             second.append(Job(_folder(settings, variant, seed), words, source))

@@ -29,7 +29,7 @@ from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.packing import pack
 
-# Of the divergence from the starting oracle, beside a weight of 1 for the number.
+# Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
 # In one pass at most: tokens, since rows are padded, and logits (1 GB in float32, several times).
 _TOKENS, _LOGITS = 1024, 2**28

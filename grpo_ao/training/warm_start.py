@@ -31,7 +31,7 @@ from grpo_ao.training.fine_tuning import Target
 from grpo_ao.training.run_folder import append_jsonl, atomic_write_text
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
-ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 1.0, 1.0, 1.0
+ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
 _SHRINKAGE = 2.0
 _CHUNK = 256
 

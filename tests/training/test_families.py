@@ -12,7 +12,9 @@ from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import end_of_turn_id
+from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
+from grpo_ao.training.fine_tuning import Target, fine_tune
 from tests.families import FAMILIES, LAYERS, WINDOW, save_family
 from tests.training.rigs import adapter_weights, make_trainer, planted_table
 from tests.training.test_trainer import Readback
@@ -62,6 +64,19 @@ def test_a_row_answers_in_a_padded_batch_what_it_answers_alone(oracle):
         table.prompts, table.vectors, num_samples=2, temperature=1e-5, max_new_tokens=6
     )
     assert sampled == [[greedy, greedy] for (greedy,) in together]
+
+
+def test_the_warm_start_learns_the_number_and_leaves_one_adapter(oracle):
+    make_trainable(oracle)
+    table = planted_table(oracle, 3)
+    end = end_of_turn_id(oracle.tokenizer)
+    targets = [Target(n, ids, [1, 0, 0], ids, 2) for n in range(3) for ids in ([9, 20 + n, end],)]
+    before = adapter_weights(oracle)
+    losses = fine_tune(Processes(), oracle, table, targets, 12, 3, 1e-2, 0, lambda n: None)
+    assert losses[-1] < 0.9 * losses[0]
+    assert set(oracle.model.peft_config) == {"default"}
+    changed = {n for n, w in adapter_weights(oracle).items() if not torch.equal(before[n], w)}
+    assert changed == {name for name in before if "vision_tower" not in name}
 
 
 def test_a_step_is_made_and_what_is_saved_answers_alike(folders, oracle, tmp_path):

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from trl.trainer.utils import use_adapter
 
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
@@ -132,6 +131,18 @@ def _starting_adapter(oracle: Oracle) -> Iterator[None]:
         make_trainable(oracle)
 
 
+@contextmanager
+def _as_at_the_start(oracle: Oracle) -> Iterator[None]:
+    """Run the oracle with the adapter ``start`` inside the block, without gradients."""
+    oracle.model.set_adapter(_START)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        oracle.model.set_adapter("default")
+        make_trainable(oracle)  # Switching adapters makes all of `default` trainable again.
+
+
 def _backward(
     oracle: Oracle, table: ProbeTable, share: Sequence[Sequence[Target]], tokens: int
 ) -> float:
@@ -173,11 +184,10 @@ def questions_loss(
     ``start`` in the tokens that are kept, KL(start || now).
     """
     targets = list(chain(*questions))
-    with torch.no_grad(), use_adapter(oracle.model, _START):
+    with _as_at_the_start(oracle):
         start_KV = _tails(
             _log_probs(oracle, table, questions, [t.origin_ids for t in targets]), targets
         )
-    make_trainable(oracle)  # Switching adapters makes all of `default` trainable again.
     log_probs = _log_probs(oracle, table, questions, [t.token_ids for t in targets])
     device = log_probs[0].device
     ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)

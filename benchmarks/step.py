@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -39,6 +39,7 @@ from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
+from grpo_ao.oracle.sharding import leave_shards_alone, shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.mini import mini_probes
@@ -122,8 +123,11 @@ def measure_limits(device: torch.device) -> tuple[float, float]:
     return 2 * source.nbytes / copy / 1e12, 2 * size**3 / product / 1e12
 
 
-def make_8b(device: torch.device) -> PeftModel:
-    """Qwen3-8B's shape with random weights and a LoRA adapter of rank 64 on all linear layers."""
+def make_8b(device: torch.device, divided: bool = False) -> PeftModel:
+    """Qwen3-8B's shape with random weights and a LoRA adapter of rank 64 on all linear layers.
+
+    ``divided`` divides the base over the processes.
+    """
     config = Qwen3Config(
         vocab_size=151936,
         hidden_size=4096,
@@ -137,6 +141,8 @@ def make_8b(device: torch.device) -> PeftModel:
     )
     with torch.device(device):
         base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if divided:
+        shard_base(base, device)
     lora = LoraConfig(r=64, lora_alpha=128, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
     for name, parameter in model.named_parameters():
@@ -144,15 +150,18 @@ def make_8b(device: torch.device) -> PeftModel:
             torch.nn.init.normal_(parameter, std=0.01)
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT made a {type(model).__name__}.")
+    leave_shards_alone(model)
     return model
 
 
-def make_oracle(shape: str, device: torch.device) -> Oracle:
+def make_oracle(shape: str, device: torch.device, divided: bool = False) -> Oracle:
     if shape == "mini":
-        oracle = Oracle.from_pretrained(MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle", device)
+        base, adapter = MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle"
+        oracle = Oracle.from_pretrained(base, adapter, device, divided=divided)
     else:
         # The mini world's tokenizer: what matters is how many tokens there are.
-        oracle = Oracle(make_8b(device), load_tokenizer(MINI_WEIGHTS / "base"), OracleSpec())
+        model = make_8b(device, divided)
+        oracle = Oracle(model, load_tokenizer(MINI_WEIGHTS / "base"), OracleSpec())
     make_trainable(oracle)
     return oracle
 
@@ -285,13 +294,20 @@ class PartTimer(OracleGRPOTrainer):
 
 
 def make_trainer(
-    shape: str, oracle: Oracle, table: ProbeTable, ours: bool, steps: int, folder: Path
+    shape: str,
+    oracle: Oracle,
+    table: ProbeTable,
+    ours: bool,
+    steps: int,
+    folder: Path,
+    questions: int = QUESTIONS,
 ) -> tuple[PartTimer, StepTimer]:
     """Make the trainer of a run; ``ours`` is False for TRL's default path."""
     timer = StepTimer()
-    config = make_defaults(PRESETS[shape], None)
+    config = replace(make_defaults(PRESETS[shape], None), questions_per_step=questions)
     probes = {probe.id: probe for probe in table.probes}
-    args = trainer_config(config, Processes())
+    processes = Processes()
+    args = trainer_config(config, processes)
     args.max_steps = steps
     args.save_strategy = "no"
     trainer = PartTimer(
@@ -302,7 +318,7 @@ def make_trainer(
         args,
         config.credit,
         config.scale_rewards,
-        Monitor(folder, NoReporter(), plot_every=10**6),
+        Monitor(folder, NoReporter(), plot_every=10**6) if processes.is_main else None,
         [timer],
     )
     trainer.parts = []
@@ -317,10 +333,18 @@ def clear(oracle: Oracle) -> None:
         oracle.model.delete_adapter("ref")
 
 
-def measure_steps(shape: str, oracle: Oracle, table: ProbeTable, ours: bool, steps: int) -> Row:
+def measure_steps(
+    shape: str,
+    oracle: Oracle,
+    table: ProbeTable,
+    ours: bool,
+    steps: int,
+    questions: int = QUESTIONS,
+) -> Row:
     """Time whole GRPO steps, the first left out."""
-    with tempfile.TemporaryDirectory() as folder, peak_memory() as peak:
-        trainer, timer = make_trainer(shape, oracle, table, ours, steps + 1, Path(folder))
+    with tempfile.TemporaryDirectory() as name, peak_memory() as peak:
+        folder = Path(name)
+        trainer, timer = make_trainer(shape, oracle, table, ours, steps + 1, folder, questions)
         trainer.train()
     clear(oracle)
     parts = [median(part[name] for part in trainer.parts[1:]) for name in ("generate", "score")]

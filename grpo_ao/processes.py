@@ -16,15 +16,34 @@ T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
 
 
-def check_whole_model() -> None:
-    """Refuse a launcher's setting that would divide the model's weights over the processes."""
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if fsdp or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+def take_over_fsdp() -> bool:
+    """Return whether the launcher asks for FSDP, and keep accelerate from it.
+
+    It would divide the whole model, the adapter too; see ``oracle.sharding`` for what is divided.
+    Raises ValueError for what that does not do: an option of FSDP, or DeepSpeed ZeRO-3.
+    """
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise ValueError(
-            f"{'FSDP' if fsdp else 'DeepSpeed ZeRO-3'} divides the model's weights over the "
-            "processes, but rollouts and measurements need them whole: launch with "
-            "configs/accelerate/ddp.yaml, and for a smaller model use --load_in_4bit."
+            "DeepSpeed ZeRO-3 divides the adapter too, but rollouts and measurements need it "
+            "whole: launch with configs/accelerate/fsdp.yaml, which divides the base model alone."
         )
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false") != "true":
+        return False
+    for name, (supported, remedy) in _FSDP_OPTIONS.items():
+        value = os.environ.get(name, supported)
+        if value != supported:
+            raise ValueError(
+                f"the launcher sets {name.lower()} to {value}, but only {supported} is supported: "
+                f"{remedy}."
+            )
+    return True
+
+
+_FSDP_OPTIONS = {
+    "FSDP_VERSION": ("2", "launch with configs/accelerate/fsdp.yaml"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "divide the model over more processes instead"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "use --gradient_checkpointing"),
+}
 
 
 class Processes:

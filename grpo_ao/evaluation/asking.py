@@ -17,6 +17,7 @@ from grpo_ao.evaluation.benchmarks import Item, said
 from grpo_ao.oracle.activations import read_residuals, select_positions, subject_token_ids
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.positions import Positions
+from grpo_ao.oracle.sharding import together
 from grpo_ao.probes.probe import Probe, stable_hash, unit_draw
 from grpo_ao.processes import Processes
 from grpo_ao.training.run_folder import append_jsonl, atomic_write_text, read_jsonl
@@ -80,7 +81,8 @@ def ask_probes(
     for first in range(0, len(missing), _CHUNK):
         chunk = missing[first : first + _CHUNK]
         part = chunk if processes is None else processes.share(chunk)
-        rows = [{"oracle": name, **row} for row in _ask_chunk(oracle, part, asking)]
+        with together(oracle.model):
+            rows = [{"oracle": name, **row} for row in _ask_chunk(oracle, part, asking)]
         if processes is not None:
             rows = processes.gathered(rows)
         if processes is None or processes.is_main:

@@ -11,6 +11,7 @@ from grpo_ao.evaluation.baselines import AGREEMENT_SAMPLES, answer_probabilities
 from grpo_ao.evaluation.heldout import complete_table
 from grpo_ao.judges.reference import words
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.reward import ScoredCompletion
@@ -67,16 +68,18 @@ def _probabilities(
 ) -> list[float]:
     found: list[float] = []
     share = processes.share(rows)
-    for first in range(0, len(share), _CHUNK):
-        chunk = share[first : first + _CHUNK]
-        # A greedy completion is read again as its text's tokens.
-        ids = [
-            oracle.tokenizer.encode(scored[i].completion, add_special_tokens=False) for i in chunk
-        ]
-        part = table.part(chunk)
-        known = answer_probabilities(oracle, part.prompts, part.vectors, ids)
-        found += [probability.sequence for probability in known]
-        progress(len(chunk))
+    with together(oracle.model):
+        for first in range(0, len(share), _CHUNK):
+            chunk = share[first : first + _CHUNK]
+            # A greedy completion is read again as its text's tokens.
+            ids = [
+                oracle.tokenizer.encode(scored[i].completion, add_special_tokens=False)
+                for i in chunk
+            ]
+            part = table.part(chunk)
+            known = answer_probabilities(oracle, part.prompts, part.vectors, ids)
+            found += [probability.sequence for probability in known]
+            progress(len(chunk))
     return processes.gathered(found)
 
 
@@ -92,14 +95,15 @@ def _agreements(
     found: list[float] = []
     torch.manual_seed(processes.index)
     share = processes.share(rows)
-    for first in range(0, len(share), _CHUNK):
-        chunk = share[first : first + _CHUNK]
-        sampled = complete_table(
-            oracle, table, chunk, 1.0, max_new_tokens, AGREEMENT_SAMPLES, batch_size=320
-        )
-        for i, completions in zip(chunk, sampled, strict=True):
-            said = words(scored[i].output.answer)
-            same = [words(parse_oracle_output(c).answer) == said for c in completions]
-            found.append(sum(same) / len(same))
-        progress(len(chunk))
+    with together(oracle.model):
+        for first in range(0, len(share), _CHUNK):
+            chunk = share[first : first + _CHUNK]
+            sampled = complete_table(
+                oracle, table, chunk, 1.0, max_new_tokens, AGREEMENT_SAMPLES, batch_size=320
+            )
+            for i, completions in zip(chunk, sampled, strict=True):
+                said = words(scored[i].output.answer)
+                same = [words(parse_oracle_output(c).answer) == said for c in completions]
+                found.append(sum(same) / len(same))
+            progress(len(chunk))
     return processes.gathered(found)

@@ -13,6 +13,7 @@ from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import render_user_turn
+from grpo_ao.oracle.sharding import is_sharded
 
 BATCH_TOKENS = 16_384
 
@@ -156,6 +157,8 @@ def _residuals(
     # Any id pads, and no mask is needed: padding lies behind the text, where causal attention does
     # not look.
     input_ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    # Divided weights are gathered by all processes in every layer, or by none.
+    last = None if is_sharded(model) else max(layers)
     found: dict[int, Tensor] = {}
 
     def keep(layer: int, output: object) -> None:
@@ -163,7 +166,7 @@ def _residuals(
         if not isinstance(hidden, Tensor):
             raise TypeError(f"layer {layer} gave {type(hidden).__name__}, not a tensor.")
         found[layer] = hidden
-        if layer == max(layers):
+        if layer == last:
             raise _DeepestLayerRead
 
     def keeper(layer: int) -> Callable[[nn.Module, object, object], None]:

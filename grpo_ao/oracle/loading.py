@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
+from grpo_ao.oracle.sharding import leave_shards_alone, shard_base
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 
@@ -166,13 +167,22 @@ def load_peft_model(
     dtype: torch.dtype,
     revision: str | None = None,
     load_in_4bit: bool = False,
+    divided: bool = False,
 ) -> PeftModel:
-    """Load base and adapter (as ``default``, not trainable), checked before the base's weights."""
+    """Load base and adapter (as ``default``, not trainable), checked before the base's weights.
+
+    The base is divided over the processes if ``divided`` (see ``sharding``): it is loaded into the
+    CPU's memory first.
+    """
     adapter_folder = resolve_files(adapter, ADAPTER_FILES)
     check_sources(base, adapter_folder, device, revision, load_in_4bit)
     quantization = nf4(dtype) if load_in_4bit else None
-    model = _load_base(base, revision, dtype, device, quantization)
+    first = torch.device("cpu") if divided else device
+    model = _load_base(base, revision, dtype, first, quantization)
+    if divided:
+        shard_base(model, device)
     oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
+    leave_shards_alone(oracle)
     # What is saved from here on belongs to the base that it was trained on.
     oracle.peft_config["default"].base_model_name_or_path = str(base)
     return oracle

@@ -67,10 +67,12 @@ class Oracle:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         load_in_4bit: bool = False,
+        divided: bool = False,
     ) -> "Oracle":
         """Load an oracle from local folders or Hub ids.
 
-        ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only). By default the
+        ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only),
+        ``divided`` divides its weights over the processes of a run (``sharding``). By default the
         device is a GPU where there is one, and the dtype bfloat16 there and float32 on a CPU.
         Raises, in one sentence and before the base's weights are loaded: FileNotFoundError for a
         folder or Hub id that cannot be read, ValueError for an adapter that does not fit the base
@@ -82,7 +84,9 @@ class Oracle:
         dtype = default_dtype(device) if dtype is None else dtype
         adapter_folder = resolve_files(adapter, ADAPTER_FILES)
         spec = load_spec(adapter_folder)
-        model = load_peft_model(base, adapter_folder, device, dtype, revision, load_in_4bit)
+        model = load_peft_model(
+            base, adapter_folder, device, dtype, revision, load_in_4bit, divided
+        )
         return cls(model, load_tokenizer(base, revision), spec)
 
     def save_adapter(self, folder: str | Path) -> None:

@@ -56,6 +56,25 @@ def check_rollouts(config: TrainConfig, processes: int) -> None:
         check_arguments(config.vllm)
 
 
+def check_divided(config: TrainConfig, processes: int) -> None:
+    """Raise, in one sentence, where this run cannot divide the base's weights (FSDP)."""
+    if processes == 1:
+        raise ValueError(
+            "FSDP divides the base model's weights over processes, but there is one alone: launch "
+            "with --num_processes 2 or more, or without FSDP."
+        )
+    if config.load_in_4bit:
+        raise ValueError(
+            "FSDP does not divide a base model in 4 bits: leave out --load_in_4bit, or launch with "
+            "configs/accelerate/ddp.yaml."
+        )
+    if config.rollout == "vllm" and not config.vllm_servers:
+        raise ValueError(
+            "vLLM in the trainer's process merges into whole base weights, but FSDP divides them: "
+            "name --vllm_servers, or use --rollout transformers."
+        )
+
+
 def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
     """Return a sentence for each setting that is allowed and probably not wanted."""
     found = []

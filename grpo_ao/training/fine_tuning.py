@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
@@ -84,7 +85,7 @@ def fine_tune(
         )
         for batch in islice(_batches(questions, batch_size, rng), steps):
             tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
-            loss = _backward(oracle, table, processes.share(batch), tokens)
+            loss = _backward(processes, oracle, table, batch, tokens)
             processes.sum_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             if not norm.isfinite():
@@ -144,14 +145,23 @@ def _as_at_the_start(oracle: Oracle) -> Iterator[None]:
 
 
 def _backward(
-    oracle: Oracle, table: ProbeTable, share: Sequence[Sequence[Target]], tokens: int
+    processes: Processes,
+    oracle: Oracle,
+    table: ProbeTable,
+    batch: Sequence[Sequence[Target]],
+    tokens: int,
 ) -> float:
-    """Add the gradient of this share's part of the mean over ``tokens``; return that part."""
+    """Add the gradient of this process's part of the mean over ``tokens``; return that part."""
     total = 0.0
-    for questions in _passes(oracle, table, share):
+    passes = list(_passes(oracle, table, processes.share(batch)))
+    for questions in passes:
         loss = questions_loss(oracle, table, questions) / tokens
         loss.backward()
         total += loss.item()
+    if is_sharded(oracle.model):
+        # All processes gather the weights for each pass of the one that has the most.
+        for _ in range(max(processes.gathered([len(passes)])) - len(passes)):
+            (0.0 * questions_loss(oracle, table, batch[:1])).backward()
     return total
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +22,12 @@ from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
-from grpo_ao.processes import Processes, check_whole_model
+from grpo_ao.processes import Processes, take_over_fsdp
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.benchmarking import BenchmarkCallback, Benchmarking, benchmark_probes
 from grpo_ao.training.checkpoints import (
@@ -36,7 +37,7 @@ from grpo_ao.training.checkpoints import (
     load_adapter,
     make_trainable,
 )
-from grpo_ao.training.checks import check_rollouts, check_start, warnings_of
+from grpo_ao.training.checks import check_divided, check_rollouts, check_start, warnings_of
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.data import data_digest, load_probes, num_layers_of
 from grpo_ao.training.fine_tuning import Target, fine_tune
@@ -69,7 +70,7 @@ def run(config: TrainConfig) -> dict:
     Everything that can be refused without a model is refused before one is loaded.
     """
     started = time.perf_counter()
-    check_whole_model()
+    divided = take_over_fsdp()
     processes = Processes()
     check_divides(config, processes.count)
     avoid_cudnn_attention()
@@ -82,6 +83,8 @@ def run(config: TrainConfig) -> dict:
         base_folder = resolve_files(config.model, ["config.json"])
         check_start(config, processes.device)
         check_rollouts(config, processes.count)
+        if divided:
+            check_divided(config, processes.count)
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])
@@ -97,7 +100,7 @@ def run(config: TrainConfig) -> dict:
             folder.write_record(record, data)
             if judge is not None:
                 record_judge(folder.path, judge.identity)
-    run_state = Run(config, processes, console, train, heldout, benchmarks, judge)
+    run_state = Run(config, processes, console, train, heldout, benchmarks, judge, divided)
     run_state.train()
     seconds = time.perf_counter() - started
     return run_state.finish(seconds)
@@ -128,6 +131,7 @@ class Run:
         heldout: list[Probe],
         benchmarks: list[Probe],
         judge: CheckedJudge | None,
+        divided: bool,
     ) -> None:
         self.config = config
         self.processes = processes
@@ -138,6 +142,7 @@ class Run:
             config.oracle_lora_path,
             processes.device,
             load_in_4bit=config.load_in_4bit,
+            divided=divided,
         )
         if judge is None:
             judge = tried_judge(config, self.oracle)
@@ -158,19 +163,26 @@ class Run:
 
     def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
         texts = len({probe.text for probe in probes})
-        # The main process reads the subject; the others find the store and open it.
         with self.progress.phase(f"activations of {name} texts", texts) as bar:
-            with self.processes.main_first():
-                store = ActivationStore.build(
-                    self.config.output_dir.parent / "activations",
-                    self.oracle.model,
-                    self.oracle.tokenizer,
-                    probes,
-                    base,
-                    progress=bar.to,
-                )
+            # The main process reads the subject; the others find the store and open it.
+            with together(self.oracle.model):
+                if self.processes.is_main:
+                    self._store(probes, base, bar.to)
+            self.processes.wait()
             bar.to(texts)
-        return ProbeTable.build(self.oracle, probes, store)
+        return ProbeTable.build(self.oracle, probes, self._store(probes, base))
+
+    def _store(
+        self, probes: Sequence[Probe], base: str, progress: Callable[[int], None] | None = None
+    ) -> ActivationStore:
+        return ActivationStore.build(
+            self.config.output_dir.parent / "activations",
+            self.oracle.model,
+            self.oracle.tokenizer,
+            probes,
+            base,
+            progress=progress,
+        )
 
     def train(self) -> None:
         """Measure, warm-start, run GRPO, measure."""
@@ -223,7 +235,7 @@ class Run:
         self._seed()
         part = table.part(self.processes.share(range(len(table))))
         judge = LimitedJudge(self.judge, self.config.max_unscored)
-        with self.progress.phase(phase, len(part)) as bar:
+        with self.progress.phase(phase, len(part)) as bar, together(self.oracle.model):
             scored = measure(
                 self.oracle, part, judge, temperature, self.config.max_new_tokens, bar.to
             )

@@ -36,6 +36,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from grpo_ao.oracle.generation import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
@@ -130,13 +131,14 @@ class OracleGRPOTrainer(GRPOTrainer):
         # TRL repeats a prompt for each of its completions; it needs to be read only once.
         samples = _repeats(self._rows)
         rows = self._rows[::samples]
-        rollouts = self.engine.rollouts(
-            [self.table.prompts[row] for row in rows],
-            [self.table.vectors[row] for row in rows],
-            samples,
-            self.temperature,
-            self.max_new_tokens,
-        )
+        with together(self.oracle.model):
+            rollouts = self.engine.rollouts(
+                [self.table.prompts[row] for row in rows],
+                [self.table.vectors[row] for row in rows],
+                samples,
+                self.temperature,
+                self.max_new_tokens,
+            )
         self._seconds["generate"] = time.perf_counter() - started
         token_ids = list(chain(*rollouts.token_ids))
         self._begin_grading(token_ids)

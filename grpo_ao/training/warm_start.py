@@ -25,6 +25,7 @@ from grpo_ao.evaluation.heldout import complete_table
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import end_of_turn_id
+from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.fine_tuning import Target
@@ -72,9 +73,10 @@ def sample_answers(
     for first in range(0, len(missing), size):
         chunk = missing[first : first + size]
         share = processes.share(chunk)
-        completions = complete_table(
-            oracle, table, share, temperature, max_new_tokens, num_samples, batch_size=512
-        )
+        with together(oracle.model):
+            completions = complete_table(
+                oracle, table, share, temperature, max_new_tokens, num_samples, batch_size=512
+            )
         samples = processes.gathered(asyncio.run(_graded(table, judge, share, completions)))
         done |= {sample.probe_id: sample for sample in samples}
         if processes.is_main:

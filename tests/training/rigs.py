@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from grpo_ao.epistemic import ParsedOutput
 from grpo_ao.judges.protocol import Grade
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.positions import Positions
+from grpo_ao.oracle.sharding import leave_shards_alone, shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
@@ -21,7 +21,7 @@ from grpo_ao.training.reporting import NoReporter
 from grpo_ao.training.rollout import RolloutEngine, TransformersRollouts
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import trainer_config
-from tests.tiny import WIDTH, tiny_peft, tiny_tokenizer
+from tests.tiny import WIDTH, add_adapter, tiny_model, tiny_tokenizer
 
 LAYER = 2
 SLOTS = 3
@@ -79,9 +79,12 @@ class LetterReward(CalibratedReward):
         return ScoredCompletion(self._of[probe_id], completion, output, Grade(score), terms)
 
 
-def make_oracle(architecture: str = "qwen3", dropout: float = 0.0) -> Oracle:
-    model = tiny_peft(architecture, dropout=dropout)
-    assert isinstance(model, PeftModel)
+def make_oracle(architecture: str = "qwen3", dropout: float = 0.0, divided: bool = False) -> Oracle:
+    base = tiny_model(architecture)
+    if divided:
+        shard_base(base, torch.device("cpu"))
+    model = add_adapter(base, dropout=dropout)
+    leave_shards_alone(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return Oracle(model, tiny_tokenizer(), OracleSpec())

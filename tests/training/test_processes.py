@@ -1,22 +1,29 @@
 """One run over two processes, on the CPU: the same rows, metrics and updates as in one."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from safetensors.torch import load_file
 
-from grpo_ao.processes import Processes, check_whole_model
+from grpo_ao.processes import Processes, take_over_fsdp
+from grpo_ao.training.checks import check_divided
 from grpo_ao.training.config import TrainConfig
 from grpo_ao.training.trl_args import check_divides
 from tests.training.rigs import adapter_weights, make_oracle
 from tests.training.together import GENERATIONS, QUESTIONS, grpo, warm_start
 
 ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def launched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, "-m", "tests.training.together", str(folder)],
+        [*command, "-m", "tests.training.together", "all", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -66,6 +73,25 @@ def test_two_processes_make_the_update_and_the_metrics_of_one(launched, results,
         assert found_row == pytest.approx(row, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_zero_2_makes_the_update_of_one_process(tmp_path):
+    text = (ROOT / "configs" / "accelerate" / "deepspeed_zero2.yaml").read_text()
+    config = tmp_path / "cpu.yaml"
+    config.write_text(text.replace("use_cpu: false", "use_cpu: true").replace("bf16", "'no'"))
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    done = subprocess.run(
+        [*LAUNCH, "--config_file", config, "-m", "tests.training.together", "grpo", together],
+        cwd=ROOT,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    expected, _ = grpo(alone, Processes())
+    for index in (0, 1):
+        assert_equal_weights(torch.load(together / f"process_{index}.pt"), expected)
+
+
 def test_each_row_gets_its_own_vectors_in_each_process(results):
     # Every pass was compared with the planted vectors; here: each process had its own half.
     # A packed row holds one prompt's completions, of the three in a micro-batch.
@@ -83,9 +109,27 @@ def test_the_warm_start_makes_the_update_of_one_process(results):
         assert result["losses"] == pytest.approx(losses, rel=1e-5)
 
 
-def test_a_run_is_written_and_told_once(launched):
-    folder, printed = launched[0] / "run", launched[1]
-    assert printed.count("measuring before, greedy") == printed.count("held-out probes") == 1
+def test_a_divided_base_makes_the_updates_of_a_whole_one(results):
+    for result in results:
+        assert_equal_weights(result["divided"], result["adapter"])
+        assert_equal_weights(result["divided_warmed"], result["warmed"])
+
+
+def test_a_run_with_a_divided_base_makes_what_one_with_a_whole_base_does(launched):
+    whole, divided = (launched[0] / name for name in ("run", "divided_base/run"))
+    names = {path.relative_to(whole) for path in whole.rglob("*") if path.suffix != ".png"}
+    assert names <= {path.relative_to(divided) for path in divided.rglob("*")}
+    name = "heldout_before_greedy.jsonl"
+    assert (divided / name).read_text() == (whole / name).read_text()
+    # The base's own weights stand behind it whole, wherever it is loaded.
+    expected, found = (load_file(f / "adapter/adapter_model.safetensors") for f in (whole, divided))
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["run", "divided_base/run"])
+def test_a_run_is_written_and_told_once(launched, name):
+    folder, printed = launched[0] / name, launched[1]
+    assert printed.count("measuring before, greedy") == printed.count("held-out probes") == 2
     assert [row["step"] for row in metrics(folder)] == [1, 2]
     rollouts = (folder / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rollouts] == [2] * 6
@@ -101,29 +145,66 @@ def test_a_run_is_written_and_told_once(launched):
     assert (folder / "summary.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["ddp", "deepspeed_zero2"])
+@pytest.mark.parametrize("name", ["ddp", "deepspeed_zero2", "fsdp"])
 def test_accelerate_reads_the_configurations_that_are_shipped(name):
     config = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{name}.yaml"))
     assert isinstance(config, ClusterConfig)
     assert (config.num_processes, config.mixed_precision, config.use_cpu) == (2, "bf16", False)
-    stage = {"ddp": None, "deepspeed_zero2": 2}[name]
+    stage, kind = {
+        "ddp": (None, DistributedType.MULTI_GPU),
+        "deepspeed_zero2": (2, DistributedType.DEEPSPEED),
+        "fsdp": (None, DistributedType.FSDP),
+    }[name]
     assert (config.deepspeed_config or {}).get("zero_stage") == stage
-    kind = DistributedType.DEEPSPEED if stage else DistributedType.MULTI_GPU
     assert config.distributed_type == kind
+
+
+def launcher_environment(name: str) -> dict[str, str]:
+    """What accelerate's launcher sets for a configuration that is shipped."""
+    args = launch_command_parser().parse_args(
+        ["--config_file", str(ROOT / "configs" / "accelerate" / f"{name}.yaml"), "train.py"]
+    )
+    args, _, _ = _validate_launch_command(args)
+    return prepare_multi_gpu_env(args)
+
+
+@pytest.mark.parametrize(("name", "divided"), [("ddp", False), ("fsdp", True)])
+def test_fsdp_is_taken_over_from_the_launcher(monkeypatch, name, divided):
+    for variable, value in launcher_environment(name).items():
+        monkeypatch.setenv(variable, value)
+    assert take_over_fsdp() is divided
+    assert "ACCELERATE_USE_FSDP" not in os.environ
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "named"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "FSDP divides"),
-        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "DeepSpeed ZeRO-3 divides"),
+        ("FSDP_VERSION", "1", "fsdp_version to 1, but only 2"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params to true, but only false"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --gradient_checkpointing"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "ZeRO-3 divides the adapter too"),
     ],
 )
-def test_weights_divided_over_processes_are_refused(monkeypatch, variable, value, named):
-    check_whole_model()
+def test_what_dividing_the_base_does_not_do_is_refused(monkeypatch, variable, value, named):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=named):
-        check_whole_model()
+        take_over_fsdp()
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "named"),
+    [
+        ({}, 1, "there is one alone"),
+        ({"load_in_4bit": True}, 2, "leave out --load_in_4bit"),
+        ({"rollout": "vllm"}, 2, "name --vllm_servers"),
+    ],
+)
+def test_runs_that_need_a_whole_base_are_refused(settings, processes, named):
+    check_divided(TrainConfig(), 2)
+    check_divided(TrainConfig(rollout="vllm", vllm_servers=("http://a", "http://b")), 2)
+    with pytest.raises(ValueError, match=named):
+        check_divided(TrainConfig(**settings), processes)
 
 
 def test_completions_that_do_not_divide_are_refused():

@@ -1,20 +1,25 @@
 """What the test of several processes does in each of them, and once more in one alone."""
 
+import os
 import random
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from grpo_ao.cli import train_main
 from grpo_ao.evaluation.heldout import complete_table
 from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.oracle.activations import read_residuals
+from grpo_ao.oracle.layers import decoder_layers
+from grpo_ao.oracle.sharding import together
 from grpo_ao.processes import Processes
 from grpo_ao.training.fine_tuning import Target, fine_tune
 from grpo_ao.training.rollout import Rollouts
 from grpo_ao.training.warm_start import sample_answers
-from tests.tiny import token_id
+from tests.tiny import tiny_model, token_id
 from tests.training.rigs import adapter_weights, make_oracle, make_trainer, planted_table
 from tests.training.test_trainer import Readback
 
@@ -42,9 +47,11 @@ class WrittenRollouts:
         return [*tag, token_id("]"), *answer, token_id("<|im_end|>")]
 
 
-def grpo(folder: Path, processes: Processes) -> tuple[dict[str, Tensor], list[list[int]]]:
+def grpo(
+    folder: Path, processes: Processes, divided: bool = False
+) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Two GRPO steps; return the adapter, and the rows whose own vectors were read back."""
-    oracle = make_oracle()
+    oracle = make_oracle(divided=divided)
     table = planted_table(oracle, 7)
     readback = Readback(oracle, table)
     size = QUESTIONS * GENERATIONS // (processes.count * ACCUMULATION)
@@ -69,9 +76,11 @@ def grpo(folder: Path, processes: Processes) -> tuple[dict[str, Tensor], list[li
     return adapter_weights(oracle), readback.rows_seen
 
 
-def warm_start(processes: Processes) -> tuple[dict[str, Tensor], list[float]]:
+def warm_start(
+    processes: Processes, divided: bool = False
+) -> tuple[dict[str, Tensor], list[float]]:
     """Three steps of fine-tuning; return the adapter and the losses."""
-    oracle = make_oracle()
+    oracle = make_oracle(divided=divided)
     table = planted_table(oracle, 7)
     targets = [
         Target(row, ids, [0.5 + row / 7] * len(ids), ids[1:], 2, 1 + row % 2)
@@ -100,19 +109,60 @@ def check_shares(folder: Path, processes: Processes) -> None:
     assert sample_answers(*arguments, lambda _: None) == samples
 
 
+def check_divided(processes: Processes) -> None:
+    """Divided weights give each process what whole ones do, however many passes each makes."""
+    whole, oracle = make_oracle(), make_oracle(divided=True)
+    layer = decoder_layers(oracle.model)[0]
+    kept = {
+        name: p.to_local().numel() / p.numel()
+        for name, p in layer.named_parameters()
+        if isinstance(p, DTensor)
+    }
+    assert set(kept.values()) == {0.5} and len(kept) == len(
+        list(tiny_model().model.layers[0].parameters())
+    )
+    table = planted_table(whole, 7)
+    expected = complete_table(whole, table, range(7), 0.0, 6)
+    rows = range(7) if processes.is_main else range(2)
+    with together(oracle.model):
+        found = [complete_table(oracle, table, [row], 0.0, 6)[0] for row in rows]
+    assert found == expected[: len(rows)]
+    ids, reads = [[3, 4, 5, 6], [7, 8, 9]], [[(1, range(2)), (2, range(1, 2))]] * 2
+    # One process reads, the others take part in its passes; an injection that is bound stays so.
+    oracle.hook.bind(table.injection([0, 1]))
+    with together(oracle.model), together(oracle.model):
+        if processes.is_main:
+            resid = read_residuals(oracle.model, ids, reads, 1)
+            assert torch.equal(resid[1][1], read_residuals(whole.model, ids, reads, 1)[1][1])
+    assert oracle.hook.bound is not None
+
+
+def grpo_alone(folder: Path) -> None:
+    """GRPO and nothing else, under whatever the launcher has set."""
+    processes = Processes()
+    adapter, _ = grpo(folder, processes)
+    torch.save(adapter, folder / f"process_{processes.index}.pt")
+
+
 def main(folder: Path) -> None:
     processes = Processes()
     check_shares(folder, processes)
+    check_divided(processes)
     adapter, rows_seen = grpo(folder / "together", processes)
     warmed, losses = warm_start(processes)
     result = {"adapter": adapter, "rows": rows_seen, "warmed": warmed, "losses": losses}
+    divided, _ = grpo(folder / "divided", processes, divided=True)
+    result |= {"divided": divided, "divided_warmed": warm_start(processes, divided=True)[0]}
     torch.save(result, folder / f"process_{processes.index}.pt")
     small = {"eval_probes": 5, "warm_start_probes": 5, "warm_start_samples": 2, "plot_every": 2}
     small |= {"warm_start_steps": 1, "warm_start_batch": 3, "max_steps": 2, "save_steps": 2}
     small |= {"questions_per_step": 3, "num_generations": 2}
     flags = [text for name, value in small.items() for text in (f"--{name}", str(value))]
     train_main(["--preset", "mini", "--output_dir", str(folder / "run"), *flags])
+    # What accelerate's launcher sets for configs/accelerate/fsdp.yaml.
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    train_main(["--preset", "mini", "--output_dir", str(folder / "divided_base" / "run"), *flags])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    {"all": main, "grpo": grpo_alone}[sys.argv[1]](Path(sys.argv[2]))

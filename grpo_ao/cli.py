@@ -6,14 +6,14 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import tyro
 from rich.console import Console
 
 from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
-from grpo_ao.training.config import Preset, TrainConfig, make_defaults
+from grpo_ao.training.config import Preset, TrainConfig, load_config_file, make_defaults
 
 _EXPECTED = (
     ValueError,
@@ -166,6 +166,8 @@ class VllmServe:
     """Longest prompt and completion together, in tokens."""
     gpu_memory: float = 0.7
     """Share of the GPU for vLLM; the rest must hold a copy of the weights that are merged into."""
+    config: Path | None = None
+    """YAML file with further arguments of vLLM's LLM in its section `vllm:`."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -276,6 +278,14 @@ def vllm_serve(request: tyro.conf.OmitArgPrefixes[VllmServe]) -> None:
         (request.host, request.port),
         request.gpu_memory,
         request.max_model_len,
+        _vllm_section(request.config) if request.config else {},
     )
     print(f"serving rollouts of {request.model} at http://{request.host}:{request.port}")
     server.serve_forever()
+
+
+def _vllm_section(path: Path) -> dict[str, Any]:
+    values = load_config_file(path)
+    if values.keys() != {"vllm"}:
+        raise ValueError(f"{path} must hold a section `vllm:` and nothing else.")
+    return values["vllm"]

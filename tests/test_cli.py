@@ -77,3 +77,26 @@ def test_the_help_of_train_shows_every_default(capsys):
 def test_train_py_is_the_same_command():
     source = (Path(__file__).resolve().parents[1] / "train.py").read_text()
     assert "train_main()" in source
+
+
+def test_a_rollout_server_takes_arguments_of_vllm_from_a_file(monkeypatch, tmp_path):
+    seen = []
+
+    class Server:
+        def serve_forever(self) -> None:
+            seen.append("served")
+
+    def start_server(*arguments: object) -> Server:
+        seen.append(arguments)
+        return Server()
+
+    monkeypatch.setattr("grpo_ao.training.vllm_engine.server.start_server", start_server)
+    config = tmp_path / "server.yaml"
+    config.write_text("vllm:\n  attention_backend: TRITON_ATTN\n")
+    flags = ["vllm-serve", "--model", "m", "--oracle-lora-path", "a"]
+    main([*flags, "--config", str(config)])
+    address = ("127.0.0.1", 8000)
+    assert seen == [("m", "a", address, 0.7, 1024, {"attention_backend": "TRITON_ATTN"}), "served"]
+    config.write_text("lr: 0.1\n")
+    with pytest.raises(SystemExit, match="must hold a section `vllm:` and nothing else"):
+        main([*flags, "--config", str(config)])

@@ -7,6 +7,7 @@ There is no authentication: run it on a network where everyone may use it.
 import dataclasses
 import json
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from grpo_ao.training.vllm_engine.engine import (
     InjectingEngine,
     bank_settings,
     check_architecture,
+    check_arguments,
     check_installed,
 )
 from grpo_ao.training.vllm_engine.weights import LoraFactors
@@ -79,16 +81,25 @@ class RolloutServer(ThreadingHTTPServer):
 
 
 def start_server(
-    model: str, adapter: str, address: tuple[str, int], memory: float, max_model_len: int
+    model: str,
+    adapter: str,
+    address: tuple[str, int],
+    memory: float,
+    max_model_len: int,
+    extra: Mapping[str, Any],
 ) -> RolloutServer:
-    """Start vLLM for the oracle and listen; everything that can be refused first is."""
+    """Start vLLM for the oracle and listen; everything that can be refused first is.
+
+    ``extra`` are further arguments of vLLM's ``LLM``.
+    """
     check_installed()
+    check_arguments(extra)
     config = load_config(model)
     check_architecture(config)
     spec = load_spec(adapter)
     placeholder = placeholder_id(load_tokenizer(model), spec.special_token)
     bank = bank_settings(config, spec.hook_onto_layer, spec.steering_coefficient, placeholder)
-    settings = EngineSettings(model, torch.bfloat16, memory, max_model_len)
+    settings = EngineSettings(model, torch.bfloat16, memory, max_model_len, extra)
     return RolloutServer(address, InjectingEngine(settings, config, bank), model)
 
 

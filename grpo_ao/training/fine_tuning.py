@@ -154,14 +154,16 @@ def _backward(
     """Add the gradient of this process's part of the mean over ``tokens``; return that part."""
     total = 0.0
     passes = list(_passes(oracle, table, processes.share(batch)))
+    count = len(passes)
+    if is_sharded(oracle.model):
+        # All processes gather the weights for each pass of the one that makes the most.
+        count = max(processes.gathered([count]))
     for questions in passes:
         loss = questions_loss(oracle, table, questions) / tokens
         loss.backward()
         total += loss.item()
-    if is_sharded(oracle.model):
-        # All processes gather the weights for each pass of the one that has the most.
-        for _ in range(max(processes.gathered([len(passes)])) - len(passes)):
-            (0.0 * questions_loss(oracle, table, batch[:1])).backward()
+    for _ in range(count - len(passes)):
+        (0.0 * questions_loss(oracle, table, batch[:1])).backward()
     return total
 
 

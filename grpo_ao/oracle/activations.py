@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device
+from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import render_user_turn
 from grpo_ao.oracle.sharding import is_sharded
@@ -106,7 +107,7 @@ def read_residuals(
         check_layer(num_layers, layer)
     results: list[list[Tensor]] = [[] for _ in token_rows]
     done = 0
-    with adapter_off(model), evaluating(model):
+    with adapter_off(model), evaluating(model), fused_norms(model):
         for batch in _batches([len(row) for row in token_rows], batch_size):
             layers = {layer for i in batch for layer, _ in reads[i]}
             resid = _residuals(model, [token_rows[i] for i in batch], layers)

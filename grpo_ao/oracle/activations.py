@@ -17,6 +17,9 @@ from grpo_ao.oracle.prompt import render_user_turn
 from grpo_ao.oracle.sharding import is_sharded
 
 BATCH_TOKENS = 16_384
+# On a GPU, a batch of this many tokens is as fast as a larger one, and ends before a row that is
+# shorter than this part of its longest, the rest of which would be padding.
+_EVEN_TOKENS, _EVEN = 4096, 0.9
 
 Read = tuple[int, range]
 """A layer index, and the token positions to read at its output."""
@@ -105,10 +108,13 @@ def read_residuals(
     num_layers = len(decoder_layers(model))
     for layer in {layer for row in reads for layer, _ in row}:
         check_layer(num_layers, layer)
+    # On a CPU a row's last bits depend on the batch that it is in: there, batches stay full.
+    even_from = _EVEN_TOKENS if input_device(model).type == "cuda" else BATCH_TOKENS
+    batches = _batches([len(row) for row in token_rows], batch_size, even_from)
     results: list[list[Tensor]] = [[] for _ in token_rows]
     done = 0
     with adapter_off(model), evaluating(model), fused_norms(model):
-        for batch in _batches([len(row) for row in token_rows], batch_size):
+        for batch in batches:
             layers = {layer for i in batch for layer, _ in reads[i]}
             resid = _residuals(model, [token_rows[i] for i in batch], layers)
             for i, tensors in zip(batch, _select(resid, [reads[i] for i in batch]), strict=True):
@@ -119,12 +125,19 @@ def read_residuals(
     return results
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group rows, longest first, so that no batch has more rows or padded tokens than it may."""
+def _batches(lengths: Sequence[int], batch_size: int, even_from: int) -> list[list[int]]:
+    """Group rows, longest first, so that no batch has more rows or padded tokens than it may.
+
+    A batch of ``even_from`` padded tokens takes no row that is much shorter than its longest.
+    """
     batches: list[list[int]] = []
+    longest = most_rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        limit = min(batch_size, BATCH_TOKENS // max(1, lengths[batches[-1][0]])) if batches else 0
-        if not batches or len(batches[-1]) >= limit:
+        rows = len(batches[-1]) if batches else 0
+        uneven = rows * longest >= even_from and lengths[i] < _EVEN * longest
+        if rows >= most_rows or uneven:
+            longest = max(1, lengths[i])
+            most_rows = min(batch_size, max(1, BATCH_TOKENS // longest))
             batches.append([])
         batches[-1].append(i)
     return batches

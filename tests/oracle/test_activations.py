@@ -161,9 +161,17 @@ def test_texts_of_like_length_share_a_pass_within_both_limits(monkeypatch):
     monkeypatch.setattr(activations, "BATCH_TOKENS", 20)
     lengths = [3, 10, 4, 25, 9, 2, 4, 1]
     # Longest first: 25 alone, two rows of 10, then 5 rows of at most 4; of those only 3 a pass.
-    assert activations._batches(lengths, 256) == [[3], [1, 4], [2, 6, 0, 5, 7]]
-    assert activations._batches(lengths, 3) == [[3], [1, 4], [2, 6, 0], [5, 7]]
-    assert activations._batches([], 3) == []
+    assert activations._batches(lengths, 256, 20) == [[3], [1, 4], [2, 6, 0, 5, 7]]
+    assert activations._batches(lengths, 3, 20) == [[3], [1, 4], [2, 6, 0], [5, 7]]
+    assert activations._batches([], 3, 20) == []
+
+
+def test_a_batch_that_is_large_enough_takes_no_much_shorter_rows(monkeypatch):
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 100)
+    lengths = [10, 10, 9, 10, 8, 8, 3, 3]
+    # From 30 tokens on, 9 of 10 may join and 8 may not; two rows of 8 are too few to end.
+    assert activations._batches(lengths, 256, 30) == [[0, 1, 3, 2], [4, 5, 6, 7]]
+    assert activations._batches(lengths, 256, 100) == [[0, 1, 3, 2, 4, 5, 6, 7]]
 
 
 def test_no_padding_is_read_and_a_text_need_not_be_read_at_all():

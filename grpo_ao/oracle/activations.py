@@ -1,7 +1,8 @@
 """Read the subject: the residual stream of the base model over a text, adapter off."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,9 @@ _EVEN_TOKENS, _EVEN = 4096, 0.9
 
 Read = tuple[int, range]
 """A layer index, and the token positions to read at its output."""
+
+Begun = Callable[[], list[list[Tensor]]]
+"""Waits for what is read of each row of a batch, and returns it."""
 
 
 def subject_token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -111,18 +115,33 @@ def read_residuals(
     # On a CPU a row's last bits depend on the batch that it is in: there, batches stay full.
     even_from = _EVEN_TOKENS if input_device(model).type == "cuda" else BATCH_TOKENS
     batches = _batches([len(row) for row in token_rows], batch_size, even_from)
+
+    def begin(batch: list[int]) -> Begun:
+        layers = {layer for i in batch for layer, _ in reads[i]}
+        resid = _residuals(model, [token_rows[i] for i in batch], layers)
+        return _select(resid, [reads[i] for i in batch])
+
     results: list[list[Tensor]] = [[] for _ in token_rows]
     done = 0
     with adapter_off(model), evaluating(model), fused_norms(model):
-        for batch in batches:
-            layers = {layer for i in batch for layer, _ in reads[i]}
-            resid = _residuals(model, [token_rows[i] for i in batch], layers)
-            for i, tensors in zip(batch, _select(resid, [reads[i] for i in batch]), strict=True):
+        for batch, found in zip(batches, _one_behind(map(begin, batches)), strict=True):
+            for i, tensors in zip(batch, found, strict=True):
                 results[i] = tensors
             done += len(batch)
             if progress is not None:
                 progress(done)
     return results
+
+
+def _one_behind(batches: Iterable[Begun]) -> Iterator[list[list[Tensor]]]:
+    """Finish each batch after the next has begun, so that the GPU has work meanwhile."""
+    waiting: Begun | None = None
+    for begun in batches:
+        if waiting is not None:
+            yield waiting()
+        waiting = begun
+    if waiting is not None:
+        yield waiting()
 
 
 def _batches(lengths: Sequence[int], batch_size: int, even_from: int) -> list[list[int]]:
@@ -143,17 +162,40 @@ def _batches(lengths: Sequence[int], batch_size: int, even_from: int) -> list[li
     return batches
 
 
-def _select(resid: dict[int, Tensor], reads: Sequence[Sequence[Read]]) -> list[list[Tensor]]:
-    """Return what is read of each row, on the CPU, by one transfer for all of them."""
+def _select(resid: dict[int, Tensor], reads: Sequence[Sequence[Read]]) -> Begun:
+    """Begin to copy what is read of each row to the CPU; what is returned waits for it."""
     pieces = [
         resid[layer][b, where.start : where.stop]
         for b, row in enumerate(reads)
         for layer, where in row
     ]
     if not pieces:
-        return [[] for _ in reads]
-    read = iter(torch.cat(pieces).cpu().split([len(piece) for piece in pieces]))
-    return [[next(read).clone() for _ in row] for row in reads]
+        return lambda: [[] for _ in reads]
+    return partial(_divide, _to_cpu(torch.cat(pieces)), [len(piece) for piece in pieces], reads)
+
+
+def _divide(
+    arrived: Callable[[], Tensor], sizes: list[int], reads: Sequence[Sequence[Read]]
+) -> list[list[Tensor]]:
+    pieces = iter(arrived().split(sizes))
+    # Copies, so that one text's tensors do not hold on to those of the whole batch.
+    return [[next(pieces).clone() for _ in row] for row in reads]
+
+
+def _to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin a copy to the CPU; what is returned waits for it."""
+    if not tensor.is_cuda:
+        copied = tensor.cpu()
+        return lambda: copied
+    # To pinned memory, which torch keeps and uses again.
+    copied = tensor.to("cpu", non_blocking=True)
+    event = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> Tensor:
+        event.synchronize()
+        return copied
+
+    return wait
 
 
 class _DeepestLayerRead(Exception):  # noqa: N818 - a signal, not an error

@@ -174,6 +174,26 @@ def test_a_batch_that_is_large_enough_takes_no_much_shorter_rows(monkeypatch):
     assert activations._batches(lengths, 256, 100) == [[0, 1, 3, 2, 4, 5, 6, 7]]
 
 
+def test_each_batch_is_finished_when_the_next_has_begun():
+    log: list[str] = []
+
+    def begin(name: str) -> activations.Begun:
+        log.append(f"begin {name}")
+        return lambda: log.append(f"finish {name}") or [[torch.zeros(1)]]
+
+    assert len(list(activations._one_behind(map(begin, "abc")))) == 3
+    assert log == ["begin a", "begin b", "finish a", "begin c", "finish b", "finish c"]
+    assert list(activations._one_behind([])) == []
+
+
+def test_a_texts_tensors_are_its_own():
+    # Not a part of the whole batch's, which would stay in memory with them.
+    found = extract_activations(tiny_model(), tiny_tokenizer(), TEXTS, [0, 2], ALL)
+    for tensors in found:
+        for tensor in tensors.values():
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_no_padding_is_read_and_a_text_need_not_be_read_at_all():
     model = tiny_model()
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]

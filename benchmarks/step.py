@@ -39,7 +39,7 @@ from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
-from grpo_ao.oracle.sharding import leave_shards_alone, shard_base
+from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.mini import mini_probes
@@ -150,7 +150,6 @@ def make_8b(device: torch.device, divided: bool = False) -> PeftModel:
             torch.nn.init.normal_(parameter, std=0.01)
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT made a {type(model).__name__}.")
-    leave_shards_alone(model)
     return model
 
 

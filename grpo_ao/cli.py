@@ -13,7 +13,13 @@ from rich.console import Console
 
 from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
-from grpo_ao.training.config import Preset, TrainConfig, load_config_file, make_defaults
+from grpo_ao.training.config import (
+    Preset,
+    TrainConfig,
+    default_values,
+    load_config_file,
+    make_defaults,
+)
 
 _EXPECTED = (
     ValueError,
@@ -73,7 +79,9 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
         raise ValueError(
             f"--preset {preset} is unknown: choose from {', '.join(get_args(Preset))}."
         )
-    defaults = make_defaults(cast("Preset | None", preset), Path(path) if path else None)
+    values = default_values(cast("Preset | None", preset), Path(path) if path else None)
+    # Sections have no flags, and what they may hold depends on the flags.
+    sections = {name: values.pop(name) for name in ("trl", "vllm") if name in values}
     description = (
         "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
         f"{{{','.join(get_args(Preset))}}} and --config FILE (YAML) set the defaults shown here."
@@ -81,13 +89,13 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
     visible = tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[TrainConfig]]
     config = tyro.cli(
         visible,
-        default=defaults,
+        default=TrainConfig(**values),
         args=arguments,
         prog="train.py",
         description=description,
         use_underscores=True,
     )
-    return dataclasses.replace(config, trl=defaults.trl, vllm=defaults.vllm)
+    return dataclasses.replace(config, **sections)
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:

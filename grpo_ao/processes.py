@@ -91,3 +91,11 @@ class Processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
+
+    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes, as DDP does."""
+        trained = list(parameters)
+        self.sum_gradients(trained)
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad /= self.count

@@ -100,3 +100,13 @@ def test_a_rollout_server_takes_arguments_of_vllm_from_a_file(monkeypatch, tmp_p
     config.write_text("lr: 0.1\n")
     with pytest.raises(SystemExit, match="must hold a section `vllm:` and nothing else"):
         main([*flags, "--config", str(config)])
+
+
+def test_a_section_of_the_file_may_belong_to_a_flag(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("vllm:\n  attention_backend: TRITON_ATTN\ntrl:\n  adam_beta2: 0.9\n")
+    config = parse_train_config(["--config", str(path), "--rollout", "vllm"])
+    assert config.vllm == {"attention_backend": "TRITON_ATTN"}
+    assert config.trl == {"adam_beta2": 0.9}
+    with pytest.raises(ValueError, match="are used by --rollout vllm alone"):
+        parse_train_config(["--config", str(path)])

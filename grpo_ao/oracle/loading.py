@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
-from grpo_ao.oracle.sharding import leave_shards_alone, shard_base
+from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 
@@ -182,7 +182,6 @@ def load_peft_model(
     if divided:
         shard_base(model, device)
     oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
-    leave_shards_alone(oracle)
     # What is saved from here on belongs to the base that it was trained on.
     oracle.peft_config["default"].base_model_name_or_path = str(base)
     return oracle

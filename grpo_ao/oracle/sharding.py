@@ -15,7 +15,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from grpo_ao.oracle.injection import injection_off
@@ -43,12 +42,6 @@ def shard_base(model: PreTrainedModel, device: torch.device) -> None:
 def is_sharded(model: PreTrainedModel | PeftModel) -> bool:
     """Return whether the base weights are divided over processes."""
     return decoder_of(model) in _LOCKSTEPS
-
-
-def leave_shards_alone(model: PeftModel) -> None:
-    """Let ``DistributedDataParallel`` neither broadcast nor expect the divided weights."""
-    names = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 @contextmanager

@@ -329,9 +329,14 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def make_defaults(preset: Preset | None, config: Path | None) -> TrainConfig:
     """Combine defaults, preset and file, in that order; ``trl`` sections are merged."""
+    return TrainConfig(**default_values(preset, config))
+
+
+def default_values(preset: Preset | None, config: Path | None) -> dict[str, Any]:
+    """Return what preset and file set."""
     values = copy.deepcopy(PRESETS[preset]) if preset else {}
     if config is not None:
         from_file = load_config_file(config)
         merged = values.get("trl", {}) | from_file.get("trl", {})
         values |= from_file | {"trl": merged}
-    return TrainConfig(**values)
+    return values

@@ -21,6 +21,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain, groupby
 from typing import Any, cast
 
@@ -36,8 +37,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from grpo_ao.oracle.generation import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.sharding import together
+from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.processes import Processes
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.correction import Mode, importance_ratio
@@ -110,6 +112,11 @@ class OracleGRPOTrainer(GRPOTrainer):
             parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
+        self.divided = is_sharded(oracle.model)
+        if self.divided:
+            # accelerate refuses DDP beside divided weights: `training_step` does its work.
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
         ends = end_token_ids(oracle.model, oracle.tokenizer)
         self.pad_id = pad_token_id(oracle.tokenizer, ends)
         unpackable = "it mixes experts" if self.aux_loss_enabled else None
@@ -295,6 +302,8 @@ class OracleGRPOTrainer(GRPOTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             self._cast_for_adapters(True)
+        if self.divided and self.accelerator.sync_gradients:
+            Processes().mean_gradients(p for p in self.oracle.model.parameters() if p.requires_grad)
         taken = time.perf_counter() - started
         self._seconds["step"] = self._seconds.get("step", 0.0) + taken
         return loss

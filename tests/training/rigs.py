@@ -9,7 +9,7 @@ from grpo_ao.judges.protocol import Grade
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.positions import Positions
-from grpo_ao.oracle.sharding import leave_shards_alone, shard_base
+from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probes.probe import Probe
@@ -84,7 +84,6 @@ def make_oracle(architecture: str = "qwen3", dropout: float = 0.0, divided: bool
     if divided:
         shard_base(base, torch.device("cpu"))
     model = add_adapter(base, dropout=dropout)
-    leave_shards_alone(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return Oracle(model, tiny_tokenizer(), OracleSpec())

@@ -15,13 +15,14 @@ from grpo_ao.evaluation.heldout import complete_table
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.oracle.activations import read_residuals
 from grpo_ao.oracle.layers import decoder_layers
+from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sharding import together
 from grpo_ao.processes import Processes
 from grpo_ao.training import fine_tuning
 from grpo_ao.training.fine_tuning import Target, fine_tune
 from grpo_ao.training.rollout import Rollouts
 from grpo_ao.training.warm_start import sample_answers
-from tests.tiny import tiny_model, token_id
+from tests.tiny import ARCHITECTURES, token_id
 from tests.training.rigs import adapter_weights, make_oracle, make_trainer, planted_table
 from tests.training.test_trainer import Readback
 
@@ -111,18 +112,13 @@ def check_shares(folder: Path, processes: Processes) -> None:
     assert sample_answers(*arguments, lambda _: None) == samples
 
 
-def check_divided(processes: Processes) -> None:
+def check_divided(processes: Processes, architecture: str) -> None:
     """Divided weights give each process what whole ones do, however many passes each makes."""
-    whole, oracle = make_oracle(), make_oracle(divided=True)
-    layer = decoder_layers(oracle.model)[0]
-    kept = {
-        name: p.to_local().numel() / p.numel()
-        for name, p in layer.named_parameters()
-        if isinstance(p, DTensor)
-    }
-    assert set(kept.values()) == {0.5} and len(kept) == len(
-        list(tiny_model().model.layers[0].parameters())
-    )
+    whole, oracle = make_oracle(architecture), make_oracle(architecture, divided=True)
+    for layer, divided in zip(*map(base_layers, (whole, oracle)), strict=True):
+        assert {name: p.numel() / 2 for name, p in layer.items()} == {
+            name: p.to_local().numel() for name, p in divided.items() if isinstance(p, DTensor)
+        }
     table = planted_table(whole, 7)
     expected = complete_table(whole, table, range(7), 0.0, 6)
     rows = range(7) if processes.is_main else range(2)
@@ -139,6 +135,12 @@ def check_divided(processes: Processes) -> None:
     assert oracle.hook.bound is not None
 
 
+def base_layers(oracle: Oracle) -> list[dict[str, Tensor]]:
+    """The base weights of each decoder layer by name."""
+    layers = decoder_layers(oracle.model)
+    return [{n: p for n, p in x.named_parameters() if "lora" not in n} for x in layers]
+
+
 def grpo_alone(folder: Path) -> None:
     """GRPO and nothing else, under whatever the launcher has set."""
     processes = Processes()
@@ -149,7 +151,8 @@ def grpo_alone(folder: Path) -> None:
 def main(folder: Path) -> None:
     processes = Processes()
     check_shares(folder, processes)
-    check_divided(processes)
+    for architecture in ARCHITECTURES:
+        check_divided(processes, architecture)
     adapter, rows_seen = grpo(folder / "together", processes)
     warmed, losses = warm_start(processes)
     result = {"adapter": adapter, "rows": rows_seen, "warmed": warmed, "losses": losses}

@@ -66,9 +66,19 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block in the main process, then in the others, which find what it made."""
-        with PartialState().main_process_first():
+        """Run the block in the main process, then in the others, which find what it made.
+
+        Where it fails in the main process, the others end without a word: SystemExit.
+        """
+        if not self.is_main and not all(gather_object([True])):
+            raise SystemExit(1)
+        done = False
+        try:
             yield
+            done = True
+        finally:
+            if self.is_main:
+                gather_object([done])
 
     def wait(self) -> None:
         """Go on when every process has come here."""

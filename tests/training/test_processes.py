@@ -73,6 +73,18 @@ def test_two_processes_make_the_update_and_the_metrics_of_one(launched, results,
         assert found_row == pytest.approx(row, rel=1e-4, abs=1e-6)
 
 
+def test_what_the_main_process_refuses_is_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = ["--preset", "mini", "--output_dir", str(tmp_path / "run"), "--lora_rank", "5"]
+    done = subprocess.run(
+        [*command, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: the adapter") == 1
+    # The launcher's own account of the failure is all that follows.
+    assert "grpo_ao" not in done.stderr.partition("error: the adapter")[2].partition("\n")[2]
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_zero_2_makes_the_update_of_one_process(tmp_path):
     text = (ROOT / "configs" / "accelerate" / "deepspeed_zero2.yaml").read_text()

@@ -13,7 +13,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -93,7 +93,13 @@ def _read_samples(path: Path) -> list[Sample]:
     whole = text.rpartition("\n")[0]
     if not text.endswith("\n"):
         atomic_write_text(path, whole + "\n" if whole else "")
-    return [Sample(**json.loads(line)) for line in whole.splitlines()]
+    rows = [json.loads(line) for line in whole.splitlines()]
+    wanted = {field.name for field in fields(Sample)}
+    if any(row.keys() != wanted for row in rows):
+        raise ValueError(
+            f"{path} holds samples of another version of this program: delete it to sample anew."
+        )
+    return [Sample(**row) for row in rows]
 
 
 async def _graded(

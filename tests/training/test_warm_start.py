@@ -204,6 +204,13 @@ def test_an_ungraded_answer_is_left_out_and_the_others_stay(oracle, tmp_path, mo
     assert found.tagged == [True]
 
 
+def test_samples_of_another_version_are_refused(oracle, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"probe_id": "a", "answers": [], "scores": []}\n')
+    with pytest.raises(ValueError, match=r"samples\.jsonl holds samples of another version"):
+        sample(oracle, planted_table(oracle, 2), CountingJudge(), path, [0])
+
+
 @pytest.mark.parametrize("half", ["", '{"probe_id": "ab', '{"probe_id": "x", "answers": ["a"]'])
 def test_what_a_killed_run_has_sampled_is_not_sampled_again(oracle, tmp_path, half):
     table, path = planted_table(oracle, 6), tmp_path / "samples.jsonl"

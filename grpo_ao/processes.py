@@ -41,6 +41,10 @@ def take_over_fsdp() -> bool:
 
 _FSDP_OPTIONS = {
     "FSDP_VERSION": ("2", "launch with configs/accelerate/fsdp.yaml"),
+    "FSDP_RESHARD_AFTER_FORWARD": (
+        "true",
+        "leave it out, or launch with configs/accelerate/ddp.yaml",
+    ),
     "FSDP_OFFLOAD_PARAMS": ("false", "divide the model over more processes instead"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "use --gradient_checkpointing"),
 }

@@ -27,7 +27,6 @@ from grpo_ao.oracle.loading import (
     meta_model,
 )
 from grpo_ao.oracle.prompt import render_user_turn
-from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.store import model_fingerprint
 from grpo_ao.probes.probe import QuestionKind
 
@@ -101,7 +100,7 @@ class LocalJudge:
         rows = [self._encode(self._prompt(request)) for request in requests]
         grades = {i: self._refuse(row) for i, row in enumerate(rows) if len(row) > self._longest}
         readable = [i for i in range(len(rows)) if i not in grades]
-        with adapter_off(self._model), evaluating(self._model), together(self._model):
+        with adapter_off(self._model), evaluating(self._model):
             for batch in _batches(readable, rows):
                 logits_BV = next_token_logits(self._model, [rows[i] for i in batch])
                 for i, logits_V in zip(batch, logits_BV, strict=True):

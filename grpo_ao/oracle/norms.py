@@ -7,6 +7,7 @@ torch has one kernel for it, which rounds once where transformers rounds twice.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ def _is_rms_norm(module: nn.Module) -> bool:
     # Found by trying it, with a weight of our own: a class's name promises nothing.
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     epsilon = getattr(module, "variance_epsilon", None)
-    if set(shapes) != {"weight"} or epsilon is None:
+    arguments = signature(type(module).forward).parameters
+    # A gated norm takes the gate as well.
+    if set(shapes) != {"weight"} or epsilon is None or len(arguments) != 2:
         return False
     generator = torch.Generator().manual_seed(0)
     weight_D = torch.randn(shapes["weight"], generator=generator)

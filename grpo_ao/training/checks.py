@@ -68,6 +68,11 @@ def check_divided(config: TrainConfig, processes: int) -> None:
             "FSDP does not divide a base model in 4 bits: leave out --load_in_4bit, or launch with "
             "configs/accelerate/ddp.yaml."
         )
+    if config.judge == "local":
+        raise ValueError(
+            "--judge local reads with the base model while other processes may not, but FSDP "
+            "divides it: use --judge api, or launch with configs/accelerate/ddp.yaml."
+        )
     if config.rollout == "vllm" and not config.vllm_servers:
         raise ValueError(
             "vLLM in the trainer's process merges into whole base weights, but FSDP divides them: "

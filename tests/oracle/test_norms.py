@@ -24,6 +24,24 @@ class OtherNorm(nn.LayerNorm):
         self.variance_epsilon = self.eps
 
 
+class GatedNorm(nn.Module):
+    """As in Qwen3-Next; in Bamba the gate may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(WIDTH)), 1e-6
+
+    def forward(self, hidden: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = hidden if gate is None else hidden * gate
+        return nn.functional.rms_norm(hidden, (WIDTH,), self.weight, self.variance_epsilon)
+
+
+def test_a_norm_with_a_gate_is_left_alone():
+    model = tiny_model()
+    decoder_layers(model)[0].input_layernorm = GatedNorm()
+    assert len(rms_norms(model)) == 4 * LAYERS
+
+
 def test_another_norm_and_a_wrapped_one_are_left_alone():
     model = tiny_model()
     first, second = decoder_layers(model)[:2]

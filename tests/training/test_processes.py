@@ -192,6 +192,7 @@ def test_fsdp_is_taken_over_from_the_launcher(monkeypatch, name, divided):
     ("variable", "value", "named"),
     [
         ("FSDP_VERSION", "1", "fsdp_version to 1, but only 2"),
+        ("FSDP_RESHARD_AFTER_FORWARD", "false", "fsdp_reshard_after_forward to false"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params to true, but only false"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --gradient_checkpointing"),
         ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "ZeRO-3 divides the adapter too"),
@@ -209,6 +210,7 @@ def test_what_dividing_the_base_does_not_do_is_refused(monkeypatch, variable, va
     [
         ({}, 1, "there is one alone"),
         ({"load_in_4bit": True}, 2, "leave out --load_in_4bit"),
+        ({"judge": "local"}, 2, "use --judge api"),
         ({"rollout": "vllm"}, 2, "name --vllm_servers"),
     ],
 )

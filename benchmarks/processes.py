@@ -9,9 +9,7 @@ same step is measured in one process.
 """
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -26,7 +24,6 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(PRESETS), required=True)
     parser.add_argument("--questions", type=int, default=8, help="of a step, 8 completions each")
     parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")
-    parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_args()
     divided = take_over_fsdp()
     processes = Processes()
@@ -45,8 +42,6 @@ def main() -> None:
         console.print(
             f"process {index}: {measured['seconds']:.3f} s a step ({measured['note']}){peak}"
         )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

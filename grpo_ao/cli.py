@@ -16,7 +16,6 @@ from grpo_ao.probes.generate import QuestionsConfig, generate_questions
 from grpo_ao.training.config import (
     Preset,
     TrainConfig,
-    default_values,
     load_config_file,
     make_defaults,
 )
@@ -79,9 +78,7 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
         raise ValueError(
             f"--preset {preset} is unknown: choose from {', '.join(get_args(Preset))}."
         )
-    values = default_values(cast("Preset | None", preset), Path(path) if path else None)
-    # Sections have no flags, and what they may hold depends on the flags.
-    sections = {name: values.pop(name) for name in ("trl", "vllm") if name in values}
+    defaults = make_defaults(cast("Preset | None", preset), Path(path) if path else None)
     description = (
         "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
         f"{{{','.join(get_args(Preset))}}} and --config FILE (YAML) set the defaults shown here."
@@ -89,13 +86,14 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
     visible = tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[TrainConfig]]
     config = tyro.cli(
         visible,
-        default=TrainConfig(**values),
+        # Fields of the sections would be flags, and clash with ours of the same name.
+        default=dataclasses.replace(defaults, trl={}, vllm={}),
         args=arguments,
         prog="train.py",
         description=description,
         use_underscores=True,
     )
-    return dataclasses.replace(config, **sections)
+    return dataclasses.replace(config, trl=defaults.trl, vllm=defaults.vllm)
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:

@@ -14,6 +14,16 @@ from torch import nn
 T = TypeVar("T")
 # How long a process waits for the others before it gives up.
 _PATIENCE = timedelta(minutes=30)
+# What accelerate's launcher may set, and what to do instead of anything else.
+_FSDP_OPTIONS = {
+    "FSDP_VERSION": ("2", "launch with configs/accelerate/fsdp.yaml"),
+    "FSDP_RESHARD_AFTER_FORWARD": (
+        "true",
+        "leave it out, or launch with configs/accelerate/ddp.yaml",
+    ),
+    "FSDP_OFFLOAD_PARAMS": ("false", "divide the model over more processes instead"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "use --gradient_checkpointing"),
+}
 
 
 def take_over_fsdp() -> bool:
@@ -37,17 +47,6 @@ def take_over_fsdp() -> bool:
                 f"{remedy}."
             )
     return True
-
-
-_FSDP_OPTIONS = {
-    "FSDP_VERSION": ("2", "launch with configs/accelerate/fsdp.yaml"),
-    "FSDP_RESHARD_AFTER_FORWARD": (
-        "true",
-        "leave it out, or launch with configs/accelerate/ddp.yaml",
-    ),
-    "FSDP_OFFLOAD_PARAMS": ("false", "divide the model over more processes instead"),
-    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "use --gradient_checkpointing"),
-}
 
 
 class Processes:
@@ -105,11 +104,3 @@ class Processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
-
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the processes, as DDP does."""
-        trained = list(parameters)
-        self.sum_gradients(trained)
-        for parameter in trained:
-            if parameter.grad is not None:
-                parameter.grad /= self.count

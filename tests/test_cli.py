@@ -102,11 +102,15 @@ def test_a_rollout_server_takes_arguments_of_vllm_from_a_file(monkeypatch, tmp_p
         main([*flags, "--config", str(config)])
 
 
-def test_a_section_of_the_file_may_belong_to_a_flag(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("vllm:\n  seed: 1\n", "vllm", {"seed": 1}),
+        ("vllm_servers: [http://a]\n", "vllm_servers", ("http://a",)),
+    ],
+)
+def test_what_the_file_sets_may_belong_to_a_flag(tmp_path, text, name, value):
     path = tmp_path / "run.yaml"
-    path.write_text("vllm:\n  attention_backend: TRITON_ATTN\ntrl:\n  adam_beta2: 0.9\n")
+    path.write_text(text)
     config = parse_train_config(["--config", str(path), "--rollout", "vllm"])
-    assert config.vllm == {"attention_backend": "TRITON_ATTN"}
-    assert config.trl == {"adam_beta2": 0.9}
-    with pytest.raises(ValueError, match="are used by --rollout vllm alone"):
-        parse_train_config(["--config", str(path)])
+    assert (config.rollout, getattr(config, name)) == ("vllm", value)

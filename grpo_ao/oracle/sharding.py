@@ -63,12 +63,12 @@ class _Lockstep:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._blocks = 0
+        self._inside = False
         # Before FSDP's own hook, which begins to gather.
         decoder_of(model).register_forward_pre_hook(self._announce, prepend=True)
 
     def _announce(self, *_: object) -> None:
-        if self._blocks:
+        if self._inside:
             self._passes(1)
 
     def _passes(self, own: int) -> int:
@@ -79,23 +79,22 @@ class _Lockstep:
 
     @contextmanager
     def block(self) -> Iterator[None]:
-        self._blocks += 1
+        outer, self._inside = self._inside, True
         try:
             yield
             # Not after an error: the launcher ends the other processes, too.
-            if self._blocks == 1:
+            if not outer:
+                self._inside = False  # The passes that only take part announce nothing.
                 self._take_part()
         finally:
-            self._blocks -= 1
+            self._inside = outer
 
     def _take_part(self) -> None:
         token_11 = torch.zeros(1, 1, dtype=torch.int64, device=input_device(self._model))
         decoder: nn.Module = decoder_of(self._model)
-        blocks, self._blocks = self._blocks, 0
         with torch.no_grad(), injection_off(self._model):
             while self._passes(0):
                 decoder(input_ids=token_11, use_cache=False)
-        self._blocks = blocks
 
 
 _LOCKSTEPS: "WeakKeyDictionary[nn.Module, _Lockstep]" = WeakKeyDictionary()

@@ -19,7 +19,7 @@ from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probes.probe import Probe, stable_hash
 
-_FORMAT = "grpo_ao.activations.2"
+_FORMAT = "grpo_ao.activations.3"
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 _log = logging.getLogger(__name__)
 

@@ -42,6 +42,10 @@ def _check_rank(folder: Path, adapter: str, expected: int) -> None:
 def check_rollouts(config: TrainConfig, processes: int) -> None:
     """Raise, in one sentence, where vLLM could not complete the prompts of this run."""
     if config.rollout != "vllm":
+        if config.vllm_servers or config.vllm:
+            raise ValueError(
+                "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
+            )
         return
     if config.load_in_4bit:
         raise ValueError(

@@ -209,10 +209,6 @@ class TrainConfig(JudgeFlags):
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
 
-        if (self.vllm_servers or self.vllm) and self.rollout != "vllm":
-            raise ValueError(
-                "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
-            )
         if self.vllm_servers and self.vllm:
             raise ValueError(
                 "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "
@@ -329,14 +325,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def make_defaults(preset: Preset | None, config: Path | None) -> TrainConfig:
     """Combine defaults, preset and file, in that order; ``trl`` sections are merged."""
-    return TrainConfig(**default_values(preset, config))
-
-
-def default_values(preset: Preset | None, config: Path | None) -> dict[str, Any]:
-    """Return what preset and file set."""
     values = copy.deepcopy(PRESETS[preset]) if preset else {}
     if config is not None:
         from_file = load_config_file(config)
         merged = values.get("trl", {}) | from_file.get("trl", {})
         values |= from_file | {"trl": merged}
-    return values
+    return TrainConfig(**values)

@@ -22,7 +22,7 @@ from grpo_ao.evaluation.summary import MODES, draw_reliability, summary_table
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.sharding import together
+from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
@@ -164,16 +164,19 @@ class Run:
     def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
         texts = len({probe.text for probe in probes})
         with self.progress.phase(f"activations of {name} texts", texts) as bar:
+            if is_sharded(self.oracle.model):
+                # The others take part in the passes of the main process, and wait afterwards.
+                with together(self.oracle.model):
+                    if self.processes.is_main:
+                        self._store(probes, base, bar.to)
             # The main process reads the subject; the others find the store and open it.
-            with together(self.oracle.model):
-                if self.processes.is_main:
-                    self._store(probes, base, bar.to)
-            self.processes.wait()
+            with self.processes.main_first():
+                store = self._store(probes, base, bar.to)
             bar.to(texts)
-        return ProbeTable.build(self.oracle, probes, self._store(probes, base))
+        return ProbeTable.build(self.oracle, probes, store)
 
     def _store(
-        self, probes: Sequence[Probe], base: str, progress: Callable[[int], None] | None = None
+        self, probes: Sequence[Probe], base: str, progress: Callable[[int], None]
     ) -> ActivationStore:
         return ActivationStore.build(
             self.config.output_dir.parent / "activations",

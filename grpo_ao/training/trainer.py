@@ -39,7 +39,6 @@ from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.processes import Processes
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.correction import Mode, importance_ratio
@@ -112,11 +111,17 @@ class OracleGRPOTrainer(GRPOTrainer):
             parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
-        self.divided = is_sharded(oracle.model)
-        if self.divided:
+        if is_sharded(oracle.model):
             # accelerate refuses DDP beside divided weights: `training_step` does its work.
             prepare = self.accelerator.prepare_model
             self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
+        self._prepare_packing()
+        # The monitor and the progress bar show the run.
+        self.remove_callback(PrinterCallback)
+
+    def _prepare_packing(self) -> None:
+        """Find out whether a prompt's completions can share a row; warn where they cannot."""
+        oracle = self.oracle
         ends = end_token_ids(oracle.model, oracle.tokenizer)
         self.pad_id = pad_token_id(oracle.tokenizer, ends)
         unpackable = "it mixes experts" if self.aux_loss_enabled else None
@@ -125,10 +130,8 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._adapted = [m for m in oracle.model.modules() if isinstance(m, BaseTunerLayer)]
         if unpackable:
             warnings.warn(
-                f"each completion is trained with its own prompt: {unpackable}.", stacklevel=2
+                f"each completion is trained with its own prompt: {unpackable}.", stacklevel=3
             )
-        # The monitor and the progress bar show the run.
-        self.remove_callback(PrinterCallback)
 
     def _tokenize_prompts(self, prompts: list):
         return [list(self.table.prompts[row].input_ids) for row in self._rows], None, {}
@@ -302,8 +305,11 @@ class OracleGRPOTrainer(GRPOTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             self._cast_for_adapters(True)
-        if self.divided and self.accelerator.sync_gradients:
-            Processes().mean_gradients(p for p in self.oracle.model.parameters() if p.requires_grad)
+        if is_sharded(self.oracle.model) and self.accelerator.sync_gradients:
+            for parameter in self.oracle.model.parameters():
+                if parameter.requires_grad:
+                    mean = self.accelerator.reduce(parameter.grad, reduction="mean")
+                    parameter.grad = cast("Tensor", mean)
         taken = time.perf_counter() - started
         self._seconds["step"] = self._seconds.get("step", 0.0) + taken
         return loss

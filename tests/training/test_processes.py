@@ -36,6 +36,7 @@ def launched(tmp_path_factory):
         cwd=ROOT,
         capture_output=True,
         text=True,
+        timeout=300,  # Processes that wait for each other wait for ever.
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return folder, done.stderr

@@ -43,9 +43,9 @@ def test_without_vllm_a_run_stops_before_a_model_is_loaded():
 
 def test_servers_and_memory_belong_to_vllm():
     with pytest.raises(ValueError, match="used by --rollout vllm alone"):
-        TrainConfig(vllm_servers=("http://a:8000",))
+        check_rollouts(TrainConfig(vllm_servers=("http://a:8000",)), 1)
     with pytest.raises(ValueError, match="used by --rollout vllm alone"):
-        TrainConfig(vllm={"seed": 1})
+        check_rollouts(TrainConfig(vllm={"seed": 1}), 1)
     with pytest.raises(ValueError, match="leave one out"):
         TrainConfig(rollout="vllm", vllm_servers=("http://a:8000",), vllm={"seed": 1})
     with pytest.raises(ValueError, match="--vllm_gpu_memory must lie between 0 and 1, got 30"):

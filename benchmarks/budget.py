@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo_ao.cli import parse_train_config
-from grpo_ao.evaluation.baselines import AGREEMENT_SAMPLES
-from grpo_ao.evaluation.heldout_baselines import SAMPLED_PROBES
+from grpo_ao.config import TrainConfig
+from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
+from grpo_ao.measuring.heldout_confidences import SAMPLED_PROBES
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
 from grpo_ao.oracle.loading import load_config, meta_model
-from grpo_ao.oracle.positions import Positions
+from grpo_ao.probe import Positions
+from grpo_ao.probes.load import load_probes
+from grpo_ao.run import CHECKED
 from grpo_ao.training.benchmarking import benchmark_probes
-from grpo_ao.training.config import TrainConfig
-from grpo_ao.training.data import load_probes
-from grpo_ao.training.run import CHECKED
 
 
 @dataclass(frozen=True)

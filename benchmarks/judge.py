@@ -13,7 +13,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from grpo_ao.chat.client import ChatSettings
+from grpo_ao.chat import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.protocol import GradeRequest
 from grpo_ao.judges.rubric import GRADES

@@ -13,19 +13,19 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from grpo_ao.chat.client import ChatSettings
+from grpo_ao.chat import ChatSettings
+from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.judges.api import ApiJudge
+from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.positions import Positions
+from grpo_ao.oracle.rollout import TransformersRollouts
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.probes.mini import mini_probes
+from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.reward import CalibratedReward
-from grpo_ao.training.config import TrainConfig, make_defaults
+from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
-from grpo_ao.training.reporting import NoReporter
-from grpo_ao.training.rollout import TransformersRollouts
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import trainer_config
 from tests.judges.endpoint import grade, serving

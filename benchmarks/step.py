@@ -30,28 +30,27 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback
 
+from grpo_ao.config import MINI_WEIGHTS, Preset, make_defaults
 from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import read_residuals
 from grpo_ao.oracle.generation import end_token_ids
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, hidden_width, layer_index, unwrap
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
+from grpo_ao.oracle.rollout import RolloutEngine, Rollouts, TransformersRollouts
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.probes.mini import mini_probes
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Positions, Probe
 from grpo_ao.processes import Processes
 from grpo_ao.reward import CalibratedReward
+from grpo_ao.run import avoid_cudnn_attention
+from grpo_ao.tracking import NoReporter
 from grpo_ao.training.checkpoints import make_trainable
-from grpo_ao.training.config import MINI_WEIGHTS, Preset, make_defaults
 from grpo_ao.training.monitor import Monitor
-from grpo_ao.training.reporting import NoReporter
-from grpo_ao.training.rollout import RolloutEngine, Rollouts, TransformersRollouts
-from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.trl_args import trainer_config
 

@@ -40,15 +40,15 @@ from transformers import (
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.prompt import OraclePrompt
-from grpo_ao.training.rollout import Rollouts
-from grpo_ao.training.vllm_engine.engine import (
+from grpo_ao.oracle.rollout import Rollouts
+from grpo_ao.oracle.vllm.engine import (
     EngineSettings,
     InjectingEngine,
     bank_settings,
     check_installed,
 )
-from grpo_ao.training.vllm_engine.rollouts import draw_seeds
-from grpo_ao.training.vllm_engine.weights import base_weights, lora_factors
+from grpo_ao.oracle.vllm.rollouts import draw_seeds
+from grpo_ao.oracle.vllm.weights import base_weights, lora_factors
 
 VOCABULARY, WIDTH, LAYERS, PLACEHOLDER = 4096, 1024, 6, 11
 PROMPTS, LENGTH, NEW, SAMPLES = 128, 110, 4, 2

@@ -21,14 +21,14 @@ import torch
 from transformers import Qwen3Config
 
 from grpo_ao.oracle.prompt import OraclePrompt
-from grpo_ao.training.vllm_engine.engine import (
+from grpo_ao.oracle.vllm.engine import (
     EngineSettings,
     InjectingEngine,
     bank_settings,
     check_installed,
 )
-from grpo_ao.training.vllm_engine.rollouts import draw_seeds
-from grpo_ao.training.vllm_engine.weights import LoraFactors
+from grpo_ao.oracle.vllm.rollouts import draw_seeds
+from grpo_ao.oracle.vllm.weights import LoraFactors
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": {

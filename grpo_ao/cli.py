@@ -11,14 +11,14 @@ from typing import Any, cast, get_args
 import tyro
 from rich.console import Console
 
-from grpo_ao.judges.factory import JudgeFlags
-from grpo_ao.probes.generate import QuestionsConfig, generate_questions
-from grpo_ao.training.config import (
+from grpo_ao.config import (
     Preset,
     TrainConfig,
     load_config_file,
     make_defaults,
 )
+from grpo_ao.judges.factory import JudgeFlags
+from grpo_ao.probes.generate import QuestionsConfig, generate_questions
 
 _EXPECTED = (
     ValueError,
@@ -36,7 +36,7 @@ def train_main(arguments: list[str] | None = None) -> None:
     try:
         config = parse_train_config(arguments)
         _quiet()
-        from grpo_ao.training.run import run
+        from grpo_ao.run import run
 
         run(config)
     except _EXPECTED as error:
@@ -47,14 +47,14 @@ def train_main(arguments: list[str] | None = None) -> None:
 
 def evaluate_main(arguments: list[str] | None = None) -> None:
     """Evaluate oracles on the benchmarks; what ``python evaluate.py`` runs."""
-    from grpo_ao.evaluation.config import parse_eval_config
+    from grpo_ao.config import parse_eval_config
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         preset, arguments = _take(arguments, "--preset")
         config = parse_eval_config(preset, arguments)
         _quiet()
-        from grpo_ao.evaluation.evaluate import evaluate
+        from grpo_ao.evaluate import evaluate
 
         evaluate(config)
     except _EXPECTED as error:
@@ -253,9 +253,9 @@ def questions_main() -> None:
 
 def report(request: tyro.conf.OmitArgPrefixes[Report]) -> None:
     """Write a run's report, report.html, into its folder."""
-    from grpo_ao.evaluation.headline import headline_of
-    from grpo_ao.evaluation.report import write_report
-    from grpo_ao.evaluation.run_record import read_run
+    from grpo_ao.report.headline import headline_of
+    from grpo_ao.report.page import write_report
+    from grpo_ao.report.run_record import read_run
 
     record = read_run(request.run_dir)
     print(write_report(record, headline_of(record)))
@@ -263,9 +263,9 @@ def report(request: tyro.conf.OmitArgPrefixes[Report]) -> None:
 
 def push(request: tyro.conf.OmitArgPrefixes[Push]) -> None:
     """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
-    from grpo_ao.evaluation.card import adapter_of, check_push, push_adapter, write_card
-    from grpo_ao.evaluation.headline import headline_of
-    from grpo_ao.evaluation.run_record import read_run
+    from grpo_ao.report.card import adapter_of, check_push, push_adapter, write_card
+    from grpo_ao.report.headline import headline_of
+    from grpo_ao.report.run_record import read_run
 
     record = read_run(request.run_dir)
     adapter_of(request.run_dir)
@@ -276,7 +276,7 @@ def push(request: tyro.conf.OmitArgPrefixes[Push]) -> None:
 
 def vllm_serve(request: tyro.conf.OmitArgPrefixes[VllmServe]) -> None:
     """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
-    from grpo_ao.training.vllm_engine.server import start_server
+    from grpo_ao.oracle.vllm.server import start_server
 
     server = start_server(
         request.model,

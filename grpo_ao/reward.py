@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from grpo_ao.epistemic import ParsedOutput, parse_oracle_output
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Probe
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from transformers import PreTrainedTokenizerFast
 
 from tests import annotations
 
@@ -23,3 +24,10 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"no real data at {_SHARED}")
     return _SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer that lies beside the mini base."""
+    weights = Path(__file__).resolve().parents[1] / "grpo_ao" / "mini" / "weights"
+    return PreTrainedTokenizerFast.from_pretrained(weights / "base")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo_ao.cli import main, parse_train_config
-from grpo_ao.training.config import MINI_WEIGHTS, TrainConfig
+from grpo_ao.config import MINI_WEIGHTS, TrainConfig
 
 TEXT = "My name is Anna and I live in Rome. How do I fix the pipe? I am in a hurry, please answer."
 QUESTION = "What is the topic?"
@@ -90,7 +90,7 @@ def test_a_rollout_server_takes_arguments_of_vllm_from_a_file(monkeypatch, tmp_p
         seen.append(arguments)
         return Server()
 
-    monkeypatch.setattr("grpo_ao.training.vllm_engine.server.start_server", start_server)
+    monkeypatch.setattr("grpo_ao.oracle.vllm.server.start_server", start_server)
     config = tmp_path / "server.yaml"
     config.write_text("vllm:\n  attention_backend: TRITON_ATTN\n")
     flags = ["vllm-serve", "--model", "m", "--oracle-lora-path", "a"]

@@ -9,8 +9,7 @@ from trl.trainer.utils import is_async_callable
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.judges.protocol import Grade, GradeRequest
 from grpo_ao.judges.reference import ReferenceJudge
-from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Positions, Probe
 from grpo_ao.reward import (
     CalibratedReward,
     RewardTerms,

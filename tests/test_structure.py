@@ -11,6 +11,22 @@ FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+GROUND_FLOOR = {
+    *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
+    *("files", "tracking", "processes", "chat", "completions"),
+}
+# Each floor may use its own and those below it. The package itself hands on the public names.
+FLOORS = (
+    GROUND_FLOOR,
+    {"oracle", "judges", "probes", "mini"},
+    {"measuring"},
+    {"report"},
+    {"training"},
+    {"config"},
+    {"run", "evaluate"},
+    {"cli"},
+)
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
 def imports(path: Path, inside_functions: bool = True) -> set[str]:
@@ -34,13 +50,27 @@ def importers_of(prefix: str) -> set[str]:
     }
 
 
-LOWER = ("epistemic", "reward", "calibration", "oracle", "probes", "judges", "chat", "mini")
+def test_every_module_has_a_floor():
+    assert {module.split(".")[1] for module in FILES if "." in module} <= FLOOR_OF.keys()
 
 
-@pytest.mark.parametrize("layer", ["training", "evaluation", "cli"])
-def test_what_is_below_knows_nothing_of_training_and_evaluation(layer):
-    below = {m for m in importers_of(f"grpo_ao.{layer}") if m.split(".")[1] in LOWER}
-    assert not below
+@pytest.mark.xfail(strict=True, reason="some modules still take the whole configuration")
+def test_imports_go_down_the_floors_only():
+    upward = {
+        f"{module} imports {name}"
+        for module, path in FILES.items()
+        for name in imports(path)
+        if "." in module and name.startswith("grpo_ao.")
+        if name.split(".")[1] in FLOOR_OF
+        if FLOOR_OF[name.split(".")[1]] > FLOOR_OF[module.split(".")[1]]
+    }
+    assert not upward
+
+
+def test_only_runs_and_evaluations_write_reports():
+    for part in ("page", "card", "tables"):
+        importers = {m.split(".")[1] for m in importers_of(f"grpo_ao.report.{part}")}
+        assert importers <= {"report", "run", "evaluate", "cli"}
 
 
 def test_the_oracle_knows_nothing_of_rewards_and_judges():

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from grpo_ao.chat.completions import Usage
+from grpo_ao.completions import Usage
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
 from grpo_ao.judges.rubric import GRADES
-from grpo_ao.probes.probe import QuestionKind
+from grpo_ao.probe import QuestionKind
 
 # Half a level of the open scale; a closed grade agrees if it lies on the right side of 1/2.
 TOLERANCE: dict[QuestionKind, float] = {"open": 0.125, "closed": 0.5}

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from grpo_ao.chat.client import (
+from grpo_ao.chat import (
     ChatEndpoint,
     ChatFailure,
     ChatSettings,
@@ -12,7 +12,7 @@ from grpo_ao.chat.client import (
     describe,
     explain,
 )
-from grpo_ao.chat.completions import ReplyError, Usage, content_of, usage_of
+from grpo_ao.completions import ReplyError, Usage, content_of, usage_of
 from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
 from grpo_ao.judges.replies import JSON_REMINDER, JSON_REPLY, grade_schema, parse_grade
 from grpo_ao.judges.rubric import TRIAL, judge_prompt, rubric_version

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from grpo_ao.chat.client import ChatSettings
+from grpo_ao.chat import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.local import LocalJudge

@@ -13,9 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_ao.chat.sanitise import sanitise
 from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, TRIAL, judge_prompt, rubric_version
+from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.oracle.activations import adapter_off, evaluating
 from grpo_ao.oracle.layers import input_device, unwrap
 from grpo_ao.oracle.loading import (
@@ -28,7 +28,7 @@ from grpo_ao.oracle.loading import (
 )
 from grpo_ao.oracle.prompt import render_user_turn
 from grpo_ao.oracle.store import model_fingerprint
-from grpo_ao.probes.probe import QuestionKind
+from grpo_ao.probe import QuestionKind
 
 LETTER_REPLY = "Reply with the letter of the grade alone."
 _BATCH_TOKENS = 16_384

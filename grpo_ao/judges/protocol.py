@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from grpo_ao.probes.probe import QuestionKind
+from grpo_ao.probe import QuestionKind
 
 
 class JudgeError(ValueError):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from grpo_ao.judges.protocol import Grade, GradeRequest
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Probe
 
 _WORD = re.compile(r"\w+(?:'\w+)*")
 _ARTICLES = {"a", "an", "the"}

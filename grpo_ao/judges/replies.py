@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from grpo_ao.chat.completions import ReplyError
+from grpo_ao.completions import ReplyError
 from grpo_ao.judges.rubric import GRADES
-from grpo_ao.probes.probe import QuestionKind
+from grpo_ao.probe import QuestionKind
 
 JSON_REPLY = (
     'Reply with one JSON object and nothing else, no code fence and no reason: {"grade": "X"}, '

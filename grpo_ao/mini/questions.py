@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.world import Facts, Message
-from grpo_ao.probes.probe import QuestionKind, Split
+from grpo_ao.probe import QuestionKind, Split
 
 BENCHMARK_FAMILIES = (
     "geometry_of_truth",

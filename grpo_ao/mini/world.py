@@ -13,6 +13,8 @@ from typing import Literal
 from grpo_ao.mini import lexicon as lx
 
 Tense = Literal["past", "present", "future"]
+# The share of texts that no stage of training sees.
+HELDOUT_SHARE = 0.1
 _SHARE = 0.3
 # What is claimed and told is harder to judge than the rest is to read: it comes more often.
 _TRUTH_SHARE = 0.45

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device
 from grpo_ao.oracle.norms import fused_norms
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import render_user_turn
 from grpo_ao.oracle.sharding import is_sharded
+from grpo_ao.probe import Positions
 
 BATCH_TOKENS = 16_384
 # On a GPU, a batch of this many tokens is as fast as a larger one, and ends before a row that is

@@ -22,10 +22,10 @@ from grpo_ao.oracle.loading import (
     load_peft_model,
     load_tokenizer,
 )
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
+from grpo_ao.probe import Positions
 
 
 @dataclass(frozen=True)

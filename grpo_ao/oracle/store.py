@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_ao.oracle.activations import Read, read_residuals, select_positions, subject_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.sources import resolve_files
-from grpo_ao.probes.probe import Probe, stable_hash
+from grpo_ao.probe import Probe, stable_hash
 
 _FORMAT = "grpo_ao.activations.3"
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")

@@ -8,7 +8,7 @@ from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import OraclePrompt
 from grpo_ao.oracle.store import ActivationStore
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Probe
 
 
 class ProbeTable:

@@ -8,10 +8,10 @@ from datasets import Dataset
 from huggingface_hub import get_token
 from rich.console import Console
 
-from grpo_ao.chat.client import ChatSettings
-from grpo_ao.probes.asking import Asking
+from grpo_ao.chat import ChatSettings
 from grpo_ao.probes.filters import TextFilter, TextRules
 from grpo_ao.probes.question_file import QuestionFile
+from grpo_ao.probes.questioning import Asking
 from grpo_ao.probes.rows import parse_row
 from grpo_ao.probes.sources import LeftOut, SourceText, read_texts
 from grpo_ao.probes.statistics import question_statistics, statistics_table

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_ao.chat.completions import Usage
-from grpo_ao.probes.probe import stable_hash
+from grpo_ao.completions import Usage
+from grpo_ao.probe import stable_hash
 from grpo_ao.probes.sources import LeftOut, SourceText
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes.probe import Probe, QuestionKind, unit_draw
+from grpo_ao.probe import Positions, Probe, QuestionKind, unit_draw
 from grpo_ao.probes.sources import read_rows
 
 # A question that opens with an auxiliary verb asks for yes or no, unless it offers a choice.

@@ -7,9 +7,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
 
-from grpo_ao.chat.client import ChatFailure, Connection, describe
-from grpo_ao.chat.completions import ReplyError, Usage, content_of, usage_of
-from grpo_ao.chat.sanitise import sanitise
+from grpo_ao.chat import ChatFailure, Connection, describe
+from grpo_ao.completions import ReplyError, Usage, content_of, usage_of
+from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.probes.filters import wrong_language
 from grpo_ao.probes.rows import parse_row, question_kind
 from grpo_ao.probes.sources import SourceText

@@ -7,19 +7,18 @@ from pathlib import Path
 from rich.console import Console
 from transformers import TrainerCallback
 
-from grpo_ao.evaluation.asking import Asking, ask_probes, probes_of_items
-from grpo_ao.evaluation.benchmarks import Suite, groups, load_items
-from grpo_ao.evaluation.evaluate import check_lengths
-from grpo_ao.evaluation.results import Rows, write_results
+from grpo_ao.config import TrainConfig
+from grpo_ao.evaluate import check_lengths
+from grpo_ao.files import read_jsonl
+from grpo_ao.measuring.ask import Asking, ask_probes, probes_of_items
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.probes.benchmarks import Suite, groups, load_items
 from grpo_ao.processes import Processes
-from grpo_ao.training.config import TrainConfig
-from grpo_ao.training.progress import PhaseProgress
-from grpo_ao.training.run_folder import read_jsonl
+from grpo_ao.report.results import Rows, write_results
+from grpo_ao.tracking import PhaseProgress
 
 # Those of the paper's evaluation, in which the public oracles were trained.
 _POSITIONS = ("token@-3", "window:50@-1")

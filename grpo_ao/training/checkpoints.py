@@ -7,11 +7,11 @@ from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import TrainerCallback
 
+from grpo_ao.files import atomic_write_json
 from grpo_ao.oracle.layers import decoder_of, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import save_spec
 from grpo_ao.processes import Processes
-from grpo_ao.training.run_folder import atomic_write_json
 
 COMPLETE = "complete.json"
 

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
+from grpo_ao.config import TrainConfig
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
-from grpo_ao.training.config import TrainConfig
-from grpo_ao.training.reporting import check_destination
-from grpo_ao.training.vllm_engine.engine import (
+from grpo_ao.oracle.vllm.engine import (
     check_architecture,
     check_arguments,
     check_installed,
 )
-from grpo_ao.training.vllm_engine.rollouts import check_servers
+from grpo_ao.oracle.vllm.rollouts import check_servers
+from grpo_ao.tracking import check_destination
 
 
 def check_start(config: TrainConfig, device: torch.device) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 from rich.console import Console
 
 from grpo_ao.calibration import auroc, brier, ece
-from grpo_ao.evaluation.plots import Panel, reliability_diagram
+from grpo_ao.files import append_jsonl, atomic_write_text, read_jsonl
+from grpo_ao.report.plots import Panel, reliability_diagram
+from grpo_ao.tracking import Reporter
 from grpo_ao.training.alerts import Metrics, check_alerts
-from grpo_ao.training.reporting import Reporter
-from grpo_ao.training.run_folder import append_jsonl, atomic_write_text, read_jsonl
 
 _ECE_WINDOW = 2000
 _TABLE_ROWS = 16

@@ -34,18 +34,18 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from grpo_ao.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.oracle.generation import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.rollout import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.correction import Mode, importance_ratio
-from grpo_ao.training.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.training.monitor import Monitor, Rollout
 from grpo_ao.training.packing import pack
-from grpo_ao.training.rollout import RolloutEngine
 
 _SAMPLING_GAP = "sampling/sampling_logp_difference/mean"
 

@@ -2,8 +2,8 @@
 
 from trl.trainer.grpo_config import GRPOConfig
 
+from grpo_ao.config import TrainConfig
 from grpo_ao.processes import Processes
-from grpo_ao.training.config import TrainConfig
 
 
 def check_divides(config: TrainConfig, processes: int) -> None:

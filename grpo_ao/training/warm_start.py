@@ -21,15 +21,15 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
-from grpo_ao.evaluation.heldout import complete_table
+from grpo_ao.files import append_jsonl, atomic_write_text
 from grpo_ao.judges.protocol import GradeRequest, Judge
+from grpo_ao.measuring.heldout import complete_table
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import end_of_turn_id
 from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.fine_tuning import Target
-from grpo_ao.training.run_folder import append_jsonl, atomic_write_text
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0

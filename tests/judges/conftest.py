@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_ao.chat.client import ChatSettings
+from grpo_ao.chat import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from tests.judges.endpoint import Endpoint
 

@@ -7,13 +7,12 @@ from email.utils import formatdate
 
 import pytest
 
-from grpo_ao.chat.client import ChatError, ChatSettings
+from grpo_ao.chat import ChatError, ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, rubric_version
-from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Positions, Probe
 from grpo_ao.reward import score_completions
 from tests.judges.conftest import KEY, KEY_ENV
 from tests.judges.endpoint import (

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from grpo_ao.chat.client import ChatSettings
+from grpo_ao.chat import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.factory import JudgeFlags, make_judge

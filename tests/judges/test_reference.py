@@ -12,8 +12,7 @@ from grpo_ao.judges.reference import (
     open_score,
     words,
 )
-from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes.probe import Probe, QuestionKind
+from grpo_ao.probe import Positions, Probe, QuestionKind
 
 
 def request(answer: str, reference: str | None, kind: QuestionKind = "closed") -> GradeRequest:

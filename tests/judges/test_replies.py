@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from grpo_ao.chat.completions import ReplyError
-from grpo_ao.chat.sanitise import sanitise
+from grpo_ao.completions import ReplyError
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.replies import grade_schema, parse_grade
 from grpo_ao.judges.rubric import GRADES
+from grpo_ao.judges.sanitise import sanitise
 
 
 @pytest.mark.parametrize("kind", ["closed", "open"])

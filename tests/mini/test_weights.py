@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from grpo_ao.mini.build import WEIGHTS, BuildConfig, BuildLog, layer_indices, main, model_config
-from grpo_ao.mini.exam import _all_right, _by_family, heldout_messages, text_exam
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import load_spec
+from tools.mini_world.build import WEIGHTS, BuildConfig, BuildLog, layer_indices, main, model_config
+from tools.mini_world.exam import _all_right, _by_family, heldout_messages, text_exam
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_adapter_has_its_spec_and_names_the_base_beside_it(oracle):
 
 
 def test_the_card_tells_how_the_weights_were_made_and_what_they_score(card):
-    assert card["command"] == "python -m grpo_ao.mini.build"
+    assert card["command"] == "python -m tools.mini_world.build"
     # The settings are this version's: a build with another setting is another card.
     fields = set(BuildConfig.__dataclass_fields__) - {"output_dir", "workers"}
     assert set(card["config"]) == fields

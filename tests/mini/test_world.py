@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from grpo_ao.mini import lexicon as lx
-from grpo_ao.mini.corpus import HELDOUT_SHARE, training_messages
-from grpo_ao.mini.world import make_message
-from grpo_ao.oracle.positions import Positions
-from grpo_ao.probes.mini import mini_probes
-from grpo_ao.probes.probe import split_of
+from grpo_ao.mini.probes import mini_probes
+from grpo_ao.mini.world import HELDOUT_SHARE, make_message
+from grpo_ao.probe import Positions, split_of
+from tools.mini_world.corpus import training_messages
 
 LAST_20 = Positions.parse("last:20")
 SENTENCE = re.compile(r"[.?!](?= |$)")

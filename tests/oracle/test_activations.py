@@ -13,7 +13,7 @@ from grpo_ao.oracle.activations import (
     subject_token_ids,
 )
 from grpo_ao.oracle.layers import decoder_layers
-from grpo_ao.oracle.positions import Positions
+from grpo_ao.probe import Positions
 from tests.tiny import (
     ARCHITECTURES,
     WIDTH,

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.injection import Injection, InjectionHook, inject
 from grpo_ao.oracle.layers import decoder_layers
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import build_oracle_prompt, pad_prompts
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.probe import Positions
 from tests.tiny import (
     ARCHITECTURES,
     WIDTH,

@@ -10,8 +10,8 @@ from transformers import Qwen3Config
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.probe import Positions
 from tests.tiny import (
     WIDTH,
     add_adapter,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ao.oracle.positions import Positions
+from grpo_ao.probe import Positions
 
 
 def test_last_k_ends_at_the_last_token():

@@ -8,9 +8,8 @@ from safetensors.torch import save_file
 
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
-from grpo_ao.probes.probe import Probe
+from grpo_ao.probe import Positions, Probe
 from tests.tiny import tiny_model, tiny_peft, tiny_tokenizer
 
 

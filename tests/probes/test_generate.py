@@ -14,11 +14,11 @@ import datasets
 import pytest
 from rich.console import Console
 
-from grpo_ao.chat.client import ChatError
-from grpo_ao.chat.completions import ReplyError
+from grpo_ao.chat import ChatError
 from grpo_ao.cli import main
-from grpo_ao.probes import asking
+from grpo_ao.completions import ReplyError
 from grpo_ao.probes import generate as module
+from grpo_ao.probes import questioning as asking
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.rows import load_rows, parse_row

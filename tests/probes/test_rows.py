@@ -6,9 +6,8 @@ from itertools import pairwise
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from grpo_ao.oracle.positions import Positions
+from grpo_ao.probe import Positions, split_of
 from grpo_ao.probes import sources as module
-from grpo_ao.probes.probe import split_of
 from grpo_ao.probes.rows import (
     QuestionRow,
     load_rows,

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from grpo_ao.cli import train_main
-from grpo_ao.evaluation import heldout_baselines, results
+from grpo_ao.config import TrainConfig, make_defaults
+from grpo_ao.measuring import heldout_confidences
+from grpo_ao.report import results
 from grpo_ao.training.benchmarking import benchmark_probes
-from grpo_ao.training.config import TrainConfig, make_defaults
 
 RUN = "--preset mini --max_steps 2 --questions_per_step 2 --num_generations 2 --eval_probes 6"
 RUN += " --warm_start_probes 2 --warm_start none --save_steps 1"
@@ -21,7 +22,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(results, "measure_difference", lambda a, b: difference(a, b, draws=3))
     for name in ("draw_reliability", "draw_risk_coverage", "draw_layers"):
         monkeypatch.setattr(results, name, lambda *_: None)
-    monkeypatch.setattr(heldout_baselines, "SAMPLED_PROBES", 2)
+    monkeypatch.setattr(heldout_confidences, "SAMPLED_PROBES", 2)
 
 
 def metrics(folder: Path, name: str) -> dict:

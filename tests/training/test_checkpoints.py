@@ -14,8 +14,8 @@ from grpo_ao.training.checkpoints import (
     load_adapter,
     make_trainable,
 )
+from tests.rigs import adapter_weights, make_oracle
 from tests.tiny import tiny_tokenizer
-from tests.training.rigs import adapter_weights, make_oracle
 
 
 def checkpoint(folder, step, whole=True):

@@ -10,13 +10,13 @@ from grpo_ao.oracle.activations import adapter_off, extract_activations, subject
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, num_decoder_layers
 from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.positions import Positions
 from grpo_ao.oracle.prompt import end_of_turn_id
+from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.fine_tuning import Target, fine_tune
 from tests.families import FAMILIES, LAYERS, WINDOW, save_family
-from tests.training.rigs import adapter_weights, make_trainer, planted_table
+from tests.rigs import adapter_weights, make_trainer, planted_table
 from tests.training.test_trainer import Readback
 
 TEXTS = ["It rains.", "The train leaves at noon, said the guard, and nobody believed him."]

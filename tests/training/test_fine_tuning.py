@@ -14,8 +14,8 @@ from grpo_ao.training.fine_tuning import (
     fine_tune,
     questions_loss,
 )
+from tests.rigs import adapter_weights, make_oracle, planted_table
 from tests.tiny import token_id
-from tests.training.rigs import adapter_weights, make_oracle, planted_table
 
 END = token_id("<|im_end|>")
 

@@ -4,9 +4,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from grpo_ao.files import read_jsonl
+from grpo_ao.tracking import NoReporter, Reporter
 from grpo_ao.training.monitor import Monitor, Rollout, step_metrics
-from grpo_ao.training.reporting import NoReporter, Reporter
-from grpo_ao.training.run_folder import read_jsonl
 
 PROBE = {"kind": "closed", "family": "topic", "reference": "Yes"}
 RIGHT = Rollout("a1", "A text.", "Is it?", 90, "Yes it is", True, 1.0, 0.995, 12, **PROBE)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_ao.training.packing import pack
-from tests.training.rigs import adapter_weights, make_oracle, make_trainer, planted_table
+from tests.rigs import adapter_weights, make_oracle, make_trainer, planted_table
 
 
 def test_a_small_batch_is_packed_as_computed_by_hand():

@@ -12,19 +12,19 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
+from grpo_ao.oracle.rollout import Rollouts, TransformersRollouts
 from grpo_ao.reward import CalibratedReward
+from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.training.correction import Mode
-from grpo_ao.training.rollout import Rollouts, TransformersRollouts
-from grpo_ao.training.run import avoid_cudnn_attention
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
-from tests.tiny import tiny_tokenizer, token_id
-from tests.training.rigs import (
+from tests.rigs import (
     LetterReward,
     adapter_weights,
     make_oracle,
     make_trainer,
     planted_table,
 )
+from tests.tiny import tiny_tokenizer, token_id
 
 
 class Readback:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.judges.protocol import GradeRequest
 from grpo_ao.processes import Processes
-from grpo_ao.training.config import MINI_WEIGHTS
 from grpo_ao.training.warm_start import (
     ANSWER_WEIGHT,
     FORMAT_WEIGHT,
@@ -23,7 +23,7 @@ from grpo_ao.training.warm_start import (
     shrunk_accuracy,
 )
 from tests.judges.fakes import CountingJudge, score_of
-from tests.training.rigs import make_oracle, planted_table
+from tests.rigs import make_oracle, planted_table
 
 # Accuracies
 

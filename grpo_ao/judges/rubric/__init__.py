@@ -8,9 +8,9 @@ import hashlib
 from importlib.resources import files
 from string import Template
 
-from grpo_ao.chat.sanitise import sanitise
 from grpo_ao.judges.protocol import GradeRequest
-from grpo_ao.probes.probe import QuestionKind
+from grpo_ao.judges.sanitise import sanitise
+from grpo_ao.probe import QuestionKind
 
 VERSION = "v1"
 GRADES: dict[QuestionKind, dict[str, float]] = {

@@ -1,1 +1,0 @@
-"""Evaluation: measurements of an oracle, figures, reports."""

@@ -1,0 +1,1 @@
+"""Measuring an oracle: answers to probes, other confidences in them, metrics."""

@@ -1,0 +1,71 @@
+"""Probes of the mini world: a run's own, and the nine families as benchmarks."""
+
+import random
+from collections.abc import Sequence
+
+from grpo_ao.mini.questions import ask
+from grpo_ao.mini.world import HELDOUT_SHARE, make_message
+from grpo_ao.probe import Positions, Probe, Split, split_of, unit_draw
+
+_SEED_OF_SPLIT = {"train": 11, "heldout": 1}
+
+
+def mini_probes(
+    split: Split, count: int, layers: Sequence[int], positions: Positions, per_text: int = 4
+) -> list[Probe]:
+    """Return the first ``count`` probes of a split of the mini world, always the same ones.
+
+    The held-out split has its own texts and its own templates. Each text gets ``per_text``
+    questions of different families, each read at a layer drawn from ``layers``.
+    """
+    probes: dict[str, Probe] = {}
+    index = 0
+    while len(probes) < count:
+        message = make_message(_SEED_OF_SPLIT[split], index)
+        index += 1
+        if split_of(message.text, HELDOUT_SHARE) != split:
+            continue
+        rng = random.Random(f"questions {message.text}")
+        questions = ask(message, rng, split)
+        for question in rng.sample(questions, min(per_text, len(questions))):
+            layer = layers[int(unit_draw("layer", message.text, question.text) * len(layers))]
+            probe = Probe(
+                message.text,
+                question.text,
+                question.kind,
+                layer,
+                positions,
+                question.answer,
+                question.family,
+            )
+            probes.setdefault(probe.id, probe)
+    return list(probes.values())[:count]
+
+
+# Neither the training world nor that of a run's own held-out probes.
+_WORLD = 2
+
+
+def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, str, str, str]]:
+    """Return (family, text, question, target) for the first contexts of each family, in order.
+
+    Held-out messages and held-out templates, questions answered Yes or No, as many of one as of
+    the other.
+    """
+    half = num_contexts // 2
+    if not half:
+        raise ValueError(f"--num_contexts must be at least 2, got {num_contexts}.")
+    found: dict[tuple[str, str], list[tuple[str, str, str, str]]] = {
+        (family, target): [] for family in benchmarks for target in ("Yes", "No")
+    }
+    index = 0
+    while any(len(items) < half for items in found.values()):
+        message = make_message(_WORLD, index)
+        index += 1
+        if split_of(message.text, HELDOUT_SHARE) != "heldout":
+            continue
+        for question in ask(message, random.Random(f"benchmarks {message.text}"), "heldout"):
+            items = found.get((question.family, question.answer))
+            if items is not None and len(items) < half:
+                items.append((question.family, message.text, question.text, question.answer))
+    return [item for family in benchmarks for t in ("Yes", "No") for item in found[family, t]]

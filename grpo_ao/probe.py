@@ -1,0 +1,112 @@
+"""The probe: one question about one text, and where the subject is read."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+QuestionKind = Literal["closed", "open"]
+Split = Literal["train", "heldout"]
+_FORMS = "'last:K', 'window:K@OFFSET', 'token@OFFSET' or 'all'"
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A run of token positions, counted from the end of the subject's tokenised turn.
+
+    ``count`` positions that end at ``end_offset`` (-1 is the last token; for Qwen3 that is the
+    final newline, -2 ``<|im_end|>``, -3 the last token of the text). ``count=None`` reads every
+    position. A text with fewer than ``count`` positions is an error, unless ``clip`` is set: then
+    the run is cut at the text's start, which is the Activation Oracles evaluation's rule.
+    """
+
+    count: int | None
+    end_offset: int = -1
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"positions need a count of at least 1, got {self.count}.")
+        if self.end_offset >= 0:
+            raise ValueError(
+                f"a position offset counts from the end and is negative, got {self.end_offset}."
+            )
+
+    @classmethod
+    def parse(cls, spec: str) -> "Positions":
+        """Read ``last:20``, ``window:50@-1`` (clipped), ``token@-3`` or ``all``."""
+        if spec == "all":
+            return cls(None)
+        if match := re.fullmatch(r"last:(\d+)", spec):
+            return cls(int(match[1]))
+        if match := re.fullmatch(r"token@(-\d+)", spec):
+            return cls(1, int(match[1]))
+        if match := re.fullmatch(r"window:(\d+)@(-\d+)", spec):
+            return cls(int(match[1]), int(match[2]), clip=True)
+        raise ValueError(f"positions {spec!r} are not understood: write {_FORMS}.")
+
+    def __str__(self) -> str:
+        if self.count is None:
+            return "all"
+        if self.clip:
+            return f"window:{self.count}@{self.end_offset}"
+        if self.count == 1:
+            return f"token@{self.end_offset}"
+        if self.end_offset != -1:
+            raise ValueError("a window that does not end at -1 is written with clip=True.")
+        return f"last:{self.count}"
+
+    def select(self, length: int) -> range:
+        """Return the chosen indices of a turn of ``length`` tokens; raise if it is too short."""
+        if self.count is None:
+            return range(length)
+        stop = length + self.end_offset + 1
+        start = stop - self.count
+        if stop < 1 or (start < 0 and not self.clip):
+            raise ValueError(
+                f"the text has {length} tokens, fewer than the positions '{self}' read: "
+                "ask for fewer positions or give a longer text."
+            )
+        return range(max(start, 0), stop)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question about one text.
+
+    ``layer`` is the index of the decoder layer whose output is read, ``positions`` the token
+    positions of the subject's turn. ``reference`` is the right answer where it is known; a set
+    without references needs a judge that reads the text. ``family`` groups questions of one sort:
+    the measured warm start shrinks accuracies to their family's mean, tables report by it.
+    """
+
+    text: str
+    question: str
+    kind: QuestionKind
+    layer: int
+    positions: Positions
+    reference: str | None
+    family: str
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits that depend on text, question, layer and positions alone."""
+        parts = (self.text, self.question, str(self.layer), str(self.positions))
+        return stable_hash(*parts)
+
+
+def stable_hash(*parts: str) -> str:
+    """Hash strings to sixteen hex digits, alike in every process and version of Python."""
+    digest = hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def unit_draw(*parts: str) -> float:
+    """Map strings to a number in [0, 1), uniform over strings and the same everywhere."""
+    # 53 of the 64 bits: a float holds no more, and rounding up would give 1.
+    return (int(stable_hash(*parts), 16) >> 11) / 2**53
+
+
+def split_of(text: str, heldout_share: float) -> Split:
+    """Assign a text to train or held-out by its hash alone: no seed and no order enters."""
+    return "heldout" if unit_draw("split", text) < heldout_share else "train"

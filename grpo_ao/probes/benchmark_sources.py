@@ -1,0 +1,347 @@
+"""The data of the nine benchmarks: from a folder, or from the Hub and the oracles' repository.
+
+Every reader yields contexts: a text, and the labels for which a question about it is answered Yes
+or No. What the benchmarks are made of is that of Activation Oracles (arXiv 2512.15674).
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import fsspec
+from datasets import load_dataset
+
+from grpo_ao.probe import unit_draw
+from grpo_ao.probes.templates import Templates
+
+Row = Mapping[str, Any]
+_REPOSITORY = (
+    "https://raw.githubusercontent.com/adamkarvonen/activation_oracles/main/"
+    "datasets/classification_datasets"
+)
+TEMPLATE_FILE = "question_paraphrases.json"
+_TOPICS = ("World News", "Sports", "Business", "Science/Technology")
+
+
+@dataclass(frozen=True)
+class Context:
+    """A text with the labels that are right for it and those that are wrong.
+
+    A benchmark that asks for no label has the empty one on the side that its answer is on.
+    """
+
+    text: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+def load_contexts(benchmark: str, data_dir: Path | None) -> list[Context]:
+    """Return a benchmark's contexts, each text once, in the order of the data.
+
+    Raises FileNotFoundError for missing data and ValueError for a missing column, in one sentence.
+    """
+    contexts = _FOLDER[benchmark](data_dir) if data_dir else _from_network(benchmark)
+    return _merged(contexts)
+
+
+def load_templates(benchmark: str, data_dir: Path) -> Templates:
+    """Return the question templates that a data folder brings for a benchmark."""
+    path = data_dir / TEMPLATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
+    every = json.loads(path.read_text(encoding="utf-8"))
+    if benchmark not in every:
+        raise ValueError(f"{path} has no templates for {benchmark}.")
+    templates = every[benchmark]
+    if benchmark == "snli":  # the hypothesis stands behind the question
+        return [f"{template} {{}}" for template in templates]
+    return templates
+
+
+def _merged(contexts: Iterable[Context]) -> list[Context]:
+    """Join the labels of equal texts; a label that is right here and wrong there is neither."""
+    labels: dict[str, tuple[list[str], list[str]]] = {}
+    for context in contexts:
+        right, wrong = labels.setdefault(context.text, ([], []))
+        right.extend(context.right)
+        wrong.extend(context.wrong)
+    return [
+        Context(
+            text,
+            tuple(x for x in dict.fromkeys(right) if x not in wrong),
+            tuple(x for x in dict.fromkeys(wrong) if x not in right),
+        )
+        for text, (right, wrong) in labels.items()
+        if text
+    ]
+
+
+def _truths(rows: Iterable[Row]) -> Iterator[Context]:
+    for row in rows:
+        yield _no_label(row["statement"].strip(), int(row["label"]) == 1)
+
+
+def _no_label(text: str, true: bool) -> Context:
+    return Context(text, ("",), ()) if true else Context(text, (), ("",))
+
+
+def _relations(relation: Mapping[str, Any]) -> Iterator[Context]:
+    """Fill a template with the true object, and with another object of the same relation."""
+    objects = sorted({sample["object"] for sample in relation["samples"]})
+    for sample in relation["samples"]:
+        subject, true = sample["subject"], sample["object"]
+        template = _drawn(relation["prompt_templates"], "relation template", subject, true)
+        yield _no_label(f"{template.replace('{}', subject)} {true}.", True)
+        others = [other for other in objects if other != true]
+        if others:
+            false = _drawn(others, "relation object", subject, true)
+            yield _no_label(f"{template.replace('{}', subject)} {false}.", False)
+
+
+def _drawn(choices: Sequence[str], *parts: str) -> str:
+    return choices[int(unit_draw(*parts) * len(choices))]
+
+
+def _labelled(text: str, right: str, labels: Sequence[str]) -> Context:
+    return Context(text, (right,), tuple(label for label in labels if label != right))
+
+
+def _reviews(rows: Iterable[Row]) -> Iterator[Context]:
+    labels = ("negative", "positive")
+    for row in rows:
+        yield _labelled(row["sentence"].strip(), labels[int(row["label"])], labels)
+
+
+def _genders(rows: Iterable[Row]) -> Iterator[Context]:
+    """Take funpedia's persons: 1 female, 2 male, 0 neither (left out)."""
+    labels = ("female", "male")
+    for row in rows:
+        gender = int(row["label"])
+        if gender:
+            yield _labelled(row["text"].strip(), labels[gender - 1], labels)
+
+
+def _inferences(rows: Iterable[Row]) -> Iterator[Context]:
+    """Take entailment (0) and contradiction (2); the label is the hypothesis."""
+    for row in rows:
+        label, hypothesis = int(row["label"]), row["hypothesis"].strip()
+        if label == 0:
+            yield Context(row["premise"].strip(), (hypothesis,), ())
+        elif label == 2:
+            yield Context(row["premise"].strip(), (), (hypothesis,))
+
+
+def _news(rows: Iterable[Row]) -> Iterator[Context]:
+    for row in rows:
+        text = f"{row['Title'].strip()}\n\n{row['Description'].strip()}"
+        yield _labelled(text, _TOPICS[int(row["Class Index"]) - 1], _TOPICS)
+
+
+def _tenses(rows: Iterable[Row]) -> Iterator[Context]:
+    for row in rows:
+        yield _labelled(row["sentence"].strip(), row["label"], ("past", "present", "future"))
+
+
+def _numbers(rows: Iterable[Row]) -> Iterator[Context]:
+    for row in rows:
+        yield _labelled(row["sentence"].strip(), row["n_subjects"], ("single", "multiple"))
+
+
+_Sentence = tuple[list[str], list[str]]
+
+
+def _sentences(rows: Iterable[Row]) -> Iterator[_Sentence]:
+    """Gather the words and tags of each sentence; its number stands at its first word alone."""
+    words: list[str] = []
+    tags: list[str] = []
+    for row in rows:
+        if row["Sentence #"] and words:
+            yield words, tags
+            words, tags = [], []
+        words.append(row["Word"])
+        tags.append(row["Tag"])
+    if words:
+        yield words, tags
+
+
+def entities(words: Sequence[str], tags: Sequence[str]) -> list[str]:
+    """Return the entities of a sentence: runs of B- and I- tags, each B- starts one."""
+    found: list[list[str]] = []
+    before = "O"
+    for word, tag in zip(words, tags, strict=True):
+        if tag.startswith("B-"):
+            found.append([word])
+        elif tag.startswith("I-") and before != "O":
+            found[-1].append(word)
+        before = tag if tag.startswith("B-") or before != "O" else "O"
+    return [" ".join(parts) for parts in dict.fromkeys(map(tuple, found))]
+
+
+def _named(sentences: Iterable[_Sentence]) -> Iterator[Context]:
+    """Ask for an entity of the sentence, or for one of another sentence that is not in this one."""
+    every = [(" ".join(words), entities(words, tags)) for words, tags in sentences]
+    pool = sorted({entity for _, inside in every for entity in inside})
+    for text, inside in every:
+        if not inside:
+            continue
+        drawn = (_drawn(pool, "entity", text, str(n)) for n in range(100))
+        wrong = next((x for x in drawn if x.lower() not in text.lower()), None)
+        yield Context(text, tuple(inside), (wrong,) if wrong else ())
+
+
+# A folder
+
+
+def _files(data_dir: Path, benchmark: str, suffix: str) -> list[Path]:
+    found = sorted((data_dir / benchmark).rglob(f"*{suffix}"))
+    if not found:
+        raise FileNotFoundError(f"{data_dir} has no data of {benchmark} ({benchmark}/*{suffix}).")
+    return found
+
+
+def _table(
+    data_dir: Path, benchmark: str, suffix: str, columns: Sequence[str], encoding: str = "utf-8"
+) -> Iterator[Row]:
+    for path in _files(data_dir, benchmark, suffix):
+        yield from _parsed(path.read_text(encoding=encoding), str(path), suffix, columns)
+
+
+def _parsed(text: str, name: str, suffix: str, columns: Sequence[str]) -> Iterator[Row]:
+    if suffix == ".json":
+        rows = json.loads(text)
+        present = set(rows[0]) if rows else set()
+    else:
+        delimiter = "\t" if suffix == ".tsv" else ","
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        present = set(rows.fieldnames or [])
+    for column in columns:
+        if column not in present:
+            raise ValueError(f"{name} has no column '{column}'.")
+    yield from rows
+
+
+def _relation_files(texts: Iterable[tuple[str, str]]) -> Iterator[Context]:
+    for name, text in texts:
+        relation = json.loads(text)
+        for key in ("prompt_templates", "samples"):
+            if key not in relation:
+                raise ValueError(f"{name} has no '{key}'.")
+        yield from _relations(relation)
+
+
+_TRUTH_COLUMNS = ("statement", "label")
+_NER_COLUMNS = ("Sentence #", "Word", "Tag")
+
+_FOLDER = {
+    "geometry_of_truth": lambda d: _truths(_table(d, "geometry_of_truth", ".csv", _TRUTH_COLUMNS)),
+    "relations": lambda d: _relation_files(
+        (str(path), path.read_text(encoding="utf-8")) for path in _files(d, "relations", ".json")
+    ),
+    "sst2": lambda d: _reviews(_table(d, "sst2", ".tsv", ("sentence", "label"))),
+    "md_gender": lambda d: _genders(_table(d, "md_gender", ".csv", ("text", "label"))),
+    "snli": lambda d: _inferences(_table(d, "snli", ".tsv", ("premise", "hypothesis", "label"))),
+    "ag_news": lambda d: _news(
+        _table(d, "ag_news", ".csv", ("Class Index", "Title", "Description"))
+    ),
+    "ner": lambda d: _named(_sentences(_table(d, "ner", ".csv", _NER_COLUMNS, "latin-1"))),
+    "tense": lambda d: _tenses(_table(d, "tense", ".json", ("sentence", "label"))),
+    "singular_plural": lambda d: _numbers(
+        _table(d, "singular_plural", ".csv", ("sentence", "n_subjects"))
+    ),
+}
+
+
+# The Hub, and the repository of Activation Oracles for what is on no Hub
+
+_TRUTH_FILES = ("sp_en_trans", "cities", "smaller_than", "larger_than", "companies_true_false")
+_RELATION_FILES = (
+    *(f"commonsense/{name}" for name in ("fruit_outside_color", "substance_phase")),
+    *(f"commonsense/{name}" for name in ("task_done_by_person", "task_done_by_tool")),
+    "commonsense/word_sentiment",
+    *(f"factual/{name}" for name in ("city_in_country", "country_currency", "country_language")),
+    *(f"factual/{name}" for name in ("country_largest_city", "food_from_country")),
+    *(f"factual/{name}" for name in ("landmark_in_country", "person_plays_instrument")),
+    *(f"factual/{name}" for name in ("person_plays_position_in_sport", "superhero_archnemesis")),
+    "factual/superhero_person",
+    *(f"linguistic/{name}" for name in ("adj_comparative", "adj_superlative", "verb_past_tense")),
+    *(f"linguistic/{name}" for name in ("word_first_letter", "word_last_letter")),
+)
+
+
+def _from_network(benchmark: str) -> list[Context]:
+    try:
+        return list(_NETWORK[benchmark]())
+    except (ConnectionError, OSError) as error:
+        raise FileNotFoundError(
+            f"the data of {benchmark} could not be fetched ({type(error).__name__}): check the "
+            "network, give a folder with the data as --data_dir, or name other --benchmarks."
+        ) from error
+
+
+def _hub(name: str, split: str, **options: Any) -> Iterator[Row]:
+    rows: Any = load_dataset(name, split=split, **options)
+    yield from rows
+
+
+def _fetched(path: str) -> str:
+    with fsspec.open(f"{_REPOSITORY}/{path}", "rt", encoding="utf-8") as file:
+        return cast(TextIO, file).read()
+
+
+def _fetched_table(path: str, columns: Sequence[str]) -> Iterator[Row]:
+    yield from _parsed(_fetched(path), path, Path(path).suffix, columns)
+
+
+def _funpedia(rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        text = f"{row['text']}\n\nThis text is about {row['title']}."
+        yield {"text": text, "label": row["gender"]}
+
+
+def _topics(rows: Iterable[Row]) -> Iterator[Context]:
+    # The Hub's copy holds title and description as one text.
+    for row in rows:
+        yield _labelled(row["text"].strip(), _TOPICS[int(row["label"])], _TOPICS)
+
+
+def _tagged(rows: Iterable[Row]) -> Iterator[_Sentence]:
+    # The integers of the tags alternate B-, I- after the O at 0.
+    for row in rows:
+        tags = ["O" if tag == 0 else "B-x" if tag % 2 else "I-x" for tag in row["ner_tags"]]
+        yield row["tokens"], tags
+
+
+_NER_DATA = "rjac/kaggle-entity-annotated-corpus-ner-dataset"
+_NETWORK = {
+    "geometry_of_truth": lambda: _truths(
+        row for name in _TRUTH_FILES for row in _fetched_table(f"gmt/{name}.csv", _TRUTH_COLUMNS)
+    ),
+    "relations": lambda: _relation_files(
+        (name, _fetched(f"relations/{name}.json")) for name in _RELATION_FILES
+    ),
+    "sst2": lambda: _reviews(_hub("stanfordnlp/sst2", "train+validation")),
+    "md_gender": lambda: _genders(
+        _funpedia(
+            _hub(
+                "parquet",
+                "train",
+                # The repository itself holds a loading script, which is no longer run.
+                data_files="hf://datasets/facebook/md_gender_bias@~parquet/funpedia/*/*.parquet",
+            )
+        )
+    ),
+    # The test split: the public oracles were trained on contexts of the train split.
+    "snli": lambda: _inferences(_hub("stanfordnlp/snli", "test")),
+    "ag_news": lambda: _topics(_hub("fancyzhx/ag_news", "test")),
+    "ner": lambda: _named(
+        _tagged(_hub("rjac/kaggle-entity-annotated-corpus-ner-dataset", "train"))
+    ),
+    "tense": lambda: _tenses(_fetched_table("tense/tense_processed.json", ("sentence", "label"))),
+    "singular_plural": lambda: _numbers(
+        _fetched_table("singular_plural/singular_plural.csv", ("sentence", "n_subjects"))
+    ),
+}

@@ -1,0 +1,165 @@
+"""The nine benchmarks of Activation Oracles (arXiv 2512.15674) as yes/no questions about texts.
+
+Each context gets one question, whose label, template and answer are drawn by hashes of the context
+alone: the same question in every run, whatever the number or order of contexts. Half of a
+benchmark's answers are Yes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from grpo_ao.judges.reference import words
+from grpo_ao.mini.probes import mini_items
+from grpo_ao.probe import Split, split_of, stable_hash, unit_draw
+from grpo_ao.probes.benchmark_sources import Context, load_contexts, load_templates
+from grpo_ao.probes.templates import TEMPLATES, Templates
+
+Suite = Literal["paper", "mini"]
+IN_DISTRIBUTION = ("geometry_of_truth", "relations", "sst2", "md_gender", "snli", "ner", "tense")
+"""What the public oracles were trained on."""
+OUT_OF_DISTRIBUTION = ("ag_news", "singular_plural")
+BENCHMARKS = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION)
+INSTRUCTION = "Answer with 'Yes' or 'No' only. "
+HELDOUT_SHARE = 0.25
+_TEMPLATE_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one context; ``target`` is Yes or No."""
+
+    benchmark: str
+    text: str
+    question: str
+    target: str
+
+    @property
+    def context_id(self) -> str:
+        """Sixteen hex digits that depend on the text alone."""
+        return stable_hash(self.text)
+
+
+def said(answer: str) -> str | None:
+    """Return the answer that is given, ``Yes`` or ``No``, matched as a whole word.
+
+    ``None`` if neither word is said, or both are: "I know" says neither.
+    """
+    found = {"yes", "no"} & set(words(answer))
+    return found.pop().capitalize() if len(found) == 1 else None
+
+
+def groups(suite: Suite, benchmarks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the groups that are pooled, those that have members.
+
+    The mini oracle was trained on all nine families, so that there is nothing to tell apart.
+    """
+    if suite == "mini":
+        return {"all": tuple(benchmarks)}
+    parts = {
+        "all": tuple(benchmarks),
+        "in_distribution": tuple(b for b in benchmarks if b in IN_DISTRIBUTION),
+        "out_of_distribution": tuple(b for b in benchmarks if b in OUT_OF_DISTRIBUTION),
+    }
+    return {name: members for name, members in parts.items() if members}
+
+
+def check_benchmarks(benchmarks: Sequence[str]) -> None:
+    """Raise ValueError for a name that is none of the nine."""
+    for benchmark in benchmarks:
+        if benchmark not in BENCHMARKS:
+            raise ValueError(
+                f"there is no benchmark '{benchmark}': choose from {', '.join(BENCHMARKS)}."
+            )
+    if not benchmarks:
+        raise ValueError("--benchmarks names none.")
+
+
+def load_items(
+    suite: Suite, benchmarks: Sequence[str], num_contexts: int, data_dir: Path | None
+) -> list[Item]:
+    """Return the held-out items of each benchmark, in order.
+
+    Raises FileNotFoundError or ValueError, in one sentence, where data is missing or too little.
+    """
+    check_benchmarks(benchmarks)
+    if data_dir is not None and not data_dir.is_dir():
+        raise FileNotFoundError(f"there is no data folder {data_dir}.")
+    if suite == "mini":
+        return [Item(*values) for values in mini_items(benchmarks, num_contexts)]
+    items = []
+    for benchmark in benchmarks:
+        own = TEMPLATES[benchmark]
+        templates = load_templates(benchmark, data_dir) if data_dir else own
+        contexts = load_contexts(benchmark, data_dir)
+        items += make_items(benchmark, contexts, templates, "heldout", num_contexts)
+    return items
+
+
+def make_items(
+    benchmark: str,
+    contexts: Sequence[Context],
+    templates: Templates,
+    split: Split,
+    num_contexts: int | None,
+) -> list[Item]:
+    """Ask one question about each of the first contexts of a split, in the order of their hashes.
+
+    As many questions are answered Yes as No. A context is in a split by the hash of its text. What
+    the public oracles were never trained on is held out whole. Raises ValueError if the split has
+    no context for one of the answers.
+    """
+    share = 1.0 if benchmark in OUT_OF_DISTRIBUTION else HELDOUT_SHARE
+    wordings = split_templates(templates, split, share)
+    chosen = [c for c in contexts if split_of(c.text, share) == split]
+    chosen.sort(key=lambda c: stable_hash("order", c.text))
+    items = [item for c in chosen if (item := _item(benchmark, c, wordings)) is not None]
+    yes = [item for item in items if item.target == "Yes"]
+    no = [item for item in items if item.target == "No"]
+    half = min(len(yes), len(no))
+    if num_contexts is not None:
+        half = min(half, num_contexts // 2)
+    if not half:
+        raise ValueError(
+            f"the {split} split of {benchmark} has {len(yes)} contexts with the answer Yes and "
+            f"{len(no)} with No, and needs both: give more data or a larger --num_contexts."
+        )
+    kept = set(yes[:half]) | set(no[:half])
+    return [item for item in items if item in kept]
+
+
+def _item(
+    benchmark: str, context: Context, templates: Mapping[str, Sequence[str]] | Sequence[str]
+) -> Item | None:
+    """Draw answer, label and template by hashes of the text."""
+    if not context.right and not context.wrong:
+        return None
+    yes = bool(context.right)
+    if context.right and context.wrong:
+        yes = unit_draw("answer", benchmark, context.text) < 0.5
+    labels = context.right if yes else context.wrong
+    label = labels[int(unit_draw("label", benchmark, context.text) * len(labels))]
+    wordings = templates[label] if isinstance(templates, Mapping) else templates
+    template = wordings[int(unit_draw("wording", benchmark, context.text) * len(wordings))]
+    question = template.removeprefix("# ").replace("{}", label)
+    return Item(benchmark, context.text, INSTRUCTION + question, "Yes" if yes else "No")
+
+
+def split_templates(templates: Templates, split: Split, heldout_share: float) -> Templates:
+    """Return a split's templates: three in ten are held out, by rank of their hashes.
+
+    All are where all contexts are (``heldout_share`` 1).
+    """
+    if isinstance(templates, Mapping):
+        return {
+            label: _part(wordings, split, heldout_share) for label, wordings in templates.items()
+        }
+    return _part(templates, split, heldout_share)
+
+
+def _part(wordings: Sequence[str], split: Split, heldout_share: float) -> list[str]:
+    ranked = sorted(wordings, key=lambda wording: stable_hash("template", wording))
+    share = 1.0 if heldout_share == 1.0 else _TEMPLATE_SHARE
+    heldout = ranked[: max(1, round(share * len(ranked)))]
+    return heldout if split == "heldout" else ranked[len(heldout) :]

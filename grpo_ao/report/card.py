@@ -1,0 +1,155 @@
+"""The model card of a trained adapter, and its way to the Hugging Face Hub."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCardData, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx or httpx2, by its version
+)
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from grpo_ao.files import atomic_write_text
+from grpo_ao.report.benchmark_tables import benchmark_tables
+from grpo_ao.report.formats import number, signed
+from grpo_ao.report.headline import METRICS, Estimate, Headline
+from grpo_ao.report.page import PAGE
+from grpo_ao.report.run_record import RunRecord
+
+_FIGURE = "reliability.png"
+
+
+def write_card(record: RunRecord, headline: Headline | None, name: str | None) -> Path:
+    """Write ``adapter/README.md``, the card that the Hub shows, and its figure beside it.
+
+    ``name`` is the repository that the card tells its reader to load; without one, the adapter's
+    folder. Raises FileNotFoundError if the run has no adapter yet.
+    """
+    adapter = adapter_of(record.folder)
+    figure = record.folder / _FIGURE
+    if figure.exists():
+        shutil.copyfile(figure, adapter / _FIGURE)
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": number, "measured": _measured}
+    environment.filters |= {"estimate": _estimate, "change": _change}
+    text = environment.get_template("card.md.jinja").render(
+        card_data=_card_data(record.config).to_yaml().rstrip(),
+        base=record.config["model"],
+        name=name or str(adapter),
+        config=record.config,
+        run=record.run,
+        steps=record.last_step,
+        headline=headline,
+        metrics=METRICS,
+        figure=figure.exists(),
+        benchmarks=benchmark_tables(record.evaluations),
+        baselines=record.baselines,
+    )
+    atomic_write_text(adapter / "README.md", text)
+    return adapter / "README.md"
+
+
+def adapter_of(folder: Path) -> Path:
+    """Return a run's final adapter; FileNotFoundError if there is none."""
+    if not (folder / "adapter" / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"there is no trained adapter in {folder}: a run writes it when training ends; "
+            "go on with it by --resume."
+        )
+    return folder / "adapter"
+
+
+def check_push(repository: str) -> None:
+    """Make sure, before a run, that its adapter can be pushed; the repository is made here.
+
+    Raises ValueError in one sentence: no token, a name that is none, no right to write, no network.
+    """
+    if get_token() is None:
+        raise ValueError(
+            f"the adapter cannot be pushed to {repository}: there is no token of the Hugging Face "
+            "Hub. Log in by `hf auth login` or set HF_TOKEN."
+        )
+    _make_repository(repository)
+
+
+def push_adapter(folder: Path, repository: str) -> str:
+    """Upload a run's adapter folder, card and all; return the address of the commit.
+
+    Raises ValueError in one sentence if the Hub does not take it.
+    """
+    adapter = adapter_of(folder)
+    full_name = _make_repository(repository)
+    try:
+        commit = HfApi().upload_folder(
+            repo_id=full_name,
+            folder_path=adapter,
+            commit_message="Upload a calibrated activation oracle",
+        )
+    except (OSError, HTTPError) as error:
+        raise ValueError(
+            f"the adapter in {adapter} could not be uploaded to {full_name} ({_reason(error)}): "
+            f"try again by `grpo-ao push {folder} {repository}`."
+        ) from error
+    return commit.commit_url
+
+
+def _make_repository(repository: str) -> str:
+    """Make the repository if it is not there; return its name with its owner's."""
+    try:
+        return HfApi().create_repo(repository, exist_ok=True).repo_id
+    except (OSError, ValueError, HTTPError) as error:
+        raise ValueError(
+            f"the adapter cannot be pushed to {repository} ({_reason(error)}): check the name, "
+            "USER/NAME, the network, and that the token may write there."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the Hub's own words, or the first line of the error."""
+    words = error.server_message if isinstance(error, HfHubHTTPError) else None
+    lines = (words or str(error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _card_data(config: dict[str, Any]) -> ModelCardData:
+    """Return the card's header. Local folders are not named in it: the Hub knows them not."""
+    base, questions = config["model"], config["questions"]
+    return ModelCardData(
+        base_model=base if _on_hub(base) else None,
+        datasets=[questions] if _on_hub(questions) else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["activation-oracle", "interpretability", "calibration", "grpo", "lora"],
+    )
+
+
+def _on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not Path(name).exists() and not name.endswith(".jsonl")
+
+
+def _measured(estimate: dict[str, Any] | None) -> str:
+    """Write one metric of a ``metrics.json``."""
+    if estimate is None:
+        return number(None)
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    return _with_interval(number(value), low, high)
+
+
+def _estimate(estimate: Estimate) -> str:
+    return _with_interval(number(estimate.value), estimate.low, estimate.high)
+
+
+def _change(estimate: Estimate) -> str:
+    return _with_interval(signed(estimate.value), estimate.low, estimate.high)
+
+
+def _with_interval(shown: str, low: float | None, high: float | None) -> str:
+    ends = [number(end) for end in (low, high)]
+    return shown if number(None) in ends else f"{shown} [{ends[0]}, {ends[1]}]"

@@ -1,0 +1,239 @@
+"""The run report: one HTML file that shows what a run did, readable without a network.
+
+Everything is computed here and drawn as inline SVG; the page's script only filters the answers,
+moves the cursor of the training curves and links the diagrams' bins to their answers. Texts of
+a run are data of strangers: Jinja escapes them in the page, and the script writes them as text.
+"""
+
+import base64
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from grpo_ao.calibration import auroc, risk_coverage
+from grpo_ao.files import atomic_write_text, finite
+from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
+from grpo_ao.report.benchmark_tables import benchmark_tables
+from grpo_ao.report.charts import (
+    coverage_chart,
+    line_chart,
+    reliability_chart,
+    running_mean,
+    whisker_chart,
+)
+from grpo_ao.report.formats import number, signed
+from grpo_ao.report.headline import METRICS, Headline, MetricLine, outcome_arrays
+from grpo_ao.report.run_record import MODES, WHEN, RunRecord
+
+PAGE = Path(__file__).parent / "template"
+Row = dict[str, Any]
+# Families with fewer answers are shown together.
+_LEAST = 20
+VIEWS = ("after sampled", "after greedy", "before sampled", "before greedy")
+HEADLINE = ("ece10", "auroc", "brier", "informativeness")
+CURVES = {
+    "reward": "Reward",
+    "informativeness": "Informativeness",
+    "brier": "Brier",
+    "ece_window": "ECE of the last 2000 answers",
+    "auroc": "AUROC of the step",
+    "confidence": "Confidence, mean",
+    "confidence_std": "Confidence, standard deviation",
+    "advantage_std": "Advantage, standard deviation",
+    "kl": "KL to the reference, nats a token",
+    "sampling_gap": "Sampling gap, nats a token",
+    "parse_rate": "Parse rate",
+    "unscored": "Share without a grade",
+    "answer_length": "Answer length, words",
+}
+# The curve on which an alert is marked; one that is not named here is marked on every curve.
+ALERT_CURVE = {
+    "confidence_collapse": "confidence_std",
+    "no_advantage": "advantage_std",
+    "parse_rate": "parse_rate",
+    "unscored": "unscored",
+    "short_answers": "answer_length",
+    "kl_explodes": "kl",
+    "sampling_gap": "sampling_gap",
+}
+
+
+def write_report(record: RunRecord, headline: Headline | None) -> Path:
+    """Write ``report.html`` into a run's folder and return its path.
+
+    Works on a run that is finished, under way or was killed: what there is not is left out.
+    """
+    path = record.folder / "report.html"
+    atomic_write_text(path, render_report(record, headline))
+    return path
+
+
+def render_report(record: RunRecord, headline: Headline | None) -> str:
+    """Return the page."""
+    script = (PAGE / "report.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed}
+    return environment.get_template("report.html.jinja").render(
+        style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # The page may fetch nothing and run this script alone, whatever a text of the run says.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        record=record,
+        title=record.folder.resolve().name,
+        metrics=METRICS,
+        headline=headline,
+        tiles=_tiles(headline) if headline else [],
+        diagrams=_diagrams(record),
+        breakdowns=_breakdowns(record),
+        curves=_curves(record),
+        warm_start=_warm_start(record),
+        evaluations=benchmark_tables(record.evaluations),
+        data=finite(_browsable(record)),
+    )
+
+
+def _tiles(headline: Headline) -> list[tuple[MetricLine, Markup]]:
+    """Return the main metrics of the sampled answers, each with its chart."""
+    lines = {line.metric: line for line in next(iter(headline.modes.values()))}
+    return [(lines[metric], _whiskers(lines[metric])) for metric in HEADLINE]
+
+
+def _whiskers(line: MetricLine) -> Markup:
+    named = [("before", line.before), ("after", line.after)]
+    return whisker_chart([(name, estimate) for name, estimate in named if estimate])
+
+
+def _diagrams(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """Return, by mode, the reliability diagrams by measurement and the chart of coverage."""
+    found: dict[str, dict[str, Any]] = {}
+    for mode in MODES:
+        diagrams, curves = {}, {}
+        for when in WHEN:
+            rows = record.heldout.get(f"{when} {mode}", [])
+            known = [row for row in rows if row["parsed"] and row["score"] is not None]
+            if known:
+                confidence, outcome, _ = outcome_arrays(known)
+                texts = np.array([row["text"] for row in known])
+                view = f"{when} {mode}"
+                diagrams[when] = reliability_chart(view, when, confidence, outcome, texts)
+                curves[when] = risk_coverage(confidence, outcome)
+        if diagrams:
+            found[mode] = {"reliability": diagrams, "coverage": coverage_chart(curves)}
+    return found
+
+
+def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the held-out answers of the last sampled measurement by family and by layer."""
+    names = [name for name in record.heldout if name.endswith("sampled")]
+    if not names:
+        return []
+    before, last = record.heldout[names[0]], record.heldout[names[-1]]
+    sizes = Counter(_family(row) for row in last)
+    keys: dict[str, Callable[[Row], str]] = {
+        "Layer": lambda row: str(row["layer"]),
+        "Family": lambda row: _family(row) if sizes[_family(row)] >= _LEAST else "smaller families",
+    }
+    tables = []
+    for title, key in keys.items():
+        earlier = _by_group(before, key) if len(names) > 1 else {}
+        lines = [{"name": n, "before": earlier.get(n)} | g for n, g in _by_group(last, key).items()]
+        order = {"Layer": lambda line: line["layer"], "Family": lambda line: -line["right"]}
+        tables.append({"title": title, "when": names[-1], "lines": sorted(lines, key=order[title])})
+    return tables
+
+
+def _family(row: Row) -> str:
+    """Name a row's family with its kind; a family that is a kind is named once."""
+    return row["kind"] if row["family"] == row["kind"] else f"{row['family']}, {row['kind']}"
+
+
+def _by_group(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, Row]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["parsed"] and row["score"] is not None:
+            groups[key(row)].append(row)
+    found = {}
+    for name, members in groups.items():
+        confidence, score, _ = outcome_arrays(members)
+        found[name] = {
+            "n": len(members),
+            "layer": members[0]["layer"],
+            "right": float(score.mean()),
+            "confidence": float(confidence.mean()),
+            "auroc": auroc(confidence, score >= 0.5),
+        }
+    return found
+
+
+def _curves(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the charts of the metrics that the run has recorded, the monitored ones first."""
+    known = [name for step in record.steps[-1:] for name in step if name != "step"]
+    names = [*(n for n in CURVES if n in known), *(n for n in known if n not in CURVES)]
+    steps = [row["step"] for row in record.steps]
+    curves = []
+    for name in names:
+        values = [row.get(name) for row in record.steps]
+        if all(value is None for value in values):
+            continue
+        alerts = [
+            (alert["step"], f"step {alert['step']}: {alert['message']}")
+            for alert in record.alerts
+            if ALERT_CURVE.get(alert["alert"], name) == name
+        ]
+        label = CURVES.get(name, name.replace("_", " "))
+        chart = line_chart(label, steps, values, alerts)
+        last = next(value for value in reversed(values) if value is not None)
+        curves.append(
+            {"name": name, "label": label, "chart": chart, "last": last, "main": name in CURVES}
+        )
+    return curves
+
+
+def _warm_start(record: RunRecord) -> dict[str, Any] | None:
+    if not record.warm_start:
+        return None
+    losses = record.warm_start["losses"]
+    steps = list(range(1, len(losses) + 1))
+    smooth = running_mean(np.array(losses), max(1, len(losses) // 20))
+    return {
+        "before": record.warm_start["before"],
+        "after": record.warm_start["after"],
+        "chart": line_chart("Loss", steps, losses),
+        "steps": len(losses),
+        "last_loss": float(smooth[-1]),
+    }
+
+
+def _browsable(record: RunRecord) -> dict[str, Any]:
+    """Return what the page's script reads: answers to browse, and the curves' values."""
+    heldout = heldout_items(record.heldout, record.config["calibration_lambda"])
+    rollouts = rollout_items(record.rollouts)
+    shown = within_budget(heldout), within_budget(rollouts)
+    views = [*sorted(record.heldout, key=VIEWS.index), *([ROLLOUTS] if rollouts else [])]
+    stride = math.ceil(len(record.steps) / 2000) or 1
+    rows = record.steps[::stride]
+    names = [name for step in record.steps[-1:] for name in step if name != "step"]
+    return {
+        "views": views,
+        "items": [*shown[0], *shown[1]],
+        "totals": {"heldout": len(heldout), "rollouts": len(rollouts)},
+        "steps": [row["step"] for row in rows],
+        "curves": {name: [_rounded(row.get(name)) for row in rows] for name in names},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,89 @@
+import math
+
+import numpy as np
+import pytest
+
+from grpo_ao.measuring.metrics import Answers, measure, measure_difference, metric_values
+
+
+def answers(confidence, correct, stated=None, neither=None, context=None):
+    size = len(correct)
+    return Answers(
+        np.array(confidence, dtype=float),
+        np.array(correct, dtype=float),
+        np.ones(size, bool) if stated is None else np.array(stated),
+        np.zeros(size, bool) if neither is None else np.array(neither),
+        np.array([f"context {i}" for i in (range(size) if context is None else context)]),
+    )
+
+
+def test_an_answer_without_a_confidence_counts_for_accuracy_and_in_no_metric_of_confidence():
+    two = metric_values(answers([0.9, 0.3], [1, 0]))
+    three = metric_values(answers([0.9, 0.3, 0.5], [1, 0, 1], stated=[True, True, False]))
+    shares = {"accuracy": 2 / 3, "parse_rate": 2 / 3}
+    assert {name: three[name] for name in shares} == pytest.approx(shares)
+    others = two.keys() - shares.keys()
+    assert {name: three[name] for name in others} == pytest.approx(
+        {name: two[name] for name in others}, nan_ok=True
+    )
+
+
+def test_an_answer_that_is_neither_is_counted_apart():
+    values = metric_values(answers([0.9] * 4, [1, 0, 0, 0], neither=[False, False, True, False]))
+    assert (values["accuracy"], values["neither_rate"]) == (0.25, 0.25)
+
+
+def test_nothing_stated_leaves_accuracy_alone():
+    values = metric_values(answers([0.5, 0.5], [1, 0], stated=[False, False]))
+    known = {name for name, value in values.items() if not math.isnan(value)}
+    assert known == {"accuracy", "parse_rate", "neither_rate"}
+
+
+def test_every_metric_lies_in_its_entry_with_an_interval():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(0, 101, 80) / 100
+    measured = measure(answers(confidence, rng.random(80) < confidence, context=range(80)), 200)
+    assert (measured["n"], measured["contexts"]) == (80, 80)
+    entries = {name: entry for name, entry in measured.items() if name not in ("n", "contexts")}
+    assert entries.pop("ece_smooth")["low"] is None
+    assert all(entry.keys() == {"value", "low", "high"} for entry in entries.values())
+    accuracy = entries["accuracy"]
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+    assert entries["ece10_perfect"]["low"] < 0.1 < entries["ece10_perfect"]["high"]
+
+
+def test_contexts_are_drawn_whole():
+    alone = measure(answers([0.7] * 20, [0, 1] * 10), 200)
+    twice = measure(answers([0.7] * 40, [0, 1] * 20, context=[*range(20), *range(20)]), 200)
+    assert (twice["n"], twice["contexts"]) == (40, 20)
+    width = [m["accuracy"]["high"] - m["accuracy"]["low"] for m in (alone, twice)]
+    assert width[1] == pytest.approx(width[0], abs=0.06)
+
+
+def test_smooth_ece_has_an_interval_where_it_is_asked_for():
+    measured = measure(answers([0.9] * 30, [1, 0] * 15), 50, smooth_interval=True)
+    entry = measured["ece_smooth"]
+    assert entry["low"] < entry["value"] < entry["high"]
+
+
+def test_a_paired_difference_of_a_measurement_with_itself_is_nothing():
+    same = answers([0.9, 0.4, 0.6, 0.2], [1, 1, 0, 0])
+    difference = measure_difference(same, same, 50)
+    assert difference["n"] == 4
+    assert difference["brier"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_pairing_makes_a_small_steady_gain_certain():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(200)
+    correct = rng.random(200) < confidence
+    better = np.clip(confidence + np.where(correct, 0.05, -0.05), 0, 1)
+    gain = measure_difference(answers(better, correct), answers(confidence, correct), 200)
+    alone = measure(answers(confidence, correct), 200)["brier"]
+    assert gain["brier"]["high"] < 0
+    assert gain["brier"]["high"] - gain["brier"]["low"] < (alone["high"] - alone["low"]) / 2
+
+
+def test_a_difference_of_other_items_is_refused():
+    with pytest.raises(ValueError, match="the same items"):
+        measure_difference(answers([0.5], [1], context=[1]), answers([0.5], [1], context=[2]))

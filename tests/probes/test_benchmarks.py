@@ -1,0 +1,307 @@
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from grpo_ao.probe import Split
+from grpo_ao.probes import benchmark_sources
+from grpo_ao.probes.benchmark_sources import Context, entities, load_contexts, load_templates
+from grpo_ao.probes.benchmarks import (
+    BENCHMARKS,
+    IN_DISTRIBUTION,
+    INSTRUCTION,
+    check_benchmarks,
+    groups,
+    load_items,
+    make_items,
+    said,
+    split_templates,
+)
+from grpo_ao.probes.templates import TEMPLATES, Templates
+
+CONTEXTS = [Context(f"text {n}", ("a", "b"), ("c",)) for n in range(400)]
+WORDINGS = [f"Is it {{}} in wording {n}?" for n in range(10)]
+
+
+def items(
+    contexts: Sequence[Context] = CONTEXTS,
+    templates: Templates = WORDINGS,
+    split: Split = "heldout",
+    count: int | None = 40,
+    benchmark="sst2",
+):
+    return make_items(benchmark, contexts, templates, split, count)
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    "answer, meant",
+    [
+        ("Yes", "Yes"),
+        (" yes.", "Yes"),
+        ("NO!", "No"),
+        ("Yes, it is", "Yes"),
+        ("I would say no", "No"),
+        ("I know", None),
+        ("Not now", None),
+        ("yesterday", None),
+        ("Yes and no", None),
+        ("", None),
+    ],
+)
+def test_an_answer_is_matched_as_a_whole_word(answer, meant):
+    assert said(answer) == meant
+
+
+# Splits
+
+
+def test_the_splits_share_no_context_and_no_wording():
+    heldout, train = items(count=None), items(split="train", count=None)
+    assert heldout and train
+    assert not {i.text for i in heldout} & {i.text for i in train}
+    wording = lambda item: item.question.split()[-1]  # noqa: E731
+    assert not {wording(i) for i in heldout} & {wording(i) for i in train}
+
+
+def test_an_item_does_not_depend_on_the_order_or_the_number_of_contexts():
+    assert items(CONTEXTS[::-1]) == items(CONTEXTS)
+    every = set(items(count=None))
+    assert set(items(count=10)) < set(items(count=40)) < every
+    # Other contexts beside it change neither a context's split nor its question.
+    known = {item.text: item for item in every}
+    some = [item for item in items(CONTEXTS[100:], count=None) if item.text in known]
+    assert len(some) > 20
+    assert all(item == known[item.text] for item in some)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_our_own_templates_are_split_where_contexts_are(benchmark):
+    parts = [split_templates(TEMPLATES[benchmark], split, 0.25) for split in ("train", "heldout")]
+    flat = [{w for ws in p.values() for w in ws} if isinstance(p, dict) else set(p) for p in parts]
+    assert flat[0] and flat[1] and not flat[0] & flat[1]
+
+
+def test_what_no_oracle_was_trained_on_is_held_out_whole():
+    outside = items(count=None, benchmark="ag_news")
+    assert len({i.text for i in outside}) > 300
+    with pytest.raises(ValueError, match="train split of ag_news has 0 contexts"):
+        items(split="train", benchmark="ag_news")
+
+
+def test_half_of_the_answers_are_yes():
+    assert Counter(i.target for i in items()) == {"Yes": 20, "No": 20}
+    assert Counter(i.target for i in items(count=None))["Yes"] == len(items(count=None)) / 2
+
+
+def test_the_answer_is_that_of_the_label_that_is_asked_for():
+    for item in items(count=None):
+        label = item.question.removeprefix(INSTRUCTION + "Is it ").split()[0]
+        assert item.target == ("Yes" if label in ("a", "b") else "No")
+
+
+def test_a_context_without_a_label_on_one_side_is_asked_on_the_other():
+    contexts = [
+        Context(f"{n}", ("x",), ()) if n % 2 else Context(f"{n}", (), ("x",)) for n in range(400)
+    ]
+    for item in items(contexts, count=None):
+        assert item.target == ("Yes" if int(item.text) % 2 else "No")
+
+
+def test_each_label_has_wordings_of_its_own_where_they_are_given_so():
+    templates = {label: [f"About {label}, {n}?" for n in range(5)] for label in "abc"}
+    for item in items(templates=templates):
+        assert item.question.removeprefix(INSTRUCTION + "About ")[0] in "abc"
+
+
+def test_too_little_data_is_one_sentence():
+    with pytest.raises(
+        ValueError, match="heldout split of sst2 has 0 contexts with the answer Yes"
+    ):
+        items([])
+    with pytest.raises(ValueError, match="needs both"):
+        items([Context(f"{n}", ("x",), ()) for n in range(40)])
+
+
+def test_an_unknown_benchmark_is_named():
+    with pytest.raises(ValueError, match="no benchmark 'sst3': choose from geometry_of_truth"):
+        check_benchmarks(["sst2", "sst3"])
+
+
+def test_groups_tell_apart_what_the_public_oracles_were_trained_on():
+    assert groups("paper", BENCHMARKS)["in_distribution"] == IN_DISTRIBUTION
+    assert groups("paper", ["sst2"]) == {"all": ("sst2",), "in_distribution": ("sst2",)}
+    assert groups("mini", BENCHMARKS) == {"all": BENCHMARKS}
+
+
+# The mini world's suite
+
+
+def test_the_mini_suite_is_balanced_and_always_the_same():
+    made = load_items("mini", BENCHMARKS, 6, None)
+    assert Counter((i.benchmark, i.target) for i in made) == {
+        (family, target): 3 for family in BENCHMARKS for target in ("Yes", "No")
+    }
+    assert load_items("mini", BENCHMARKS, 6, None) == made
+    assert load_items("mini", ["ner"], 6, None) == [i for i in made if i.benchmark == "ner"]
+
+
+# A folder
+
+
+def write_csv(path, header, *rows, delimiter=","):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+
+
+def test_each_files_rows_become_contexts(tmp_path):
+    write_csv(
+        tmp_path / "geometry_of_truth/a.csv", ["statement", "label"], ["One is one.", 1], ["No.", 0]
+    )
+    write_csv(tmp_path / "sst2/a.tsv", ["sentence", "label"], ["fine ", 1], delimiter="\t")
+    write_csv(tmp_path / "md_gender/a.csv", ["text", "label"], ["she", 1], ["it", 0], ["he", 2])
+    snli = ["premise", "hypothesis", "label"]
+    rows = [["p", "h0", 0], ["p", "h1", 1], ["p", "h2", 2]]
+    write_csv(tmp_path / "snli/a.tsv", snli, *rows, delimiter="\t")
+    write_csv(tmp_path / "ag_news/a.csv", ["Class Index", "Title", "Description"], [2, "T", "D"])
+    (tmp_path / "tense").mkdir()
+    (tmp_path / "tense/a.json").write_text('[{"sentence": "It was.", "label": "past"}]')
+    write_csv(
+        tmp_path / "singular_plural/a.csv", ["sentence", "n_subjects"], ["We go.", "multiple"]
+    )
+    assert load_contexts("geometry_of_truth", tmp_path) == [
+        Context("One is one.", ("",), ()),
+        Context("No.", (), ("",)),
+    ]
+    assert load_contexts("sst2", tmp_path) == [Context("fine", ("positive",), ("negative",))]
+    assert [c.right for c in load_contexts("md_gender", tmp_path)] == [("female",), ("male",)]
+    assert load_contexts("snli", tmp_path) == [Context("p", ("h0",), ("h2",))]
+    others = ("World News", "Business", "Science/Technology")
+    assert load_contexts("ag_news", tmp_path) == [Context("T\n\nD", ("Sports",), others)]
+    assert load_contexts("tense", tmp_path) == [
+        Context("It was.", ("past",), ("present", "future"))
+    ]
+    assert load_contexts("singular_plural", tmp_path) == [
+        Context("We go.", ("multiple",), ("single",))
+    ]
+
+
+def test_a_relation_gives_a_true_and_a_false_context_of_each_sample(tmp_path):
+    (tmp_path / "relations/factual").mkdir(parents=True)
+    relation = {
+        "prompt_templates": ["{} lies in"],
+        "samples": [
+            {"subject": "Rome", "object": "Italy"},
+            {"subject": "Bonn", "object": "Germany"},
+        ],
+    }
+    (tmp_path / "relations/factual/city.json").write_text(json.dumps(relation))
+    assert load_contexts("relations", tmp_path) == [
+        Context("Rome lies in Italy.", ("",), ()),
+        Context("Rome lies in Germany.", (), ("",)),
+        Context("Bonn lies in Germany.", ("",), ()),
+        Context("Bonn lies in Italy.", (), ("",)),
+    ]
+
+
+def test_entities_are_runs_of_tags_and_each_b_starts_one():
+    words = ["Mr.", "Abe", "of", "Tokyo", "Japan", "left", "May"]
+    tags = ["B-per", "I-per", "O", "B-geo", "B-geo", "O", "I-tim"]
+    assert entities(words, tags) == ["Mr. Abe", "Tokyo", "Japan"]
+
+
+def test_a_sentence_is_asked_for_its_own_entities_and_for_one_of_another(tmp_path):
+    header = ["Sentence #", "Word", "POS", "Tag"]
+    first = [["Sentence: 1", "Rome", "", "B-geo"], ["", "is", "", "O"], ["", "old", "", "O"]]
+    second = [["Sentence: 2", "Bonn", "", "B-geo"], ["", "too", "", "O"]]
+    third = [["Sentence: 3", "Nothing", "", "O"]]
+    write_csv(tmp_path / "ner/a.csv", header, *first, *second, *third)
+    assert load_contexts("ner", tmp_path) == [
+        Context("Rome is old", ("Rome",), ("Bonn",)),
+        Context("Bonn too", ("Bonn",), ("Rome",)),
+    ]
+
+
+def test_equal_texts_are_one_context_and_a_label_that_is_both_is_neither(tmp_path):
+    rows = [["same", 1], ["same", 0], ["other", 1]]
+    write_csv(tmp_path / "sst2/a.tsv", ["sentence", "label"], *rows, delimiter="\t")
+    assert load_contexts("sst2", tmp_path) == [
+        Context("same", (), ()),
+        Context("other", ("positive",), ("negative",)),
+    ]
+
+
+def test_missing_data_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no data of sst2 \(sst2/\*.tsv\)"):
+        load_contexts("sst2", tmp_path)
+    write_csv(tmp_path / "sst2/a.tsv", ["sentence", "grade"], ["x", 1], delimiter="\t")
+    with pytest.raises(ValueError, match=r"a\.tsv has no column 'label'"):
+        load_contexts("sst2", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no question_paraphrases\.json"):
+        load_items("paper", ["sst2"], 4, tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no data folder"):
+        load_items("paper", ["sst2"], 4, tmp_path / "none")
+
+
+def test_templates_come_from_the_folder(tmp_path):
+    (tmp_path / "question_paraphrases.json").write_text(
+        '{"snli": ["So?"], "sst2": {"positive": []}}'
+    )
+    assert load_templates("snli", tmp_path) == ["So? {}"]
+    assert load_templates("sst2", tmp_path) == {"positive": []}
+    with pytest.raises(ValueError, match="no templates for ner"):
+        load_templates("ner", tmp_path)
+
+
+# The network
+
+
+HUB = {
+    "stanfordnlp/sst2": [{"sentence": "good", "label": 1}],
+    "stanfordnlp/snli": [{"premise": "p", "hypothesis": "h", "label": 0}],
+    "fancyzhx/ag_news": [{"text": "news", "label": 1}],
+    "rjac/kaggle-entity-annotated-corpus-ner-dataset": [
+        {"tokens": ["Old", "Rome", "fell"], "ner_tags": [3, 4, 0]},
+        {"tokens": ["Bonn"], "ner_tags": [1]},
+    ],
+    "parquet": [{"text": "She sings.", "title": "Ann", "gender": 1}],
+}
+
+
+def test_rows_of_the_hub_become_the_same_contexts(monkeypatch):
+    monkeypatch.setattr(benchmark_sources, "load_dataset", lambda name, **_: HUB[name])
+    assert load_contexts("sst2", None)[0].right == ("positive",)
+    assert load_contexts("snli", None) == [Context("p", ("h",), ())]
+    assert load_contexts("ag_news", None)[0].right == ("Sports",)
+    assert load_contexts("ner", None)[0] == Context("Old Rome fell", ("Old Rome",), ("Bonn",))
+    (person,) = load_contexts("md_gender", None)
+    assert person == Context("She sings.\n\nThis text is about Ann.", ("female",), ("male",))
+
+
+FILES = {
+    ".csv": "statement,label,sentence,n_subjects\nTrue it is.,1,Bob is.,single\n",
+    ".json": '[{"sentence": "It is.", "label": "present"}]',
+}
+
+
+def test_files_of_the_oracles_repository_are_read_as_those_of_a_folder(monkeypatch):
+    monkeypatch.setattr(
+        benchmark_sources, "_fetched", lambda path: FILES["." + path.split(".")[-1]]
+    )
+    assert load_contexts("geometry_of_truth", None) == [Context("True it is.", ("",), ())]
+    assert load_contexts("singular_plural", None)[0].right == ("single",)
+    assert load_contexts("tense", None)[0].right == ("present",)
+
+
+def test_no_network_is_one_sentence(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(benchmark_sources, "load_dataset", fail)
+    with pytest.raises(FileNotFoundError, match=r"data of sst2 could not be fetched.*--data_dir"):
+        load_contexts("sst2", None)

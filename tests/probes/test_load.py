@@ -1,0 +1,119 @@
+"""Loading the probes of a run."""
+
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+
+from grpo_ao.config import TrainConfig, make_defaults
+from grpo_ao.probe import Positions, Probe, split_of
+from grpo_ao.probes.load import HELDOUT_SHARE, data_digest, load_probes
+
+TEXT = "Number {} of the texts, which is long enough that twenty of its tokens can be read here."
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A question set of 60 sound rows and, in line 3, a broken one."""
+    rows = [
+        {"wildchat_question": TEXT.format(n), "oracle_questions": ["Is it so?", "What is it?"]}
+        for n in range(60)
+    ]
+    rows.insert(2, {"oracle_questions": ["Is it so?"]})
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config_of(questions, strict) -> TrainConfig:
+    mini = make_defaults("mini", None)
+    return TrainConfig(model=mini.model, questions=str(questions), strict=strict)
+
+
+def test_a_broken_row_is_reported_by_its_number_and_left_out(questions):
+    console = Console(width=500)
+    with console.capture() as printed:
+        train, heldout = load_probes(config_of(questions, strict=False), console, num_layers=8)
+    assert "row 3 of" in printed.get()
+    assert "the column 'wildchat_question' is missing" in printed.get()
+    assert len(train) + len(heldout) == 120
+    assert not {probe.text for probe in train} & {probe.text for probe in heldout}
+
+
+def test_with_strict_a_broken_row_is_an_error(questions):
+    with pytest.raises(ValueError, match=r"row 3 of .* the column 'wildchat_question' is missing"):
+        load_probes(config_of(questions, strict=True), Console(), num_layers=8)
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+def test_a_text_is_in_one_split_whatever_the_order_of_the_rows(questions):
+    config = config_of(questions, strict=False)
+    train, heldout = load_probes(config, quiet(), num_layers=8)
+    assert {split_of(p.text, HELDOUT_SHARE) for p in train} == {"train"}
+    assert {split_of(p.text, HELDOUT_SHARE) for p in heldout} == {"heldout"}
+    questions.write_text("".join(reversed(questions.read_text().splitlines(keepends=True))))
+    again, _ = load_probes(config, quiet(), num_layers=8)
+    assert {p.id for p in again} == {p.id for p in train}
+
+
+def test_num_prompts_takes_the_first_training_texts_with_all_of_their_questions(questions):
+    config = config_of(questions, strict=False)
+    everything, heldout = load_probes(config, quiet(), num_layers=8)
+    some, same = load_probes(dataclasses.replace(config, num_prompts=3), quiet(), num_layers=8)
+    texts = list(dict.fromkeys(p.text for p in everything))
+    assert list(dict.fromkeys(p.text for p in some)) == texts[:3]
+    assert len(some) == 6
+    assert same == heldout
+
+
+def test_eval_probes_is_the_most_that_is_measured(questions):
+    config = dataclasses.replace(config_of(questions, strict=False), eval_probes=3)
+    _, heldout = load_probes(config, quiet(), num_layers=8)
+    assert len(heldout) == 3
+
+
+def test_layers_are_those_of_the_percents_and_positions_the_ones_asked_for(questions):
+    config = dataclasses.replace(
+        config_of(questions, strict=False), layer_percents=(25, 75), positions="window:5@-3"
+    )
+    train, _ = load_probes(config, quiet(), num_layers=36)
+    assert {p.layer for p in train} == {9, 27}
+    assert {p.positions for p in train} == {Positions(5, -3, clip=True)}
+
+
+def test_the_mini_world_has_probes_enough_for_the_warm_start_and_every_step():
+    config = dataclasses.replace(
+        make_defaults("mini", None),
+        warm_start_probes=10,
+        max_steps=6,
+        questions_per_step=5,
+        eval_probes=12,
+    )
+    train, heldout = load_probes(config, quiet(), num_layers=8)
+    assert (len(train), len(heldout)) == (30, 12)
+    assert not {p.text for p in train} & {p.text for p in heldout}
+    few, _ = load_probes(dataclasses.replace(config, num_prompts=2), quiet(), num_layers=8)
+    assert few == train[:8]
+
+
+def test_the_digest_is_of_all_that_a_result_depends_on():
+    probe = Probe(TEXT, "Is it so?", "closed", 4, Positions.parse("last:20"), "Yes", "family")
+    digests = {
+        data_digest([dataclasses.replace(probe, **change)])
+        for change in (
+            {},
+            {"text": "Another."},
+            {"question": "Is it?"},
+            {"kind": "open"},
+            {"layer": 2},
+            {"positions": Positions.parse("last:19")},
+            {"reference": "No"},
+            {"family": "other"},
+        )
+    }
+    assert len(digests) == 8
+    assert data_digest([probe]) == data_digest([dataclasses.replace(probe)])

@@ -1,0 +1,227 @@
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from grpo_ao.cli import main, train_main
+from grpo_ao.report import card
+from grpo_ao.report.card import check_push, push_adapter, write_card
+from grpo_ao.report.headline import headline_of
+from grpo_ao.report.run_record import read_run
+from tests.report.made_run import make_run, write_json
+
+FILES = {
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "ao_config.json",
+    "reliability.png",
+}  # fmt: skip
+
+
+def written(folder, name: str | None = None) -> str:
+    record = read_run(folder)
+    return write_card(record, headline_of(record, draws=20), name).read_text()
+
+
+def change_config(folder, **settings) -> None:
+    run = read_run(folder).run
+    write_json(folder / "run.json", run | {"config": run["config"] | settings})
+
+
+def tables(text: str) -> list[list[str]]:
+    """Each table's lines."""
+    return [found[0].splitlines() for found in re.finditer(r"(^\|.*\n)+", text, re.M)]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    return make_run(tmp_path / "run", evaluations=True)
+
+
+class FakeHub:
+    """Stands for the Hub's client; refuses what ``refuses`` names, with ``error``."""
+
+    def __init__(self, refuses: str = "", error: Exception | None = None):
+        self.refuses, self.error = refuses, error
+        self.made: list[str] = []
+        self.uploaded: dict[str, set[str]] = {}
+
+    def create_repo(self, repository, exist_ok):
+        assert exist_ok
+        if self.refuses == "create" and self.error:
+            raise self.error
+        self.made.append(repository)
+        return SimpleNamespace(repo_id=repository if "/" in repository else f"me/{repository}")
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        assert commit_message
+        if self.refuses == "upload" and self.error:
+            raise self.error
+        self.uploaded[repo_id] = {path.name for path in folder_path.iterdir()}
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    return use(monkeypatch, FakeHub())
+
+
+def use(monkeypatch, hub: FakeHub) -> FakeHub:
+    monkeypatch.setattr(card, "HfApi", lambda: hub)
+    monkeypatch.setattr(card, "get_token", lambda: "hf_token")
+    return hub
+
+
+# The card
+
+
+def test_the_card_has_the_metadata_that_the_hub_reads(run_folder):
+    data = ModelCard(written(run_folder)).data.to_dict()
+    assert data["base_model"] == "Qwen/Qwen3-8B"
+    assert data["library_name"] == "peft"
+    assert data["datasets"] == ["someone/questions"]
+    assert {"activation-oracle", "lora"} <= set(data["tags"])
+    assert "license" not in data
+
+
+def test_local_folders_are_no_metadata(run_folder, tmp_path):
+    change_config(run_folder, model=str(tmp_path), questions="mini")
+    data = ModelCard(written(run_folder)).data.to_dict()
+    assert not {"base_model", "datasets"} & data.keys()
+
+
+def test_every_table_of_the_card_is_whole(run_folder):
+    found = tables(written(run_folder))
+    assert len(found) == 6
+    for lines in found:
+        widths = {line.rstrip().count("|") for line in lines}
+        assert len(widths) == 1, lines
+        assert set(lines[1].strip()) == {"|", "-"}
+
+
+def test_the_card_shows_the_numbers_of_the_run(run_folder):
+    text = written(run_folder)
+    headline = headline_of(read_run(run_folder), draws=20)
+    assert headline
+    ece = headline.modes["sampled"][0]
+    assert ece.metric == "ece10" and ece.before and ece.after
+    assert f"| ECE, 10 bins | {ece.before.value:.3f} [" in text
+    assert f"| {ece.after.value:.3f} [" in text
+    assert "| sst2 | 0.750 [0.625, 0.875] |" in text
+    of_one = "0.750 [0.625, 0.875]"
+    assert f"| stated confidence | {of_one} | {of_one} | {of_one} | 8.5 |" in text
+    assert "| published, Qwen3-8B (arXiv 2605.26045): self-report | 0.582 | 0.516 |" in text
+    assert "| judge | `api`, model some/judge, rubric v1 |" in text
+    assert "| agreement of 20 | 0.062 | 0.875 | 0.125 | 40 |" in text
+    assert "40 steps of 8 questions, 8 completions each" in text
+    assert "![Reliability diagrams before and after training](reliability.png)" in text
+    assert (run_folder / "adapter" / "reliability.png").read_bytes() == b"png"
+
+
+def test_the_card_says_how_to_load_what_it_lies_beside(run_folder):
+    assert 'Oracle.from_pretrained("Qwen/Qwen3-8B", "me/oracle")' in written(
+        run_folder, "me/oracle"
+    )
+    local = written(run_folder)
+    assert f"--oracle_lora_path {run_folder / 'adapter'}" in local
+
+
+def test_a_run_without_measurements_or_benchmarks_has_a_card(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for path in folder.glob("heldout_*"):
+        path.unlink()
+    text = written(folder)
+    assert "Not measured." in text
+    assert "Benchmarks" not in text
+
+
+def test_a_run_without_an_adapter_has_no_card(tmp_path):
+    folder = make_run(tmp_path / "run", finished=False)
+    with pytest.raises(FileNotFoundError, match="there is no trained adapter in"):
+        written(folder)
+
+
+# To the Hub
+
+
+def test_a_push_takes_the_adapter_with_card_figure_and_spec(run_folder, hub, capsys):
+    main(["push", str(run_folder), "me/oracle"])
+    assert hub.uploaded == {"me/oracle": FILES}
+    assert capsys.readouterr().out.strip() == "https://hub/me/oracle/commit/1"
+    assert '"me/oracle"' in (run_folder / "adapter" / "README.md").read_text()
+
+
+def test_a_name_without_its_owner_is_the_users(run_folder, hub):
+    push_adapter(run_folder, "oracle")
+    assert list(hub.uploaded) == ["me/oracle"]
+
+
+def test_a_missing_token_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(card, "get_token", lambda: None)
+    with pytest.raises(ValueError) as caught:
+        check_push("me/oracle")
+    assert str(caught.value) == (
+        "the adapter cannot be pushed to me/oracle: there is no token of the Hugging Face Hub. "
+        "Log in by `hf auth login` or set HF_TOKEN."
+    )
+
+
+def forbidden() -> HfHubHTTPError:
+    response: Any = SimpleNamespace(headers={}, request=None)
+    said = "You may not write here.\nSorry."
+    return HfHubHTTPError("403", response=response, server_message=said)
+
+
+def test_a_token_that_may_not_write_is_refused_before_the_run(monkeypatch):
+    use(monkeypatch, FakeHub("create", forbidden()))
+    with pytest.raises(ValueError) as caught:
+        check_push("other/oracle")
+    assert str(caught.value) == (
+        "the adapter cannot be pushed to other/oracle (You may not write here): check the name, "
+        "USER/NAME, the network, and that the token may write there."
+    )
+
+
+def test_a_failed_upload_says_how_to_try_again(run_folder, monkeypatch):
+    use(monkeypatch, FakeHub("upload", ConnectionError("no route to host")))
+    with pytest.raises(ValueError) as caught:
+        push_adapter(run_folder, "me/oracle")
+    assert str(caught.value) == (
+        f"the adapter in {run_folder / 'adapter'} could not be uploaded to me/oracle (no route to "
+        f"host): try again by `grpo-ao push {run_folder} me/oracle`."
+    )
+
+
+def test_the_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.setattr(card, "HfApi", lambda: card_client("http://127.0.0.1:9"))
+    with pytest.raises(ValueError, match=r"cannot be pushed to me/oracle \(.*refused.*\): check"):
+        check_push("me/oracle")
+
+
+def card_client(endpoint: str):
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=endpoint, token="hf_token")
+
+
+def test_a_run_that_could_not_push_does_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "get_token", lambda: None)
+    folder = tmp_path / "run"
+    small = [
+        "--eval_probes",
+        "4",
+        "--warm_start_probes",
+        "4",
+        "--max_steps",
+        "1",
+        "--questions_per_step",
+        "4",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        train_main(
+            ["--preset", "mini", "--output_dir", str(folder), "--push_to_hub", "me/oracle", *small]
+        )
+    assert "there is no token of the Hugging Face Hub" in str(caught.value)
+    assert not (folder / "run.json").exists()

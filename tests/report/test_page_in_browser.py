@@ -1,0 +1,213 @@
+"""The report in a real, headless Chromium; skipped where there is none."""
+
+import json
+import shutil
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+from grpo_ao.report.headline import headline_of
+from grpo_ao.report.page import write_report
+from grpo_ao.report.run_record import read_run
+from tests.report.made_run import HOSTILE, PROBES, make_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    record = read_run(make_run(tmp_path_factory.mktemp("report") / "run", evaluations=True))
+    return write_report(record, headline_of(record, draws=20)).as_uri()
+
+
+@pytest.fixture
+def page(browser, address):
+    show(browser, width=1200)
+    browser.get(address)
+    return browser
+
+
+def show(browser, width: int, scheme: str = "light") -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wanted.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def choose(page, identity: str, text: str) -> None:
+    Select(page.find_element(By.ID, identity)).select_by_visible_text(text)
+
+
+def count(page) -> str:
+    return page.find_element(By.ID, "count").text
+
+
+def stated(page) -> list[int]:
+    """The confidences of the answers that are listed, not of those they are compared with."""
+    rows = page.find_elements(By.CSS_SELECTOR, "#list .said:not(.other) .meter span")
+    return [int(row.text) for row in rows]
+
+
+def slide(page, identity: str, value: int) -> None:
+    page.execute_script(
+        "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
+        "slider.dispatchEvent(new Event('input', { bubbles: true }));",
+        identity,
+        value,
+    )
+
+
+def test_it_opens_from_disk_without_an_error_or_a_request(page):
+    assert page.title == "run · grpo_ao run report"
+    assert [entry["message"] for entry in page.get_log("browser")] == []
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"].endswith("WillBeSent")]
+    assert any(url.startswith("file:") for url in asked)
+    assert [url for url in asked if url.startswith(("http", "ws"))] == []
+
+
+def test_a_hostile_text_is_shown_as_it_is_and_does_nothing(page):
+    page.find_element(By.ID, "words").send_keys("onerror")
+    assert HOSTILE in page.find_element(By.CSS_SELECTOR, "#list .text").text
+    assert page.find_element(By.CSS_SELECTOR, "#list .question").text == HOSTILE
+    assert page.find_elements(By.CSS_SELECTOR, "#list img, #list b:not(i > b)") == []
+    assert "owned" not in page.title
+
+
+def test_the_filters_choose_answers(page):
+    assert count(page) == f"{PROBES} of {PROBES} questions."
+    choose(page, "grade", "wrong (below 0.5)")
+    assert count(page) == f"20 of {PROBES} questions."
+    choose(page, "family", "city")
+    assert count(page) == f"10 of {PROBES} questions."
+    choose(page, "kind", "open")
+    assert count(page) == f"0 of {PROBES} questions."
+    page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    choose(page, "grade", "malformed or without grade")
+    assert count(page) == f"2 of {PROBES} questions."
+    page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    page.find_element(By.ID, "words").send_keys("Question 59")
+    assert count(page) == f"1 of {PROBES} questions."
+
+
+def test_a_range_of_confidence_is_kept_and_orders_hold(page):
+    slide(page, "low", 40)
+    slide(page, "high", 90)
+    assert page.find_element(By.ID, "range-shown").text == "40 to 90"
+    choose(page, "order", "highest confidence first")
+    listed = stated(page)
+    assert listed and max(listed) <= 90 and min(listed) >= 40
+    assert listed == sorted(listed, reverse=True)
+    choose(page, "order", "lowest confidence first")
+    assert stated(page) == sorted(stated(page))
+
+
+def test_the_worst_overconfident_and_underconfident_answers_come_first(page):
+    choose(page, "view", "before training, sampled")
+    first = page.find_element(By.CSS_SELECTOR, "#list li")
+    assert first.find_element(By.CSS_SELECTOR, ".grade").text == "✗ 0.00"
+    over = stated(page)[0]
+    choose(page, "order", "most underconfident first")
+    first = page.find_element(By.CSS_SELECTOR, "#list li")
+    assert first.find_element(By.CSS_SELECTOR, ".grade").text == "✓ 1.00"
+    assert stated(page)[0] < over
+
+
+def test_rollouts_are_listed_with_their_group(page):
+    choose(page, "view", "rollouts of training")
+    assert count(page) == "16 completions of 4 of 4 questions."
+    slide(page, "low", 50)
+    assert count(page) == "8 completions of 4 of 4 questions."
+    card = page.find_element(By.CSS_SELECTOR, "#list li")
+    assert len(card.find_elements(By.CSS_SELECTOR, ".said")) == 4
+    assert len(card.find_elements(By.CSS_SELECTOR, ".said:not(.other)")) == 2
+
+
+def test_more_answers_are_shown_when_asked_for(page):
+    assert len(page.find_elements(By.CSS_SELECTOR, "#list li")) == 25
+    more = page.find_element(By.ID, "more")
+    more.send_keys(Keys.ENTER)
+    more.send_keys(Keys.ENTER)
+    assert len(page.find_elements(By.CSS_SELECTOR, "#list li")) == PROBES
+    assert not more.is_displayed()
+
+
+def test_a_bin_of_the_diagram_opens_its_answers_by_keyboard(page):
+    selector = ".reliability.before a.bin[data-low='70']"
+    page.find_element(By.CSS_SELECTOR, selector).send_keys(Keys.ENTER)
+    assert Select(page.find_element(By.ID, "view")).first_selected_option.text == (
+        "before training, sampled"
+    )
+    listed = stated(page)
+    assert listed and all(70 <= confidence <= 79 for confidence in listed)
+    assert page.switch_to.active_element.get_attribute("id") == "answers"
+
+
+def test_the_step_slider_reads_the_curves_by_keyboard(page):
+    slider = page.find_element(By.ID, "step")
+    reward = page.find_element(By.CSS_SELECTOR, "[data-curve=reward] output")
+    assert (page.find_element(By.ID, "step-shown").text, reward.text) == ("40", "0.4")
+    slider.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert (page.find_element(By.ID, "step-shown").text, reward.text) == ("38", "0.38")
+    assert slider.get_attribute("aria-valuetext") == "step 38"
+
+
+def test_focus_is_visible(page):
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    skip = page.switch_to.active_element
+    assert skip.text == "Skip to the results"
+    assert skip.value_of_css_property("outline-style") == "solid"
+
+
+@pytest.mark.parametrize("width", [320, 360, 768])
+def test_a_narrow_screen_does_not_scroll_sideways(page, width):
+    show(page, width=width)
+    page.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    choose(page, "view", "rollouts of training")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_dark_mode_is_dark_and_readable(page):
+    body = page.find_element(By.TAG_NAME, "body")
+    assert luminance(body, "background-color") > 0.9
+    show(page, width=1200, scheme="dark")
+    assert luminance(body, "background-color") < 0.02
+    for selector in ("body", ".legend", "nav a", ".key.before", ".alerts li", ".interval"):
+        element = page.find_element(By.CSS_SELECTOR, selector)
+        ratio = (luminance(element, "color") + 0.05) / (luminance(body, "background-color") + 0.05)
+        assert ratio > 4.5, selector
+
+
+def luminance(element, name: str) -> float:
+    """Relative luminance of a colour (WCAG 2)."""
+    numbers = element.value_of_css_property(name).partition("(")[2].rstrip(")").split(",")
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (float(number) / 255 for number in numbers[:3])
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

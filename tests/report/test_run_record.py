@@ -1,0 +1,67 @@
+import fcntl
+import json
+
+import pytest
+
+from grpo_ao.report.benchmark_tables import benchmark_tables, when
+from grpo_ao.report.run_record import read_run
+from tests.report.made_run import benchmark_metrics, make_run, write_json
+
+
+def test_a_run_tells_how_it_stands(tmp_path):
+    folder = make_run(tmp_path / "run", finished=False)
+    assert read_run(folder).status == "stopped"
+    with (folder / ".lock").open("w") as lock:
+        assert read_run(folder).status == "stopped"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read_run(folder).status == "running"
+    write_json(folder / "summary.json", {"seconds": 1.0})
+    assert read_run(folder).status == "finished"
+
+
+def test_alerts_are_apart_from_steps(tmp_path):
+    record = read_run(make_run(tmp_path / "run"))
+    assert [row["step"] for row in record.steps] == list(range(1, 41))
+    assert [row["alert"] for row in record.alerts] == ["confidence_collapse", "new_alert"]
+    assert record.last_step == 40
+
+
+def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
+    folder = make_run(tmp_path / "run", finished=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "rew')
+    assert read_run(folder).last_step == 20
+
+
+def test_evaluations_come_in_the_order_of_training(tmp_path):
+    folder = make_run(tmp_path / "run", evaluations=True)
+    write_json(folder / "eval" / "step_000010" / "metrics.json", benchmark_metrics(0.5))
+    (folder / "eval" / "step_000030").mkdir()  # under way: no metrics yet
+    names = [evaluation.name for evaluation in read_run(folder).evaluations]
+    assert names == ["before", "step_000010", "step_000020", "after"]
+    assert [when(name) for name in names] == [
+        "before training", "step 10", "step 20", "after training",
+    ]  # fmt: skip
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no run in .*: it holds no run\.json"):
+        read_run(tmp_path)
+
+
+def test_a_benchmark_that_was_not_measured_before_has_no_first_value(tmp_path):
+    folder = make_run(tmp_path / "run", evaluations=True)
+    path = folder / "eval" / "before" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["oracles"]["after"]["benchmarks"]["tense"]
+    write_json(path, metrics)
+    tables = benchmark_tables(read_run(folder).evaluations)
+    assert tables
+    first = {row["name"]: row["first"] is not None for row in tables["rows"]}
+    assert first == {
+        "All benchmarks": True, "In distribution": True, "sst2": True, "tense": False,
+    }  # fmt: skip
+
+
+def test_without_evaluations_there_are_no_tables():
+    assert benchmark_tables([]) is None

@@ -1,0 +1,135 @@
+"""A small trainer on a tiny random model: planted vectors, a reward that needs no judge."""
+
+from pathlib import Path
+
+import torch
+
+from grpo_ao.config import TrainConfig
+from grpo_ao.epistemic import ParsedOutput
+from grpo_ao.judges.protocol import Grade
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.rollout import RolloutEngine, TransformersRollouts
+from grpo_ao.oracle.sharding import shard_base
+from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.processes import Processes
+from grpo_ao.reward import CalibratedReward, RewardTerms, ScoredCompletion
+from grpo_ao.tracking import NoReporter
+from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.trainer import OracleGRPOTrainer
+from grpo_ao.training.trl_args import trainer_config
+from tests.tiny import WIDTH, add_adapter, tiny_model, tiny_tokenizer
+
+LAYER = 2
+SLOTS = 3
+
+
+def probe(number: int) -> Probe:
+    # Questions of different lengths, so that prompts are padded; some hold the placeholder.
+    question = f"Is it {number} ? " + "so " * (5 * number % 4)
+    return Probe("a text", question, "closed", LAYER, Positions.parse("last:3"), "Yes", "family")
+
+
+def planted_table(oracle: Oracle, rows: int) -> ProbeTable:
+    """A table whose every vector is another one."""
+    generator = torch.Generator().manual_seed(3)
+    probes = [probe(number) for number in range(rows)]
+    vectors = [torch.randn(1 + n % SLOTS, WIDTH, generator=generator) for n in range(rows)]
+    prompts = [
+        oracle.prompt(p.layer, len(v_KD), p.question)
+        for p, v_KD in zip(probes, vectors, strict=True)
+    ]
+    return ProbeTable(probes, vectors, prompts)
+
+
+class LetterReward(CalibratedReward):
+    """Rewards completions by their letters: every completion differs, none needs a tag.
+
+    ``unscored`` says which completions of a batch get no grade.
+    """
+
+    def __init__(self, table: ProbeTable, unscored: tuple[int, ...] = ()) -> None:
+        probes = {p.id: p for p in table.probes}
+        super().__init__(ReferenceJudge(), probes, 0.5)
+        self._of = probes
+        self._unscored = unscored
+        self.completions: list[str] = []
+
+    async def __call__(self, prompts, completions, probe_id, **_):
+        self.last = [
+            self._scored(i, p, c)
+            for i, (p, c) in enumerate(zip(probe_id, completions, strict=True))
+        ]
+        return [scored.terms.total for scored in self.last]
+
+    def _scored(self, index: int, probe_id: str, completion: str) -> ScoredCompletion:
+        self.completions.append(completion)
+        output = ParsedOutput(50, completion, True)
+        if index in self._unscored:
+            terms = RewardTerms(None, None, None)
+            return ScoredCompletion(
+                self._of[probe_id], completion, output, Grade(None, "no"), terms
+            )
+        score = (sum(completion.encode()) % 97) / 97
+        calibration = -0.5 * (0.5 - score) ** 2
+        terms = RewardTerms(score, calibration, score + calibration)
+        return ScoredCompletion(self._of[probe_id], completion, output, Grade(score), terms)
+
+
+def make_oracle(architecture: str = "qwen3", dropout: float = 0.0, divided: bool = False) -> Oracle:
+    base = tiny_model(architecture)
+    if divided:
+        shard_base(base, torch.device("cpu"))
+    model = add_adapter(base, dropout=dropout)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return Oracle(model, tiny_tokenizer(), OracleSpec())
+
+
+def make_trainer(
+    folder: Path,
+    oracle: Oracle,
+    table: ProbeTable,
+    reward: CalibratedReward | None = None,
+    trl: dict | None = None,
+    engine: RolloutEngine | None = None,
+    **settings,
+) -> OracleGRPOTrainer:
+    """A trainer as a run makes it, at a size of seconds."""
+    defaults = {
+        "output_dir": folder,
+        "num_generations": 2,
+        "questions_per_step": 4,
+        "max_steps": 2,
+        "max_new_tokens": 5,
+        "lr": 1e-2,
+        "kl_penalty": 0.0,
+        "temperature": 1.0,
+        "gradient_checkpointing": False,
+        "save_steps": 1000,
+        "trl": trl or {},
+    }
+    config = TrainConfig(**(defaults | settings))
+    reward = LetterReward(table) if reward is None else reward
+    processes = Processes()
+    monitor = Monitor(folder, NoReporter(), plot_every=1000) if processes.is_main else None
+    return OracleGRPOTrainer(
+        oracle,
+        table,
+        reward,
+        engine or TransformersRollouts(oracle),
+        trainer_config(config, processes),
+        config.credit,
+        config.scale_rewards,
+        monitor,
+    )
+
+
+def adapter_weights(oracle: Oracle) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in oracle.model.named_parameters()
+        if ".default." in name
+    }

@@ -1,0 +1,309 @@
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from grpo_ao.cli import evaluate_main
+from grpo_ao.config import EVAL_PRESETS, EvalConfig, parse_eval_config
+from grpo_ao.evaluate import check_lengths, evaluate, oracle_names
+from grpo_ao.measuring import ask as asking
+from grpo_ao.measuring.ask import Asking, ask_probes, probes_of_items
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.spec import OracleSpec, save_spec
+from grpo_ao.probe import Positions
+from grpo_ao.probes.benchmarks import BENCHMARKS, Item, load_items
+from grpo_ao.report import results
+from tests.tiny import add_adapter, tiny_tokenizer
+
+LAST = Positions.parse("last:20")
+
+
+# Configuration
+
+
+def test_the_flags_are_those_of_the_configuration():
+    line = (
+        "--model m --oracle_lora_path a --compare b c --benchmarks ner --num_contexts 10 "
+        "--positions all --layer_percents 50"
+    )
+    config = parse_eval_config(None, [*line.split()])
+    assert config == EvalConfig(
+        model="m",
+        oracle_lora_path="a",
+        compare=("b", "c"),
+        benchmarks=("ner",),
+        num_contexts=10,
+        positions=("all",),
+        layer_percents=(50,),
+    )
+    assert parse_eval_config("mini", []) == EvalConfig(**EVAL_PRESETS["mini"])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"benchmarks": ("sst3",)}, "no benchmark 'sst3'"),
+        ({"benchmarks": ()}, "--benchmarks names none"),
+        ({"positions": ("first",)}, "positions 'first' are not understood"),
+        ({"positions": ()}, "--positions names none"),
+        ({"layer_percents": (100,)}, "--layer_percents must lie between 1 and 99"),
+        ({"num_contexts": 1}, "--num_contexts must be at least 2"),
+        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"suite": "mini", "data_dir": Path()}, "--data_dir has no part"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EvalConfig(**settings)
+
+
+def test_an_unknown_preset_is_one_sentence():
+    with pytest.raises(SystemExit, match="--preset maxi is unknown: choose from mini"):
+        evaluate_main(["--preset", "maxi"])
+
+
+def test_adapters_are_named_by_the_end_of_their_paths(tmp_path):
+    for name in ("a/adapter", "b/adapter", "x/a/adapter"):
+        (tmp_path / name).mkdir(parents=True)
+    a, b, xa = (str(tmp_path / name) for name in ("a/adapter", "b/adapter", "x/a/adapter"))
+    assert oracle_names([a, b, "user/repo"]) == {
+        "a/adapter": a,
+        "b/adapter": b,
+        "user/repo": "user/repo",
+    }
+    assert oracle_names([a, xa]) == {a: a, xa: xa}
+    with pytest.raises(ValueError, match="named twice"):
+        oracle_names([a, a])
+
+
+# Probes
+
+
+ITEM = Item("ner", "a text", "a question?", "Yes")
+
+
+def test_an_item_is_asked_at_each_layer_and_each_position():
+    positions = [Positions.parse("token@-3"), Positions.parse("window:50@-1")]
+    probes = probes_of_items([ITEM], [1, 2, 3], positions, one_layer=False)
+    where = [(str(p.positions), p.layer) for p in probes]
+    assert where == [(str(p), layer) for p in positions for layer in (1, 2, 3)]
+    assert {(p.family, p.reference, p.kind) for p in probes} == {("ner", "Yes", "closed")}
+
+
+def test_one_layer_is_drawn_by_the_item_alone():
+    items = [Item("ner", f"text {n}", "q", "Yes") for n in range(60)]
+    probes = probes_of_items(items, [1, 2, 3], [LAST], one_layer=True)
+    assert len(probes) == 60
+    assert {p.layer for p in probes} == {1, 2, 3}
+    assert probes_of_items(items[::-1], [1, 2, 3], [LAST], one_layer=True) == probes[::-1]
+
+
+def test_a_text_shorter_than_the_positions_is_refused_before_a_model_is_loaded():
+    probes = probes_of_items([ITEM], [1], [Positions.parse("last:500")], one_layer=False)
+    with pytest.raises(ValueError, match="cannot read 'a text'"):
+        check_lengths(tiny_tokenizer(), probes)
+
+
+# Rows, with the mini oracle
+
+
+MINI = EVAL_PRESETS["mini"]
+ASKING = Asking(max_new_tokens=12, batch_size=40, agreement=True)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return Oracle.from_pretrained(MINI["model"], MINI["oracle_lora_path"], device="cpu")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(asking, "_CHUNK", 2)
+    monkeypatch.setattr(asking, "AGREEMENT_SAMPLES", 3)
+
+
+def ask(oracle, path, probes, how=ASKING):
+    steps = []
+    rows = ask_probes(oracle, "mini", probes, path, how, steps.append)
+    assert sum(steps) == len(probes)
+    return rows
+
+
+def mini_probes(count=4):
+    items = load_items("mini", ["ner", "tense"], count, None)
+    return probes_of_items(items, [2, 4], [LAST], one_layer=True)
+
+
+def test_a_row_holds_the_answer_and_what_each_method_says_of_it(mini, tmp_path):
+    rows = ask(mini, tmp_path / "rows.jsonl", mini_probes(2))
+    assert [row["benchmark"] for row in rows] == ["ner", "ner", "tense", "tense"]
+    for row, probe in zip(rows, mini_probes(2), strict=True):
+        assert row["completion"] == f"[epistemic status: {row['confidence']}] {row['answer']}"
+        assert (row["item_id"], row["target"]) == (probe.id, probe.reference)
+        assert row["correct"] == (row["said"] == row["target"])
+        assert 0 < row["sequence_probability"] <= 1
+        # Greedy: what is said is the likelier of the two.
+        assert (row["yes_probability"] > 0.5) == (row["said"] == "Yes")
+        assert sum(row["samples"].values()) == 20
+        assert row["sample_tokens"] > 20 * 5
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").open()] == rows
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(mini, tmp_path, small_chunks):
+    whole = ask(mini, tmp_path / "whole.jsonl", mini_probes())
+    path = tmp_path / "rows.jsonl"
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4]) + lines[4][:50])
+    seen = []
+    again = ask_probes(mini, "mini", mini_probes(), path, ASKING, seen.append)
+    assert again == whole
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert seen == [4, 2, 2]
+
+
+def test_rows_of_another_oracle_are_not_taken_for_ones_own(mini, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    probes = mini_probes(2)
+    ask(mini, path, probes, ASKING._replace(agreement=False))
+    other = ask_probes(
+        mini, "other", probes, path, ASKING._replace(agreement=False), lambda _: None
+    )
+    assert {row["oracle"] for row in other} == {"other"}
+    assert "samples" not in other[0]
+    assert len(path.read_text().splitlines()) == 2 * len(probes)
+
+
+# The whole of it
+
+
+def flags(tmp_path, **settings):
+    given = {"num_contexts": 2, "benchmarks": ("ner",), "output_dir": tmp_path / "out"} | settings
+    return EvalConfig(**(MINI | given))
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Make intervals of few draws: what they are worth is tested elsewhere."""
+    small = lambda answers, **_: _measure(answers, draws=5)  # noqa: E731
+    _measure, _difference = results.measure, results.measure_difference
+    monkeypatch.setattr(results, "measure", small)
+    monkeypatch.setattr(results, "measure_difference", lambda a, b: _difference(a, b, draws=5))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    for name in ("draw_reliability", "draw_risk_coverage", "draw_layers"):
+        monkeypatch.setattr(results, name, lambda *_: None)
+
+
+def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini):
+    other = tmp_path / "changed"
+    mini.save_adapter(other)
+    weights = other / "adapter_model.safetensors"
+    save_file({name: 0.5 * w for name, w in load_file(weights).items()}, weights)
+    metrics = evaluate(flags(tmp_path, compare=(str(other),)))
+    folder = tmp_path / "out"
+    main, changed = metrics["oracles"]
+    assert list(metrics["differences"]) == [f"{main} - {changed}"]
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
+    assert [(r["oracle"], r["benchmark"]) for r in rows] == [
+        (oracle, "ner") for oracle in (main, main, changed, changed)
+    ]
+    assert json.loads((folder / "metrics.json").read_text())["oracles"].keys() == {main, changed}
+    written = {p.name for p in folder.iterdir()}
+    figures = {
+        f"{n}.{s}" for n in ("reliability", "risk_coverage", "layers") for s in ("png", "svg")
+    }
+    assert written >= figures | {"metrics.md"}
+    assert "arXiv 2605.26045" in (folder / "metrics.md").read_text()
+
+
+def test_other_settings_are_not_mixed_with_the_rows_that_are_there(tmp_path, few_draws, no_figures):
+    evaluate(flags(tmp_path))
+    before = (tmp_path / "out" / "rows.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"'max_new_tokens' was 24 .* is 20 now.*--output_dir"):
+        evaluate(flags(tmp_path, max_new_tokens=20))
+    evaluate(flags(tmp_path, batch_size=7))
+    assert (tmp_path / "out" / "rows.jsonl").read_text() == before
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    other = Qwen3Config(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8)  # fmt: skip
+    add_adapter(Qwen3ForCausalLM(other)).save_pretrained(str(tmp_path / "misfit"))
+    monkeypatch.setattr(Oracle, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="does not fit the base model"):
+        evaluate(flags(tmp_path, compare=(str(tmp_path / "misfit"),)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_oracle_that_states_nothing_is_measured_by_the_rest(
+    tmp_path, few_draws, no_figures, capsys
+):
+    # Eight tokens are too few for tag and answer.
+    metrics = evaluate(flags(tmp_path, max_new_tokens=6))
+    (oracle,) = metrics["oracles"].values()
+    assert "states a confidence" in " ".join(capsys.readouterr().err.split())
+    assert oracle["groups"]["all"]["parse_rate"]["value"] == 0
+    assert "stated confidence" not in oracle["baselines"]
+    assert "sequence probability" in oracle["baselines"]
+
+
+# The nine real data sets
+
+
+def tiny_qwen3(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    )
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    add_adapter(model).save_pretrained(str(folder / "adapter"))
+    save_spec(OracleSpec(), folder / "adapter")
+
+
+def test_the_nine_real_data_sets_with_qwen3s_tokenizer(
+    shared, tmp_path, few_draws, no_figures, monkeypatch
+):
+    # To draw from 151,669 tokens takes a CPU long.
+    monkeypatch.setattr(asking, "AGREEMENT_SAMPLES", 2)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "qwen3_tokenizer")
+    template = files("trl") / "chat_templates" / "qwen3.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
+    tiny_qwen3(tmp_path, tokenizer)
+    arguments = {
+        "--model": str(tmp_path / "base"),
+        "--oracle_lora_path": str(tmp_path / "adapter"),
+        "--data_dir": str(shared / "classification"),
+        "--output_dir": str(tmp_path / "out"),
+        "--num_contexts": "2",
+        "--max_new_tokens": "2",
+        "--layer_percents": "50",
+    }
+    evaluate_main([part for pair in arguments.items() for part in pair])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
+    # 9 benchmarks, 2 contexts, 2 position modes, 1 layer.
+    assert len(rows) == 9 * 2 * 2
+    assert {row["benchmark"] for row in rows} == set(BENCHMARKS)
+    assert {row["layer"] for row in rows} == {2}
+    assert {row["positions"] for row in rows} == {"token@-3", "window:50@-1"}
+    assert all(row["question"].startswith("Answer with 'Yes' or 'No' only. ") for row in rows)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    (oracle,) = metrics["oracles"].values()
+    assert oracle["groups"]["in_distribution"]["n"] == 7 * 4
+    assert oracle["groups"]["out_of_distribution"]["n"] == 2 * 4
+    assert oracle["benchmarks"]["ner"]["contexts"] == 2

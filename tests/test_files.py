@@ -1,0 +1,288 @@
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_ao import files as module
+from grpo_ao.files import (
+    RunFolder,
+    append_jsonl,
+    atomic_write_json,
+    atomic_write_text,
+    finite,
+    git_commit,
+    read_jsonl,
+    text_digest,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = {"seed": 7, "lr": 1e-6, "layer_percents": (25, 50), "resume": False, "trl": {}}
+DATA = {"train": "aaaa", "heldout": "bbbb"}
+
+
+class KilledError(Exception):
+    pass
+
+
+# Files
+
+
+def test_a_file_is_written_and_its_folder_made(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    atomic_write_text(path, "Zürich\n")
+    assert path.read_bytes() == "Zürich\n".encode()
+    assert os.listdir(path.parent) == ["file.txt"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_writer_that_dies_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "file.txt"
+    atomic_write_text(path, "old")
+
+    def die(*_):
+        raise KilledError
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), die)
+    with pytest.raises(KilledError):
+        atomic_write_text(path, "new and longer")
+    assert path.read_text() == "old"
+
+
+def test_the_text_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    calls = []
+    replace, fsync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync") or fsync(file))
+    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("replace") or replace(*paths))
+    atomic_write_text(tmp_path / "file.txt", "text")
+    assert calls == ["fsync", "replace"]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    value = {"a": math.nan, "b": [1.5, math.inf, {"c": (-math.inf, 2)}], "d": "nan", "e": True}
+    expected = {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": "nan", "e": True}
+    assert finite(value) == expected
+    atomic_write_json(tmp_path / "value.json", value)
+    assert json.loads((tmp_path / "value.json").read_text()) == expected
+    append_jsonl(tmp_path / "rows.jsonl", [value])
+    assert read_jsonl(tmp_path / "rows.jsonl") == [expected]
+    assert "NaN" not in (tmp_path / "rows.jsonl").read_text()
+
+
+def test_rows_are_appended(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, [{"step": 1}, {"step": 2}])
+    append_jsonl(path, [])
+    append_jsonl(path, [{"step": 3}])
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert path.read_text().count("\n") == 3
+
+
+def test_a_file_that_is_not_there_has_no_rows(tmp_path):
+    assert read_jsonl(tmp_path / "rows.jsonl") == []
+
+
+@pytest.mark.parametrize("half", ['{"step": 3, "rew', '{"step": 3}', "{"])
+def test_half_a_last_line_is_dropped(tmp_path, half):
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, [{"step": 1}, {"step": 2}])
+    path.write_text(path.read_text() + half)
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    path.write_text(half)
+    assert read_jsonl(path) == []
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+    with pytest.raises(json.JSONDecodeError):
+        read_jsonl(path)
+
+
+@given(st.lists(st.text(st.characters())))
+def test_rows_of_any_text_are_read_back(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = [{"answer": text, "step": i} for i, text in enumerate([*texts, "\u2028\x85\n\ud800"])]
+    append_jsonl(path, rows)
+    assert read_jsonl(path) == rows
+
+
+def test_digests_depend_on_the_texts_and_their_order():
+    # printf 'a\0bc\0' | sha256sum
+    assert text_digest(["a", "bc"]) == "aa795aa4bbb61179"
+    assert len({text_digest(t) for t in (["a", "bc"], ["bc", "a"], ["ab", "c"], ["abc"], [])}) == 5
+
+
+# The folder
+
+
+def test_a_new_run_makes_its_folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "mini", resume=False)
+    assert folder.path.is_dir()
+
+
+def test_an_existing_run_is_refused_and_resume_is_offered(tmp_path):
+    RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(FileExistsError, match=r"holds a run already.*--resume.*--output_dir"):
+        RunFolder(tmp_path, resume=False)
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_a_folder_with_other_files_is_no_run(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert RunFolder(tmp_path, resume=False).path == tmp_path
+
+
+def test_there_must_be_a_run_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run to resume in .*absent"):
+        RunFolder(tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_second_holder_is_refused_until_the_first_ends(tmp_path):
+    first = RunFolder(tmp_path, resume=False)
+    with pytest.raises(BlockingIOError, match=r"another process is running in .*: wait for it\."):
+        RunFolder(tmp_path, resume=False)
+    first.write_record(CONFIG, DATA)
+    with pytest.raises(BlockingIOError, match="another process"):
+        RunFolder(tmp_path, resume=True)
+    del first
+    assert RunFolder(tmp_path, resume=True).path == tmp_path
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from grpo_ao.files import RunFolder
+folder = RunFolder(Path(sys.argv[1]), resume=False)
+print("at work", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_in_the_folder_is_seen_and_its_death_too(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "at work\n"
+            with pytest.raises(BlockingIOError, match="another process is running"):
+                RunFolder(tmp_path, resume=False)
+        finally:
+            process.kill()
+    assert RunFolder(tmp_path, resume=False).path == tmp_path
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_the_record_says_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "mini"])
+    RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
+    found = record(tmp_path)
+    assert found["config"] == CONFIG | {"layer_percents": [25, 50]}
+    assert found["data"] == DATA
+    assert found["seed"] == 7
+    assert found["command"] == ["train.py", "--preset", "mini"]
+    assert found["python"] == platform.python_version()
+    packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+    assert found["versions"] == {name: version(name) for name in packages}
+    assert found["started"].startswith("20")
+
+
+def git(folder, *arguments):
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", *settings, *arguments], cwd=folder, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_record_has_the_commit_of_the_code(tmp_path):
+    head = git(REPOSITORY, "rev-parse", "HEAD")
+    RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
+    found = record(tmp_path)["git_commit"]
+    assert (found or "").removesuffix("-dirty") == head
+
+
+def test_a_commit_with_changes_is_dirty(tmp_path):
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("1\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-m", "One")
+    git(tmp_path, "tag", "v1")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert len(head) == 40
+    (tmp_path / "untracked").write_text("2\n")
+    assert git_commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_commit(tmp_path) == f"{head}-dirty"
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")]
+)
+def test_without_git_there_is_no_commit(tmp_path, monkeypatch, error):
+    def no_git(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module.subprocess, "run", no_git)
+    RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
+    assert record(tmp_path)["git_commit"] is None
+
+
+def resume(folder, config=CONFIG, data=DATA):
+    RunFolder(folder, resume=True).write_record(config | {"resume": True}, data)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """The folder of a run that has ended."""
+    RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
+    return tmp_path
+
+
+def test_the_same_settings_resume_and_the_record_stays_the_first(stopped):
+    before = (stopped / "run.json").read_text()
+    resume(stopped)
+    assert (stopped / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "was", "now"),
+    [
+        ("lr", 1e-5, "1e-06", "1e-05"),
+        ("seed", 8, "7", "8"),
+        ("layer_percents", (25,), r"\[25, 50\]", r"\[25\]"),
+        ("trl", {"max_grad_norm": 0.5}, r"\{\}", r"\{'max_grad_norm': 0.5\}"),
+        ("new_setting", 3, "None", "3"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(stopped, name, value, was, now):
+    with pytest.raises(ValueError, match=f"cannot resume: '{name}' was {was} .* is {now} now"):
+        resume(stopped, CONFIG | {name: value})
+
+
+def test_changed_data_are_refused_by_name(stopped):
+    with pytest.raises(ValueError, match=r"cannot resume: 'train' was 'aaaa' .* is 'cccc' now"):
+        resume(stopped, data=DATA | {"train": "cccc"})
+
+
+def test_a_run_that_was_moved_resumes(tmp_path):
+    (tmp_path / "old").mkdir()
+    config = CONFIG | {"output_dir": "old"}
+    RunFolder(tmp_path / "old", resume=False).write_record(config, DATA)
+    (tmp_path / "old").rename(tmp_path / "new")
+    resume(tmp_path / "new", CONFIG | {"output_dir": "new"})
+    assert record(tmp_path / "new")["config"]["output_dir"] == "old"

@@ -1,0 +1,209 @@
+"""What a run refuses, or warns of, when it starts: one sentence each, before a model is loaded."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets.config
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from grpo_ao.cli import train_main
+from grpo_ao.config import MINI_WEIGHTS, make_defaults
+from grpo_ao.training.checks import warnings_of
+
+ADAPTER = MINI_WEIGHTS / "oracle"
+# The smallest run: what it would train is not the question here.
+SMALL = ["--preset", "mini", "--max_steps", "1", "--questions_per_step", "2", "--eval_probes", "4"]
+SMALL += ["--warm_start_probes", "2", "--warm_start", "none", "--no_initial_eval"]
+
+
+@pytest.fixture
+def no_load(monkeypatch):
+    """Fail the test if the weights of a base model are asked for."""
+
+    def load(*_, **__):
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+
+
+def refusal(folder: Path, *arguments: str) -> str:
+    """The sentence with which the command ends."""
+    with pytest.raises(SystemExit) as caught:
+        train_main([*SMALL, "--output_dir", str(folder), *arguments])
+    said = str(caught.value.code)
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    return said
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """A copy of the mini oracle's adapter, to be spoilt."""
+    return Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+
+
+def questions(tmp_path: Path, *rows: dict) -> str:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_an_8b_model_without_a_gpu(tmp_path, no_load):
+    # The shape of Qwen3-8B; its config is all there is.
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+        architectures=["Qwen3ForCausalLM"],
+    )
+    config.save_pretrained(tmp_path / "8b")
+    said = refusal(tmp_path / "run", "--model", str(tmp_path / "8b"))
+    assert "has 8.2 billion parameters and needs a GPU" in said
+
+
+@pytest.mark.parametrize("flag", ["--model", "--oracle_lora_path", "--questions"])
+def test_a_hub_id_without_network(tmp_path, no_load, monkeypatch, flag):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    said = refusal(tmp_path / "run", flag, "some-one/some-thing")
+    assert "some-one/some-thing" in said
+    assert "network" in said
+
+
+def test_a_model_that_is_not_there(tmp_path, no_load):
+    said = refusal(tmp_path / "run", "--model", str(tmp_path / "nowhere"))
+    assert f"there is no folder {tmp_path / 'nowhere'}" in said
+
+
+def test_a_base_without_tokenizer(tmp_path, no_load):
+    base = tmp_path / "base"
+    base.mkdir()
+    shutil.copy(MINI_WEIGHTS / "base" / "config.json", base)
+    said = refusal(tmp_path / "run", "--model", str(base))
+    assert "the tokenizer has no chat template" in said
+
+
+def test_an_adapter_of_another_rank(tmp_path, no_load):
+    said = refusal(tmp_path / "run", "--lora_rank", "8")
+    assert "has LoRA rank 16, not 8: give --lora_rank 16 or another adapter" in said
+
+
+def test_an_adapter_on_other_modules(tmp_path, no_load, adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = ["query_key_value"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    said = refusal(tmp_path / "run", "--oracle_lora_path", str(adapter))
+    assert "does not fit the base model" in said
+    assert "query_key_value" in said
+
+
+def test_a_placeholder_of_several_tokens(tmp_path, no_load, adapter):
+    spec = json.loads((adapter / "ao_config.json").read_text())
+    (adapter / "ao_config.json").write_text(json.dumps({**spec, "special_token": " xyzzy"}))
+    said = refusal(tmp_path / "run", "--oracle_lora_path", str(adapter))
+    assert "the placeholder ' xyzzy' is" in said
+
+
+def test_an_injection_layer_that_is_not_there(tmp_path, no_load, adapter):
+    spec = json.loads((adapter / "ao_config.json").read_text())
+    (adapter / "ao_config.json").write_text(json.dumps({**spec, "hook_onto_layer": 8}))
+    said = refusal(tmp_path / "run", "--oracle_lora_path", str(adapter))
+    assert "there is no layer 8: the model has layers 0 to 7" in said
+
+
+def test_a_question_set_without_questions(tmp_path, no_load):
+    empty = questions(tmp_path, {"wildchat_question": "A text.", "oracle_questions": []})
+    said = refusal(tmp_path / "run", "--questions", empty)
+    assert "has no rows with questions" in said
+
+
+TEXTS = [f"The writer of letter {number} asks how to mend a broken chair." for number in range(40)]
+
+
+def test_a_question_set_without_references(tmp_path, no_load):
+    rows = [{"wildchat_question": text, "oracle_questions": ["Is it late?"]} for text in TEXTS]
+    said = refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    assert "40 questions have no reference answer" in said
+
+
+def test_a_question_set_that_is_too_small_to_hold_texts_out(tmp_path, no_load):
+    row = {"wildchat_question": TEXTS[0], "oracle_questions": ["Late?"]}
+    said = refusal(tmp_path / "run", "--questions", questions(tmp_path, row))
+    assert "1 training and 0 held-out probes" in said
+
+
+def test_more_positions_than_every_text_has(tmp_path, no_load):
+    said = refusal(tmp_path / "run", "--positions", "last:500")
+    assert "no probe can be read" in said
+    assert "fewer than the positions 'last:500' read" in said
+
+
+def test_texts_that_are_too_short_are_left_out_and_counted(tmp_path, no_load, capsys):
+    row = {"oracle_questions": ["Late?"], "reference_answers": ["No"]}
+    rows = [{"wildchat_question": text, **row} for text in [*TEXTS, "Hi."]]
+    # The weights are asked for, so nothing was refused.
+    with pytest.raises(AssertionError, match="the weights were loaded"):
+        refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    assert "1 probes are left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_refused_start_leaves_no_run_behind(tmp_path, no_load):
+    refusal(tmp_path / "run", "--lora_rank", "8")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_oracle_without_the_tag_does_not_start_grpo(tmp_path, adapter, capsys):
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    save_file(noise, path, metadata={"format": "pt"})
+    said = refusal(
+        tmp_path / "run", "--oracle_lora_path", str(adapter), "--calibration_lambda", "0.8"
+    )
+    assert "only 0% of the oracle's outputs are well-formed, below 95%" in said
+    assert "GRPO does not start" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "warning: --calibration_lambda 0.8 is above 0.5" in printed
+
+
+@pytest.mark.parametrize("destination", ["wandb", "tensorboard", "trackio"])
+def test_a_destination_without_its_package(tmp_path, no_load, monkeypatch, destination):
+    monkeypatch.setitem(sys.modules, destination, None)
+    said = refusal(tmp_path / "run", "--report_to", destination)
+    assert f"--report_to {destination} needs its package: pip install {destination}" in said
+
+
+# Warnings
+
+
+def test_a_lambda_above_one_half_is_warned_of():
+    config = make_defaults("mini", None)
+    assert warnings_of(config, [4]) == []
+    (warning,) = warnings_of(replace(config, calibration_lambda=0.8), [4])
+    # d reward / d informativeness = 1 - 2 lambda (informativeness - confidence) < 0
+    assert "by more than 0.62 loses reward" in warning
+
+
+def test_layers_that_the_adapter_does_not_know_are_warned_of(adapter):
+    spec = json.loads((adapter / "ao_config.json").read_text())
+    spec["act_layer_combinations"] = [[2], [4], [6]]
+    (adapter / "ao_config.json").write_text(json.dumps(spec))
+    config = replace(make_defaults("mini", None), oracle_lora_path=str(adapter))
+    assert warnings_of(config, [2, 4]) == []
+    (warning,) = warnings_of(config, [2, 3, 7])
+    assert "trained to read layers 2, 4, 6, and this run reads 3, 7" in warning

@@ -1,0 +1,1 @@
+"""How the shipped mini weights were made: corpus, tokenizer, base, oracle."""

@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.wait import wait_random_exponential
 
 from grpo_ao.completions import EndpointError, decode_completion
+from grpo_ao.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 OPENROUTER = "https://openrouter.ai/api/v1"
@@ -34,7 +35,7 @@ _NO_MODEL = re.compile(
 )
 
 
-class ChatError(ValueError):
+class ChatError(UserError):
     """Nothing can be asked at all; the message is one sentence for the user."""
 
 

@@ -17,17 +17,9 @@ from grpo_ao.config import (
     load_config_file,
     make_defaults,
 )
+from grpo_ao.errors import UserError
 from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
-
-_EXPECTED = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    BlockingIOError,
-    ConnectionError,
-    ImportError,
-)
 
 
 def train_main(arguments: list[str] | None = None) -> None:
@@ -39,7 +31,7 @@ def train_main(arguments: list[str] | None = None) -> None:
         from grpo_ao.run import run
 
         run(config)
-    except _EXPECTED as error:
+    except UserError as error:
         # Every process of `accelerate launch` finds the same error; one of them says it.
         said = os.environ.get("RANK", "0") == "0"
         raise SystemExit(f"error: {error}" if said else 1) from error
@@ -57,7 +49,7 @@ def evaluate_main(arguments: list[str] | None = None) -> None:
         from grpo_ao.evaluate import evaluate
 
         evaluate(config)
-    except _EXPECTED as error:
+    except UserError as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -75,9 +67,7 @@ def parse_train_config(arguments: list[str]) -> TrainConfig:
     preset, arguments = _take(arguments, "--preset")
     path, arguments = _take(arguments, "--config")
     if preset is not None and preset not in get_args(Preset):
-        raise ValueError(
-            f"--preset {preset} is unknown: choose from {', '.join(get_args(Preset))}."
-        )
+        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(get_args(Preset))}.")
     defaults = make_defaults(cast("Preset | None", preset), Path(path) if path else None)
     description = (
         "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
@@ -101,7 +91,7 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     for index, argument in enumerate(arguments):
         if argument == flag:
             if index + 1 == len(arguments):
-                raise ValueError(f"{flag} needs a value.")
+                raise UserError(f"{flag} needs a value.")
             return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
         if argument.startswith(flag + "="):
             return argument[len(flag) + 1 :], arguments[:index] + arguments[index + 1 :]
@@ -187,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     subcommands.command(name="vllm-serve")(vllm_serve)
     try:
         subcommands.cli(args=arguments, prog="grpo-ao")
-    except _EXPECTED as error:
+    except UserError as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -197,9 +187,7 @@ def ask(request: tyro.conf.OmitArgPrefixes[Ask]) -> None:
 
     mini = make_defaults("mini", None)
     if (request.model is None) != (request.oracle_lora_path is None):
-        raise ValueError(
-            "give both --model and --oracle_lora_path, or neither for the mini oracle."
-        )
+        raise UserError("give both --model and --oracle_lora_path, or neither for the mini oracle.")
     oracle = Oracle.from_pretrained(
         request.model or mini.model, request.oracle_lora_path or mini.oracle_lora_path
     )
@@ -293,5 +281,5 @@ def vllm_serve(request: tyro.conf.OmitArgPrefixes[VllmServe]) -> None:
 def _vllm_section(path: Path) -> dict[str, Any]:
     values = load_config_file(path)
     if values.keys() != {"vllm"}:
-        raise ValueError(f"{path} must hold a section `vllm:` and nothing else.")
+        raise UserError(f"{path} must hold a section `vllm:` and nothing else.")
     return values["vllm"]

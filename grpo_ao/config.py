@@ -20,6 +20,7 @@ import yaml
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.credit import Credit, ScaleRewards
+from grpo_ao.errors import UserError
 from grpo_ao.judges.factory import JudgeFlags
 from grpo_ao.probe import Positions
 from grpo_ao.probes.benchmarks import BENCHMARKS, Suite, check_benchmarks
@@ -172,46 +173,46 @@ class TrainConfig(JudgeFlags):
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
         if self.eval_contexts < 2:
-            raise ValueError(f"--eval_contexts must be at least 2, got {self.eval_contexts}.")
+            raise UserError(f"--eval_contexts must be at least 2, got {self.eval_contexts}.")
 
     def _check_numbers(self) -> None:
         if not (self.calibration_lambda >= 0 and math.isfinite(self.calibration_lambda)):
-            raise ValueError(
+            raise UserError(
                 f"--calibration_lambda must be 0 or more, got {self.calibration_lambda}: "
                 "a negative weight would reward miscalibration."
             )
         if self.num_generations < 2:
-            raise ValueError(
+            raise UserError(
                 f"--num_generations must be at least 2, got {self.num_generations}: "
                 "an advantage compares the completions of one question."
             )
         if not self.kl_penalty >= 0:
-            raise ValueError(f"--kl_penalty must be 0 or more, got {self.kl_penalty}.")
+            raise UserError(f"--kl_penalty must be 0 or more, got {self.kl_penalty}.")
         if not self.temperature > 0:
-            raise ValueError(f"--temperature must be above 0, got {self.temperature}.")
+            raise UserError(f"--temperature must be above 0, got {self.temperature}.")
         if not self.layer_percents or not all(0 < p < 100 for p in self.layer_percents):
-            raise ValueError(
+            raise UserError(
                 f"--layer_percents must lie between 1 and 99, got {self.layer_percents}."
             )
         if self.max_steps < 0:
-            raise ValueError(f"--max_steps must be 0 or more, got {self.max_steps}.")
+            raise UserError(f"--max_steps must be 0 or more, got {self.max_steps}.")
         positive = ("questions_per_step", "max_new_tokens", "eval_probes", "eval_steps")
         positive += ("warm_start_probes", "warm_start_samples", "warm_start_steps", "save_steps")
         positive += ("warm_start_batch", "plot_every", "lora_rank", "lr", "warm_start_lr")
         for name in positive:
             if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
+                raise UserError(f"--{name} must be above 0, got {getattr(self, name)}.")
         if not 0 <= self.max_unscored <= 1:
-            raise ValueError(f"--max_unscored must lie between 0 and 1, got {self.max_unscored}.")
+            raise UserError(f"--max_unscored must lie between 0 and 1, got {self.max_unscored}.")
         if not 0 < self.vllm_gpu_memory < 1:
-            raise ValueError(
+            raise UserError(
                 f"--vllm_gpu_memory must lie between 0 and 1, got {self.vllm_gpu_memory}."
             )
         if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
+            raise UserError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
 
         if self.vllm_servers and self.vllm:
-            raise ValueError(
+            raise UserError(
                 "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "
                 "elsewhere: leave one out."
             )
@@ -220,13 +221,11 @@ class TrainConfig(JudgeFlags):
         known = {f.name for f in dataclasses.fields(GRPOConfig) if f.init}
         for name in self.trl:
             if name in _OWNED_BY_FLAGS:
-                raise ValueError(f"'{name}' in section trl: is set by {_OWNED_BY_FLAGS[name]}.")
+                raise UserError(f"'{name}' in section trl: is set by {_OWNED_BY_FLAGS[name]}.")
             if name in _SETTLED:
-                raise ValueError(f"'{name}' in section trl: cannot be set: {_SETTLED[name]}.")
+                raise UserError(f"'{name}' in section trl: cannot be set: {_SETTLED[name]}.")
             if name not in known:
-                raise ValueError(
-                    f"section trl: has '{name}', which TRL's GRPOConfig does not know."
-                )
+                raise UserError(f"section trl: has '{name}', which TRL's GRPOConfig does not know.")
 
 
 MINI_WEIGHTS = Path(__file__).resolve().parent / "mini" / "weights"
@@ -276,24 +275,24 @@ _Loader.add_implicit_resolver(
 def load_config_file(path: Path) -> dict[str, Any]:
     """Read a YAML file of ``TrainConfig`` fields.
 
-    Raises ValueError for a field that does not exist or holds a value of another type.
+    Raises UserError for a field that does not exist or holds a value of another type.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file at {path}.")
+        raise UserError(f"there is no configuration file at {path}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a mapping of settings.")
+        raise UserError(f"{path} does not hold a mapping of settings.")
     kinds = get_type_hints(TrainConfig)
     for name, value in values.items():
         if name not in kinds:
-            raise ValueError(f"{path} sets '{name}', which is no setting of a training run.")
+            raise UserError(f"{path} sets '{name}', which is no setting of a training run.")
         values[name] = _converted(value, kinds[name])
         if not _fits(values[name], kinds[name]):
             wanted = inspect.formatannotation(kinds[name])
-            raise ValueError(f"{path} sets '{name}' to {value!r}, which is not of type {wanted}.")
+            raise UserError(f"{path} sets '{name}' to {value!r}, which is not of type {wanted}.")
     return values
 
 
@@ -372,21 +371,21 @@ class EvalConfig:
         for spec in self.positions:
             Positions.parse(spec)
         if not self.positions:
-            raise ValueError("--positions names none.")
+            raise UserError("--positions names none.")
         if not self.layer_percents or not all(0 < p < 100 for p in self.layer_percents):
-            raise ValueError(
+            raise UserError(
                 f"--layer_percents must lie between 1 and 99, got {self.layer_percents}."
             )
         if self.num_contexts < 2:
-            raise ValueError(
+            raise UserError(
                 f"--num_contexts must be at least 2, got {self.num_contexts}: half of the answers "
                 "are Yes."
             )
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if self.suite == "mini" and self.data_dir is not None:
-            raise ValueError("--data_dir has no part in the mini world's suite: leave it out.")
+            raise UserError("--data_dir has no part in the mini world's suite: leave it out.")
 
     def settings(self) -> dict[str, Any]:
         """Return what answers depend on: all but where they go and how fast they are made."""
@@ -413,7 +412,7 @@ EVAL_PRESETS: dict[str, dict[str, Any]] = {
 def parse_eval_config(preset: str | None, arguments: list[str]) -> EvalConfig:
     """Read the flags; a preset makes their defaults."""
     if preset is not None and preset not in EVAL_PRESETS:
-        raise ValueError(f"--preset {preset} is unknown: choose from {', '.join(EVAL_PRESETS)}.")
+        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(EVAL_PRESETS)}.")
     description = (
         "Evaluate calibrated activation oracles on nine benchmarks. Before all other flags: "
         f"--preset {{{','.join(EVAL_PRESETS)}}} sets the defaults shown here."

@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.config import EvalConfig
+from grpo_ao.errors import UserError
 from grpo_ao.files import RunFolder, text_digest
 from grpo_ao.measuring.ask import Asking, ask_probes, probes_of_items
 from grpo_ao.oracle.activations import select_positions, subject_token_ids
@@ -72,7 +73,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def oracle_names(adapters: Sequence[str]) -> dict[str, str]:
     """Name each adapter by the end of its path, or by all of it where two ends are alike."""
     if len(set(adapters)) < len(adapters):
-        raise ValueError("an adapter is named twice: give each to compare once.")
+        raise UserError("an adapter is named twice: give each to compare once.")
     short = [_short(adapter) for adapter in adapters]
     return dict(zip(short if len(set(short)) == len(short) else adapters, adapters, strict=True))
 
@@ -83,7 +84,7 @@ def _short(adapter: str) -> str:
 
 
 def check_lengths(tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> None:
-    """Raise ValueError for the first text that is too short for the positions read of it."""
+    """Raise UserError for the first text that is too short for the positions read of it."""
     seen = {(probe.text, probe.positions) for probe in probes}
     lengths = {text: len(subject_token_ids(tokenizer, text)) for text in {t for t, _ in seen}}
     for probe in probes:
@@ -101,14 +102,14 @@ def _adapter_digest(model: str, adapter: str) -> str:
 
 
 def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> RunFolder:
-    """Open the output folder; ValueError if its rows were made with other settings."""
+    """Open the output folder; UserError if its rows were made with other settings."""
     record = config.output_dir / "run.json"
     folder = RunFolder(config.output_dir, resume=record.exists())
     data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
         folder.write_record(config.settings() | {"seed": 0}, data)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{config.output_dir} holds rows of another evaluation; {error} Give another "
             "--output_dir."
         ) from error

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_ao.errors import UserError
+
 # What may differ on resuming: the flag itself, and the folder, which may have been moved.
 _FREE_ON_RESUME = {"resume", "output_dir"}
 # Nor does a grade depend on how the judge is reached, and what an outage needs may change.
@@ -75,26 +77,26 @@ def text_digest(texts: Sequence[str]) -> str:
 class RunFolder:
     """A run's folder, locked by this process until it ends.
 
-    Raises FileExistsError if a run is there and ``resume`` is not given, FileNotFoundError if
-    there is none to resume, and BlockingIOError if another process is at work in it.
+    Raises UserError if a run is there and ``resume`` is not given, if there is none to resume, and
+    if another process is at work in it.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
         record = path / "run.json"
         if record.exists() and not resume:
-            raise FileExistsError(
+            raise UserError(
                 f"{path} holds a run already: go on with it by --resume, or give another "
                 "--output_dir."
             )
         if resume and not record.exists():
-            raise FileNotFoundError(f"there is no run to resume in {path}.")
+            raise UserError(f"there is no run to resume in {path}.")
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(f"another process is running in {path}: wait for it.") from error
+            raise UserError(f"another process is running in {path}: wait for it.") from error
 
     def write_record(self, config: dict, data: dict[str, str]) -> None:
         """Write ``run.json``, or, on resuming, refuse settings that differ from the first ones."""
@@ -121,7 +123,7 @@ def _check_same(record: dict, config: dict, data: dict[str, str]) -> None:
         for name, value in now[part].items():
             before = record[part].get(name)
             if before != value and name not in _FREE_ON_RESUME:
-                raise ValueError(
+                raise UserError(
                     f"cannot resume: '{name}' was {before!r} in this run and is {value!r} now."
                 )
 
@@ -133,7 +135,7 @@ def record_judge(folder: Path, identity: str) -> None:
     if "judge" not in record:
         atomic_write_json(path, record | {"judge": judge})
     elif record["judge"] != judge:
-        raise ValueError(
+        raise UserError(
             f"cannot resume: the judge was {record['judge']} in this run and is {judge} now."
         )
 

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from grpo_ao.errors import UserError
+
 QuestionKind = Literal["closed", "open"]
 Split = Literal["train", "heldout"]
 _FORMS = "'last:K', 'window:K@OFFSET', 'token@OFFSET' or 'all'"
@@ -26,9 +28,9 @@ class Positions:
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
-            raise ValueError(f"positions need a count of at least 1, got {self.count}.")
+            raise UserError(f"positions need a count of at least 1, got {self.count}.")
         if self.end_offset >= 0:
-            raise ValueError(
+            raise UserError(
                 f"a position offset counts from the end and is negative, got {self.end_offset}."
             )
 
@@ -43,7 +45,7 @@ class Positions:
             return cls(1, int(match[1]))
         if match := re.fullmatch(r"window:(\d+)@(-\d+)", spec):
             return cls(int(match[1]), int(match[2]), clip=True)
-        raise ValueError(f"positions {spec!r} are not understood: write {_FORMS}.")
+        raise UserError(f"positions {spec!r} are not understood: write {_FORMS}.")
 
     def __str__(self) -> str:
         if self.count is None:
@@ -53,7 +55,7 @@ class Positions:
         if self.count == 1:
             return f"token@{self.end_offset}"
         if self.end_offset != -1:
-            raise ValueError("a window that does not end at -1 is written with clip=True.")
+            raise UserError("a window that does not end at -1 is written with clip=True.")
         return f"last:{self.count}"
 
     def select(self, length: int) -> range:
@@ -63,7 +65,7 @@ class Positions:
         stop = length + self.end_offset + 1
         start = stop - self.count
         if stop < 1 or (start < 0 and not self.clip):
-            raise ValueError(
+            raise UserError(
                 f"the text has {length} tokens, fewer than the positions '{self}' read: "
                 "ask for fewer positions or give a longer text."
             )

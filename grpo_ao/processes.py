@@ -11,6 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
+from grpo_ao.errors import UserError
+
 T = TypeVar("T")
 # How long a process waits for the others before it gives up.
 _PATIENCE = timedelta(minutes=30)
@@ -30,10 +32,10 @@ def take_over_fsdp() -> bool:
     """Return whether the launcher asks for FSDP, and keep accelerate from it.
 
     It would divide the whole model, the adapter too; see ``oracle.sharding`` for what is divided.
-    Raises ValueError for what that does not do: an option of FSDP, or DeepSpeed ZeRO-3.
+    Raises UserError for what that does not do: an option of FSDP, or DeepSpeed ZeRO-3.
     """
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        raise ValueError(
+        raise UserError(
             "DeepSpeed ZeRO-3 divides the adapter too, but rollouts and measurements need it "
             "whole: launch with configs/accelerate/fsdp.yaml, which divides the base model alone."
         )
@@ -42,7 +44,7 @@ def take_over_fsdp() -> bool:
     for name, (supported, remedy) in _FSDP_OPTIONS.items():
         value = os.environ.get(name, supported)
         if value != supported:
-            raise ValueError(
+            raise UserError(
                 f"the launcher sets {name.lower()} to {value}, but only {supported} is supported: "
                 f"{remedy}."
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from grpo_ao.epistemic import ParsedOutput, parse_oracle_output
+from grpo_ao.errors import UserError
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
 from grpo_ao.probe import Probe
 
@@ -49,7 +50,7 @@ def unparsed_floor(calibration_lambda: float) -> float:
 
 def _check_lambda(calibration_lambda: float) -> None:
     if not calibration_lambda >= 0:
-        raise ValueError(f"lambda must be 0 or more, got {calibration_lambda}.")
+        raise UserError(f"lambda must be 0 or more, got {calibration_lambda}.")
 
 
 def reward_terms(

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from grpo_ao.config import TrainConfig
+from grpo_ao.errors import UserError
 from grpo_ao.files import (
     RunFolder,
     atomic_write_json,
@@ -304,7 +305,7 @@ class Run:
     def _check_parse_rate(self) -> None:
         rate = self._check_oracle("parse rate before GRPO")["parse_rate"]
         if rate < LEAST_PARSE_RATE:
-            raise ValueError(
+            raise UserError(
                 f"only {rate:.0%} of the oracle's outputs are well-formed, below "
                 f"{LEAST_PARSE_RATE:.0%}: GRPO does not start. Lengthen the warm start "
                 "(--warm_start_steps, --warm_start_probes) or raise --warm_start_lr."

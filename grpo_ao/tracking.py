@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+from grpo_ao.errors import UserError
+
 Destination = Literal["none", "wandb", "tensorboard", "trackio"]
 
 
@@ -110,19 +112,19 @@ class TensorBoardReporter:
 
 
 def check_destination(destination: Destination) -> None:
-    """Raise ImportError with what to install where a destination's package is absent."""
+    """Raise UserError with what to install where a destination's package is absent."""
     if destination == "none":
         return
     try:
         importlib.import_module(destination)
     except ImportError as error:
-        raise ImportError(
+        raise UserError(
             f"--report_to {destination} needs its package: pip install {destination}."
         ) from error
 
 
 def make_reporter(destination: Destination, folder: Path, config: dict) -> Reporter:
-    """Open a destination; ImportError with what to install where its package is absent."""
+    """Open a destination; UserError with what to install where its package is absent."""
     check_destination(destination)
     if destination == "none":
         return NoReporter()

@@ -16,6 +16,7 @@ from grpo_ao.config import (
     load_config_file,
     make_defaults,
 )
+from grpo_ao.errors import UserError
 
 FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 
@@ -307,7 +308,7 @@ def test_a_configuration_that_is_written_is_read_back(tmp_path_factory, settings
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no configuration file at .*absent\.yaml"):
+    with pytest.raises(UserError, match=r"no configuration file at .*absent\.yaml"):
         parse_train_config(["--config", str(tmp_path / "absent.yaml")])
 
 

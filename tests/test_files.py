@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_ao import files as module
+from grpo_ao.errors import UserError
 from grpo_ao.files import (
     RunFolder,
     append_jsonl,
@@ -131,7 +132,7 @@ def test_a_new_run_makes_its_folder(tmp_path):
 def test_an_existing_run_is_refused_and_resume_is_offered(tmp_path):
     RunFolder(tmp_path, resume=False).write_record(CONFIG, DATA)
     before = (tmp_path / "run.json").read_text()
-    with pytest.raises(FileExistsError, match=r"holds a run already.*--resume.*--output_dir"):
+    with pytest.raises(UserError, match=r"holds a run already.*--resume.*--output_dir"):
         RunFolder(tmp_path, resume=False)
     assert (tmp_path / "run.json").read_text() == before
 
@@ -142,17 +143,17 @@ def test_a_folder_with_other_files_is_no_run(tmp_path):
 
 
 def test_there_must_be_a_run_to_resume(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no run to resume in .*absent"):
+    with pytest.raises(UserError, match=r"no run to resume in .*absent"):
         RunFolder(tmp_path / "absent", resume=True)
     assert not (tmp_path / "absent").exists()
 
 
 def test_a_second_holder_is_refused_until_the_first_ends(tmp_path):
     first = RunFolder(tmp_path, resume=False)
-    with pytest.raises(BlockingIOError, match=r"another process is running in .*: wait for it\."):
+    with pytest.raises(UserError, match=r"another process is running in .*: wait for it\."):
         RunFolder(tmp_path, resume=False)
     first.write_record(CONFIG, DATA)
-    with pytest.raises(BlockingIOError, match="another process"):
+    with pytest.raises(UserError, match="another process"):
         RunFolder(tmp_path, resume=True)
     del first
     assert RunFolder(tmp_path, resume=True).path == tmp_path
@@ -176,7 +177,7 @@ def test_another_process_in_the_folder_is_seen_and_its_death_too(tmp_path):
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "at work\n"
-            with pytest.raises(BlockingIOError, match="another process is running"):
+            with pytest.raises(UserError, match="another process is running"):
                 RunFolder(tmp_path, resume=False)
         finally:
             process.kill()

@@ -13,7 +13,7 @@ FILES = {
 }
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
-    *("files", "tracking", "processes", "chat", "completions"),
+    *("files", "tracking", "processes", "chat", "completions", "errors"),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.
 FLOORS = (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from grpo_ao.errors import UserError
 from grpo_ao.tracking import (
     ModuleReporter,
     NoReporter,
@@ -196,7 +197,7 @@ def test_a_mode_and_a_folder_that_the_user_has_set_stay(environment, monkeypatch
 @pytest.mark.parametrize("destination", ["wandb", "tensorboard", "trackio"])
 def test_a_missing_package_is_named_with_how_to_get_it(tmp_path, monkeypatch, destination):
     monkeypatch.setitem(sys.modules, destination, None)
-    with pytest.raises(ImportError) as caught:
+    with pytest.raises(UserError) as caught:
         make_reporter(destination, tmp_path, {})
     assert str(caught.value) == (
         f"--report_to {destination} needs its package: pip install {destination}."

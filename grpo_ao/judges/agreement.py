@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from grpo_ao.completions import Usage
+from grpo_ao.errors import UserError
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
 from grpo_ao.judges.rubric import GRADES
@@ -73,7 +74,7 @@ def load_items(path: Path | None = None) -> list[GradedItem]:
     """Load graded items, by default the 60 that ship with the project.
 
     A JSONL file with the columns text, question, answer, kind, grade and, for the reference judge,
-    reference. Raises ValueError with the row's number for one that is broken.
+    reference. Raises UserError with the row's number for one that is broken.
     """
     if path is None:
         source = files("grpo_ao.judges") / "data" / "agreement_items.jsonl"
@@ -81,24 +82,24 @@ def load_items(path: Path | None = None) -> list[GradedItem]:
     elif path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
     else:
-        raise FileNotFoundError(f"there are no graded items at {path}.")
+        raise UserError(f"there are no graded items at {path}.")
     items = []
     for number, line in enumerate(lines, start=1):
         try:
             items.append(_parse_item(json.loads(line)))
         except ValueError as error:
-            raise ValueError(f"row {number} of the graded items is broken: {error}.") from error
+            raise UserError(f"row {number} of the graded items is broken: {error}.") from error
     return items
 
 
 def _parse_item(row: Any) -> GradedItem:
     if not isinstance(row, dict) or not set(_COLUMNS) <= row.keys():
-        raise ValueError(f"it needs {', '.join(_COLUMNS)}")
+        raise UserError(f"it needs {', '.join(_COLUMNS)}")
     if not all(isinstance(row[column], str) for column in _COLUMNS[:4]):
-        raise ValueError(f"{', '.join(_COLUMNS[:4])} are not all texts")
+        raise UserError(f"{', '.join(_COLUMNS[:4])} are not all texts")
     kind, grade = row["kind"], row["grade"]
     if kind not in GRADES or grade not in GRADES[kind].values():
-        raise ValueError(f"{grade!r} is no grade of a question of kind {kind!r}")
+        raise UserError(f"{grade!r} is no grade of a question of kind {kind!r}")
     reference = row.get("reference")
     request = GradeRequest(row["text"], row["question"], row["answer"], kind, reference)
     return GradedItem(request, float(grade))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from grpo_ao.chat import ChatSettings
+from grpo_ao.errors import UserError
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.local import LocalJudge
@@ -57,5 +58,5 @@ def make_judge(
         return ReferenceJudge()
     judge = local if flags.judge == "local" else ApiJudge(flags.chat_settings())
     if judge is None:
-        raise ValueError("the judge 'local' cannot be made without its model.")
+        raise UserError("the judge 'local' cannot be made without its model.")
     return judge if cache is None else CachedJudge(judge, cache)

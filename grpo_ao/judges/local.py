@@ -72,8 +72,7 @@ class LocalJudge:
     def from_pretrained(cls, base: str | Path) -> "LocalJudge":
         """Load a base model as a judge alone, from a local folder or the Hub.
 
-        On a GPU where there is one. Raises FileNotFoundError and ValueError as
-        ``Oracle.from_pretrained`` does.
+        On a GPU where there is one. Raises UserError as ``Oracle.from_pretrained`` does.
         """
         device = choose_device(None)
         check_fits_device(base, meta_model(load_config(base)), device)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from grpo_ao.errors import UserError
 from grpo_ao.probe import QuestionKind
 
 
-class JudgeError(ValueError):
+class JudgeError(UserError):
     """A judge cannot grade at all; the message is one sentence for the user."""
 
 

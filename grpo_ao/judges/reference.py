@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from grpo_ao.errors import UserError
 from grpo_ao.judges.protocol import Grade, GradeRequest
 from grpo_ao.probe import Probe
 
@@ -39,10 +40,10 @@ def open_score(answer: str, reference: str) -> float:
 
 
 def check_references(probes: Iterable[Probe]) -> None:
-    """Raise ValueError if a probe has no reference answer to be graded by."""
+    """Raise UserError if a probe has no reference answer to be graded by."""
     missing = [probe for probe in probes if not (probe.reference or "").strip()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} questions have no reference answer (the first: "
             f"{missing[0].question!r}), so the reference judge cannot grade them: "
             "give a question set with 'reference_answers'."

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.calibration import fit_isotonic, fit_temperature
+from grpo_ao.errors import UserError
 from grpo_ao.measuring.metrics import Answers
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.generation import end_token_ids, pad_token_id
@@ -73,11 +74,11 @@ def answer_probabilities(
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """Return the ids of those words that are one token; ValueError if none is."""
+    """Return the ids of those words that are one token; UserError if none is."""
     encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     ids = sorted({ids[0] for ids in encoded if len(ids) == 1})
     if not ids:
-        raise ValueError(f"none of {', '.join(map(repr, words))} is one token of the tokenizer.")
+        raise UserError(f"none of {', '.join(map(repr, words))} is one token of the tokenizer.")
     return ids
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import ask
 from grpo_ao.mini.world import HELDOUT_SHARE, make_message
 from grpo_ao.probe import Positions, Probe, Split, split_of, unit_draw
@@ -54,7 +55,7 @@ def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, 
     """
     half = num_contexts // 2
     if not half:
-        raise ValueError(f"--num_contexts must be at least 2, got {num_contexts}.")
+        raise UserError(f"--num_contexts must be at least 2, got {num_contexts}.")
     found: dict[tuple[str, str], list[tuple[str, str, str, str]]] = {
         (family, target): [] for family in benchmarks for target in ("Yes", "No")
     }

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device
 from grpo_ao.oracle.norms import fused_norms
@@ -36,12 +37,12 @@ def subject_token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
 
 
 def select_positions(token_ids: Sequence[int], positions: Positions, text: str) -> range:
-    """Return the positions that are read of a tokenised text; ValueError if it is too short."""
+    """Return the positions that are read of a tokenised text; UserError if it is too short."""
     try:
         return positions.select(len(token_ids))
     except ValueError as error:
         shown = text if len(text) <= 60 else text[:57] + "..."
-        raise ValueError(f"cannot read {shown!r}: {error}") from error
+        raise UserError(f"cannot read {shown!r}: {error}") from error
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def extract_activations(
 
     All layers come from one forward pass, which ends at the deepest of them; the adapter is off.
     The dtype is the model's. K is the positions' count, or less where they are clipped. Raises
-    ValueError for a text that is too short or a layer that the model does not have.
+    UserError for a text that is too short or a layer that the model does not have.
     """
     rows = [subject_token_ids(tokenizer, text) for text in texts]
     chosen = [select_positions(row, positions, text) for row, text in zip(rows, texts, strict=True)]
@@ -108,7 +109,7 @@ def read_residuals(
     and 16,384 tokens. ``progress`` is called with the number of texts read.
     """
     if batch_size < 1:
-        raise ValueError(f"the batch size must be at least 1, got {batch_size}.")
+        raise UserError(f"the batch size must be at least 1, got {batch_size}.")
     num_layers = len(decoder_layers(model))
     for layer in {layer for row in reads for layer, _ in row}:
         check_layer(num_layers, layer)

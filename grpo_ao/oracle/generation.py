@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.decoding import Decoder, decode_attention, reason_undecodable
 from grpo_ao.oracle.injection import Injection, InjectionHook
@@ -86,11 +87,11 @@ def _check_request(
     if len(prompts) != len(vectors):
         raise ValueError(f"{len(prompts)} prompts, but activations for {len(vectors)}.")
     if min(num_samples, max_new_tokens, batch_size) < 1:
-        raise ValueError("num_samples, max_new_tokens and batch_size must be at least 1.")
+        raise UserError("num_samples, max_new_tokens and batch_size must be at least 1.")
     if temperature < 0:
-        raise ValueError(f"the temperature must be 0 (greedy) or more, got {temperature}.")
+        raise UserError(f"the temperature must be 0 (greedy) or more, got {temperature}.")
     if temperature == 0 and num_samples > 1:
-        raise ValueError(f"{num_samples} greedy samples are all alike: set a temperature.")
+        raise UserError(f"{num_samples} greedy samples are all alike: set a temperature.")
     for prompt, row_KD in zip(prompts, vectors, strict=True):
         if len(prompt.positions) != len(row_KD):
             raise ValueError(
@@ -209,7 +210,7 @@ def end_token_ids(
     own = own if isinstance(own, list) else [own]
     ends = sorted({i for i in [tokenizer.eos_token_id, *own] if i is not None})
     if not ends:
-        raise ValueError("neither the tokenizer nor the model names an end-of-sequence token.")
+        raise UserError("neither the tokenizer nor the model names an end-of-sequence token.")
     return ends
 
 

@@ -5,6 +5,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from grpo_ao.errors import UserError
+
 
 def unwrap(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
@@ -23,7 +25,7 @@ def decoder_layers(model: PreTrainedModel | PeftModel) -> nn.ModuleList:
     """Return the decoder's layers, first to last."""
     layers = getattr(decoder_of(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"{type(unwrap(model)).__name__} keeps no list of decoder layers.")
+        raise UserError(f"{type(unwrap(model)).__name__} keeps no list of decoder layers.")
     return layers
 
 
@@ -50,11 +52,11 @@ def layer_index(num_layers: int, percent: int | float) -> int:
     """
     index = int(num_layers * percent / 100)
     if not 0 <= index < num_layers:
-        raise ValueError(f"{percent} % depth is outside of a model of {num_layers} layers.")
+        raise UserError(f"{percent} % depth is outside of a model of {num_layers} layers.")
     return index
 
 
 def check_layer(num_layers: int, layer: int) -> None:
     """Raise if a model of ``num_layers`` has no decoder layer ``layer``."""
     if not 0 <= layer < num_layers:
-        raise ValueError(f"there is no layer {layer}: the model has layers 0 to {num_layers - 1}.")
+        raise UserError(f"there is no layer {layer}: the model has layers 0 to {num_layers - 1}.")

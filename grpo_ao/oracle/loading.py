@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
@@ -31,7 +32,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"the device {device} was asked for, but torch sees no GPU here.")
+        raise UserError(f"the device {device} was asked for, but torch sees no GPU here.")
     return device
 
 
@@ -41,22 +42,22 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """Read a model's config; FileNotFoundError, in one sentence, for what is not a model."""
+    """Read a model's config; UserError, in one sentence, for what is not a model."""
     folder = resolve_files(base, ["config.json"], revision)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{base} holds no config.json: it is not a transformers model.")
+        raise UserError(f"{base} holds no config.json: it is not a transformers model.")
     return AutoConfig.from_pretrained(folder)
 
 
 def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer, from a local folder or the Hub.
 
-    Raises FileNotFoundError, in one sentence, where there is none.
+    Raises UserError, in one sentence, where there is none.
     """
     try:
         return AutoTokenizer.from_pretrained(base, revision=revision)
     except OSError as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"the tokenizer of {base} cannot be loaded: {_first_line(error)}"
         ) from error
 
@@ -71,25 +72,25 @@ def check_fits_device(base: str | Path, skeleton: PreTrainedModel, device: torch
     """Refuse a model too large for a CPU (more than 3 billion parameters)."""
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     if device.type == "cpu" and count > MAX_CPU_PARAMETERS:
-        raise ValueError(
+        raise UserError(
             f"{base} has {count / 1e9:.1f} billion parameters and needs a GPU, but the device is "
             "the CPU: run it on a machine with a GPU, or choose a smaller model."
         )
 
 
 def check_4bit(device: torch.device) -> None:
-    """Refuse 4 bits without CUDA (ValueError) or without bitsandbytes (ImportError)."""
+    """Refuse 4 bits without CUDA or without bitsandbytes (UserError)."""
     if device.type != "cuda":
-        raise ValueError(
+        raise UserError(
             f"a base model in 4 bits needs an NVIDIA GPU, but the device is {device}: leave out "
             "load_in_4bit."
         )
     if not is_bitsandbytes_available():
-        raise ImportError("a base model in 4 bits needs bitsandbytes: pip install 'grpo-ao[4bit]'.")
+        raise UserError("a base model in 4 bits needs bitsandbytes: pip install 'grpo-ao[4bit]'.")
 
 
 def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) -> None:
-    """Raise ValueError, in one sentence, unless the adapter in ``adapter`` fits the base model.
+    """Raise UserError, in one sentence, unless the adapter in ``adapter`` fits the base model.
 
     The adapter's weights are read; those of the base are not (``skeleton`` has none, and is
     changed by this check).
@@ -102,16 +103,16 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
             str(adapter), "default", torch_device="cpu", low_cpu_mem_usage=True
         )
     except ValueError as error:
-        raise ValueError(f"{misfit}: {_first_line(error)}") from error
+        raise UserError(f"{misfit}: {_first_line(error)}") from error
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{misfit}: its weights have other shapes than its config (rank {config.r}) and the "
             f"model give ({_first_mismatch(error)})."
         ) from error
     if missing := result.missing_keys:
-        raise ValueError(f"{misfit}: it lacks {len(missing)} weights, first {missing[0]}.")
+        raise UserError(f"{misfit}: it lacks {len(missing)} weights, first {missing[0]}.")
     if unexpected := result.unexpected_keys:
-        raise ValueError(
+        raise UserError(
             f"{misfit}: {len(unexpected)} of its weights have no place in the model, first "
             f"{unexpected[0]}."
         )
@@ -120,10 +121,10 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
 def adapter_config(adapter: Path) -> LoraConfig:
     """Read the configuration of the LoRA adapter in a folder."""
     if not (adapter / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{adapter} holds no adapter_config.json: it is no adapter.")
+        raise UserError(f"{adapter} holds no adapter_config.json: it is no adapter.")
     config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"the adapter {adapter} is a {config.peft_type}, not a LoRA adapter.")
+        raise UserError(f"the adapter {adapter} is a {config.peft_type}, not a LoRA adapter.")
     config.inference_mode = True
     return config
 
@@ -213,6 +214,4 @@ def _load_base(
             quantization_config=quantization,
         )
     except OSError as error:
-        raise FileNotFoundError(
-            f"the weights of {base} cannot be loaded: {_first_line(error)}"
-        ) from error
+        raise UserError(f"the weights of {base} cannot be loaded: {_first_line(error)}") from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import decoder_of, unwrap
 
 # What generation needs beside the weights: the cache and the logits.
@@ -63,10 +64,10 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     The sum is rounded once, from the pristine W0. After the block every base weight is bit for bit
     what it was, at the same address, however often this is done. W0 is kept on its own device
     where that has room (the size of the adapted weights), in pinned CPU memory otherwise. Raises
-    ValueError if ``reason_unmergeable``.
+    UserError if ``reason_unmergeable``.
     """
     if (reason := reason_unmergeable(model)) is not None:
-        raise ValueError(f"the adapter cannot be merged: {reason}.")
+        raise UserError(f"the adapter cannot be merged: {reason}.")
     places = _places(model)
     weights = [place.layer.get_base_layer().get_parameter("weight").data for place in places]
     pristine = _pristine(unwrap(model), weights)

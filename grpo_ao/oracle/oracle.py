@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import InjectionHook
@@ -74,11 +75,10 @@ class Oracle:
         ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only),
         ``divided`` divides its weights over the processes of a run (``sharding``). By default the
         device is a GPU where there is one, and the dtype bfloat16 there and float32 on a CPU.
-        Raises, in one sentence and before the base's weights are loaded: FileNotFoundError for a
-        folder or Hub id that cannot be read, ValueError for an adapter that does not fit the base
-        (modules, rank, width), for a tokenizer that cannot write the oracle's prompt, for a model
-        of more than 3 billion parameters or in 4 bits without a GPU, and ImportError for 4 bits
-        without bitsandbytes.
+        Raises UserError, before the base's weights are loaded, for a folder or Hub id that cannot
+        be read, an adapter that does not fit the base (modules, rank, width), a tokenizer that
+        cannot write the oracle's prompt, a model of more than 3 billion parameters without a GPU,
+        and 4 bits without a GPU or bitsandbytes.
         """
         device = choose_device(device)
         dtype = default_dtype(device) if dtype is None else dtype
@@ -145,9 +145,9 @@ class Oracle:
         The layer is by default the one at 50 % depth.
         """
         if isinstance(texts, str) or isinstance(questions, str):
-            raise ValueError("give a list of texts and a list of questions, one for each text.")
+            raise UserError("give a list of texts and a list of questions, one for each text.")
         if len(texts) != len(questions):
-            raise ValueError(f"{len(texts)} texts, but {len(questions)} questions: give pairs.")
+            raise UserError(f"{len(texts)} texts, but {len(questions)} questions: give pairs.")
         layer = layer_index(self.num_layers, 50) if layer is None else layer
         positions = Positions.parse(positions) if isinstance(positions, str) else positions
         activations = extract_activations(self.model, self.tokenizer, texts, [layer], positions)

@@ -8,6 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.injection import stack_positions
 from grpo_ao.oracle.spec import OracleSpec
 
@@ -32,16 +33,16 @@ def build_oracle_prompt(
 
     One user turn, prefix and question, through the chat template with a generation prompt and,
     where the template knows it, thinking off. The positions are those of the prefix's own run of
-    placeholders: a placeholder token in the question is not among them. Raises ValueError, with
+    placeholders: a placeholder token in the question is not among them. Raises UserError, with
     the prompt and both counts, unless the run is exactly ``num_vectors`` placeholder tokens.
     """
     if num_vectors < 1:
-        raise ValueError(f"an oracle prompt needs at least one activation, got {num_vectors}.")
+        raise UserError(f"an oracle prompt needs at least one activation, got {num_vectors}.")
     before, run, after = spec.prefix(layer, num_vectors)
     text = render_user_turn(tokenizer, before + run + after + question, answer_next=True)
     start = text.find(before + run + after)
     if start < 0:
-        raise ValueError(f"the chat template changes the oracle's prefix in the prompt {text!r}.")
+        raise UserError(f"the chat template changes the oracle's prefix in the prompt {text!r}.")
     run_start = start + len(before)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     input_ids: list[int] = encoding["input_ids"]
@@ -49,7 +50,7 @@ def build_oracle_prompt(
     placeholder = placeholder_id(tokenizer, spec.special_token)
     found = sum(input_ids[p] == placeholder for p in positions)
     if not found == len(positions) == num_vectors:
-        raise ValueError(
+        raise UserError(
             f"the prompt {text!r} has {found} placeholders ({len(positions)} tokens in their "
             f"place) for {num_vectors} vectors."
         )
@@ -59,9 +60,9 @@ def build_oracle_prompt(
 def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: bool) -> str:
     """Render one user turn through the chat template; ``answer_next`` opens the assistant's."""
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
+        raise UserError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: an instruction-tuned one is needed.")
+        raise UserError("the tokenizer has no chat template: an instruction-tuned one is needed.")
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         tokenize=False,
@@ -84,7 +85,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     behind = text.rpartition(said)[2].lstrip()
     ids = tokenizer.encode(behind, add_special_tokens=False)
     if not ids or ids[0] not in tokenizer.added_tokens_decoder:
-        raise ValueError("the chat template ends an assistant's message with no special token.")
+        raise UserError("the chat template ends an assistant's message with no special token.")
     return ids[0]
 
 
@@ -92,7 +93,7 @@ def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> in
     """Return the id of the placeholder, which must be one token of the tokenizer."""
     ids = tokenizer.encode(special_token, add_special_tokens=False)
     if len(ids) != 1:
-        raise ValueError(
+        raise UserError(
             f"the placeholder {special_token!r} is {len(ids)} tokens in this tokenizer, not one: "
             "choose another special_token."
         )

@@ -6,31 +6,31 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from grpo_ao.errors import UserError
+
 
 def resolve_files(name: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
     """Return a folder that holds those of ``files`` (names or patterns) that the source has.
 
     ``name`` is a local folder or a Hub id; of a Hub repository the files are fetched into the
-    cache, whose folder is named after the commit. Raises FileNotFoundError, in one sentence, for
+    cache, whose folder is named after the commit. Raises UserError, in one sentence, for
     what is neither.
     """
     if Path(name).is_dir():
         return Path(name)
     if Path(name).exists():
-        raise FileNotFoundError(f"{name} is a file, not the folder of a model or adapter.")
+        raise UserError(f"{name} is a file, not the folder of a model or adapter.")
     try:
         folder = snapshot_download(str(name), revision=revision, allow_patterns=list(files))
     except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"{name} is neither a local folder nor in the Hub's cache, and the Hub cannot be "
             "reached: connect to the network or give the path of a downloaded copy."
         ) from error
     except HFValidationError as error:
-        raise FileNotFoundError(
-            f"there is no folder {name}, and no Hub id is written so."
-        ) from error
+        raise UserError(f"there is no folder {name}, and no Hub id is written so.") from error
     except HfHubHTTPError as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"{name} is neither a local folder nor a Hub repository that can be read (revision "
             f"{revision or 'main'}): check the spelling, or log in if it is private."
         ) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.sources import resolve_files
 
@@ -35,15 +36,15 @@ class OracleSpec:
 
     def __post_init__(self) -> None:
         if self.hook_onto_layer < 0:
-            raise ValueError(f"hook_onto_layer is {self.hook_onto_layer}, but counts from 0.")
+            raise UserError(f"hook_onto_layer is {self.hook_onto_layer}, but counts from 0.")
         if not self.special_token:
-            raise ValueError("special_token is empty: the oracle needs a placeholder token.")
+            raise UserError("special_token is empty: the oracle needs a placeholder token.")
         if self._template.count(PLACEHOLDER_RUN) != 1:
-            raise ValueError(
+            raise UserError(
                 f"prefix_template {self.prefix_template!r} must hold {PLACEHOLDER_RUN!r} once."
             )
         if self.act_layer_combinations and not self.single_layers:
-            raise ValueError(
+            raise UserError(
                 f"the adapter reads several layers at once ({self.act_layer_combinations}); "
                 "only adapters that read one layer a question are supported."
             )
@@ -88,9 +89,9 @@ def load_spec(adapter: str | Path, revision: str | None = None) -> OracleSpec:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a JSON object.")
+        raise UserError(f"{path} does not hold a JSON object.")
     return _from_json(values, path)
 
 
@@ -104,7 +105,7 @@ def _from_json(values: dict[str, Any], path: Path) -> OracleSpec:
     }
     for key, (kind, holds) in checks.items():
         if key in values and not holds(values[key]):
-            raise ValueError(f"{path}: {key} is {values[key]!r}, which is not {kind}.")
+            raise UserError(f"{path}: {key} is {values[key]!r}, which is not {kind}.")
     known = {key: values[key] for key in _KEYS if key in values}
     if "act_layer_combinations" in known:
         known["act_layer_combinations"] = tuple(map(tuple, known["act_layer_combinations"]))

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import Read, read_residuals, select_positions, subject_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.sources import resolve_files
@@ -34,7 +35,7 @@ def model_fingerprint(model_name_or_path: str | Path, revision: str | None = Non
         return f"{model_name_or_path}@{folder.name}"
     files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     if not any(path.suffix in {".safetensors", ".bin"} for path in files):
-        raise FileNotFoundError(f"the model folder {folder} holds no weight files.")
+        raise UserError(f"the model folder {folder} holds no weight files.")
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -71,11 +72,11 @@ class ActivationStore:
         and quantization, the texts' tokens (so also the chat template and tokenizer), layers and
         positions. So runs that read differently can share a folder, also at the same time; a file
         that no run needs any more can be deleted. A damaged file is replaced; one that is not an
-        activation store is left alone and refused with ValueError, as is a text that is too short.
+        activation store is left alone and refused with UserError, as is a text that is too short.
         ``progress`` is called with the number of texts read; not at all if none had to be.
         """
         if not probes:
-            raise ValueError("there are no probes to store activations of.")
+            raise UserError("there are no probes to store activations of.")
         entries = {_key(probe): probe for probe in probes}
         tokens = {p.text: subject_token_ids(tokenizer, p.text) for p in entries.values()}
         reads = {
@@ -146,7 +147,7 @@ def _is_current(path: Path, fingerprint: str, wanted: set[str]) -> bool:
         _log.warning("%s is damaged (%s): it is read anew from the subject.", path, error)
         return False
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not an activation store: move it away or name another folder.")
+        raise UserError(f"{path} is not an activation store: move it away or name another folder.")
     return metadata.get("fingerprint") == fingerprint and names == wanted
 
 

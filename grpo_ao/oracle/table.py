@@ -14,7 +14,7 @@ from grpo_ao.probe import Probe
 class ProbeTable:
     """What every forward pass of the oracle needs to know of a set of probes.
 
-    Raises ValueError if a probe's placeholders and its activations differ in number.
+    Raises UserError if a probe's placeholders and its activations differ in number.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from typing import Any, TextIO, cast
 import fsspec
 from datasets import load_dataset
 
+from grpo_ao.errors import UserError
 from grpo_ao.probe import unit_draw
 from grpo_ao.probes.templates import Templates
 
@@ -42,7 +43,7 @@ class Context:
 def load_contexts(benchmark: str, data_dir: Path | None) -> list[Context]:
     """Return a benchmark's contexts, each text once, in the order of the data.
 
-    Raises FileNotFoundError for missing data and ValueError for a missing column, in one sentence.
+    Raises UserError, in one sentence, for missing data and for a missing column.
     """
     contexts = _FOLDER[benchmark](data_dir) if data_dir else _from_network(benchmark)
     return _merged(contexts)
@@ -52,10 +53,10 @@ def load_templates(benchmark: str, data_dir: Path) -> Templates:
     """Return the question templates that a data folder brings for a benchmark."""
     path = data_dir / TEMPLATE_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
+        raise UserError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
     every = json.loads(path.read_text(encoding="utf-8"))
     if benchmark not in every:
-        raise ValueError(f"{path} has no templates for {benchmark}.")
+        raise UserError(f"{path} has no templates for {benchmark}.")
     templates = every[benchmark]
     if benchmark == "snli":  # the hypothesis stands behind the question
         return [f"{template} {{}}" for template in templates]
@@ -199,7 +200,7 @@ def _named(sentences: Iterable[_Sentence]) -> Iterator[Context]:
 def _files(data_dir: Path, benchmark: str, suffix: str) -> list[Path]:
     found = sorted((data_dir / benchmark).rglob(f"*{suffix}"))
     if not found:
-        raise FileNotFoundError(f"{data_dir} has no data of {benchmark} ({benchmark}/*{suffix}).")
+        raise UserError(f"{data_dir} has no data of {benchmark} ({benchmark}/*{suffix}).")
     return found
 
 
@@ -220,7 +221,7 @@ def _parsed(text: str, name: str, suffix: str, columns: Sequence[str]) -> Iterat
         present = set(rows.fieldnames or [])
     for column in columns:
         if column not in present:
-            raise ValueError(f"{name} has no column '{column}'.")
+            raise UserError(f"{name} has no column '{column}'.")
     yield from rows
 
 
@@ -229,7 +230,7 @@ def _relation_files(texts: Iterable[tuple[str, str]]) -> Iterator[Context]:
         relation = json.loads(text)
         for key in ("prompt_templates", "samples"):
             if key not in relation:
-                raise ValueError(f"{name} has no '{key}'.")
+                raise UserError(f"{name} has no '{key}'.")
         yield from _relations(relation)
 
 
@@ -276,7 +277,7 @@ def _from_network(benchmark: str) -> list[Context]:
     try:
         return list(_NETWORK[benchmark]())
     except (ConnectionError, OSError) as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"the data of {benchmark} could not be fetched ({type(error).__name__}): check the "
             "network, give a folder with the data as --data_dir, or name other --benchmarks."
         ) from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from grpo_ao.errors import UserError
 from grpo_ao.judges.reference import words
 from grpo_ao.mini.probes import mini_items
 from grpo_ao.probe import Split, split_of, stable_hash, unit_draw
@@ -66,14 +67,14 @@ def groups(suite: Suite, benchmarks: Sequence[str]) -> dict[str, tuple[str, ...]
 
 
 def check_benchmarks(benchmarks: Sequence[str]) -> None:
-    """Raise ValueError for a name that is none of the nine."""
+    """Raise UserError for a name that is none of the nine."""
     for benchmark in benchmarks:
         if benchmark not in BENCHMARKS:
-            raise ValueError(
+            raise UserError(
                 f"there is no benchmark '{benchmark}': choose from {', '.join(BENCHMARKS)}."
             )
     if not benchmarks:
-        raise ValueError("--benchmarks names none.")
+        raise UserError("--benchmarks names none.")
 
 
 def load_items(
@@ -81,11 +82,11 @@ def load_items(
 ) -> list[Item]:
     """Return the held-out items of each benchmark, in order.
 
-    Raises FileNotFoundError or ValueError, in one sentence, where data is missing or too little.
+    Raises UserError, in one sentence, where data is missing or too little.
     """
     check_benchmarks(benchmarks)
     if data_dir is not None and not data_dir.is_dir():
-        raise FileNotFoundError(f"there is no data folder {data_dir}.")
+        raise UserError(f"there is no data folder {data_dir}.")
     if suite == "mini":
         return [Item(*values) for values in mini_items(benchmarks, num_contexts)]
     items = []
@@ -107,7 +108,7 @@ def make_items(
     """Ask one question about each of the first contexts of a split, in the order of their hashes.
 
     As many questions are answered Yes as No. A context is in a split by the hash of its text. What
-    the public oracles were never trained on is held out whole. Raises ValueError if the split has
+    the public oracles were never trained on is held out whole. Raises UserError if the split has
     no context for one of the answers.
     """
     share = 1.0 if benchmark in OUT_OF_DISTRIBUTION else HELDOUT_SHARE
@@ -121,7 +122,7 @@ def make_items(
     if num_contexts is not None:
         half = min(half, num_contexts // 2)
     if not half:
-        raise ValueError(
+        raise UserError(
             f"the {split} split of {benchmark} has {len(yes)} contexts with the answer Yes and "
             f"{len(no)} with No, and needs both: give more data or a larger --num_contexts."
         )

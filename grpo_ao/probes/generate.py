@@ -9,6 +9,7 @@ from huggingface_hub import get_token
 from rich.console import Console
 
 from grpo_ao.chat import ChatSettings
+from grpo_ao.errors import UserError
 from grpo_ao.probes.filters import TextFilter, TextRules
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.questioning import Asking
@@ -66,11 +67,11 @@ class QuestionsConfig:
     def __post_init__(self) -> None:
         for name in ("num_texts", "min_characters"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if self.max_characters < self.min_characters:
-            raise ValueError("--max_characters must be at least --min_characters.")
+            raise UserError("--max_characters must be at least --min_characters.")
         if self.max_cost is not None and not self.max_cost > 0:
-            raise ValueError(f"--max_cost must be above 0, got {self.max_cost}.")
+            raise UserError(f"--max_cost must be above 0, got {self.max_cost}.")
 
     def chat_settings(self) -> ChatSettings:
         """Return the endpoint's settings; ChatError where they cannot be."""
@@ -95,14 +96,12 @@ class QuestionsConfig:
 def generate_questions(config: QuestionsConfig, console: Console) -> None:
     """Make the set that ``config`` describes, or go on with it; print what it is made of.
 
-    Everything that can be refused without a request is refused before the first one. Raises
-    ValueError (ChatError among them), FileNotFoundError, FileExistsError and BlockingIOError with
-    one sentence for the user.
+    Everything that can be refused without a request is refused before the first one (UserError).
     """
     settings = config.chat_settings()
     settings.api_key()
     if config.push_to_hub is not None and get_token() is None:
-        raise ValueError("--push_to_hub needs a token of the Hub: log in with `hf auth login`.")
+        raise UserError("--push_to_hub needs a token of the Hub: log in with `hf auth login`.")
     with QuestionFile(config.output, config.of_the_set(), config.resume) as file:
         texts = _choose(config, file, console)
         todo = [text for text in texts if not file.is_decided(text.text)]
@@ -141,5 +140,5 @@ def _choose(config: QuestionsConfig, file: QuestionFile, console: Console) -> li
             highlight=False,
         )
     if not chosen:
-        raise ValueError(f"{config.source} has no text that passes the filters.")
+        raise UserError(f"{config.source} has no text that passes the filters.")
     return chosen

@@ -7,6 +7,7 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from grpo_ao.config import TrainConfig
+from grpo_ao.errors import UserError
 from grpo_ao.files import text_digest
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import select_positions, subject_token_ids
@@ -46,7 +47,7 @@ def load_probes(
         train = [p for p in train if p.text in set(texts)]
     heldout = [p for p in probes if split_of(p.text, HELDOUT_SHARE) == "heldout"]
     if not train or not heldout:
-        raise ValueError(
+        raise UserError(
             f"{config.questions} leaves {len(train)} training and {len(heldout)} held-out probes: "
             "both are needed, so give a larger question set."
         )
@@ -68,7 +69,7 @@ def _long_enough(config: TrainConfig, probes: list[Probe], console: Console) -> 
         left_out = len(probes) - len(kept)
         console.print(f"{left_out} probes are left out. The first: {first_problem}")
     if not kept:
-        raise ValueError(f"no probe can be read. The first: {first_problem}")
+        raise UserError(f"no probe can be read. The first: {first_problem}")
     return kept
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ao.completions import Usage
+from grpo_ao.errors import UserError
 from grpo_ao.probe import stable_hash
 from grpo_ao.probes.sources import LeftOut, SourceText
 
@@ -19,9 +20,8 @@ class QuestionFile:
     cost from the sum, never the row. One process at a time writes, as long as the block lasts that
     this is used in. ``spent`` is what all texts took that were asked about, ``paid`` their number.
 
-    Raises FileExistsError if there is a set and ``resume`` is not given, FileNotFoundError if there
-    is none to resume, BlockingIOError if another process is at it, and ValueError if it was begun
-    with other settings.
+    Raises UserError if there is a set and ``resume`` is not given, if there is none to resume, if
+    another process is at it, and if it was begun with other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -33,14 +33,14 @@ class QuestionFile:
         try:
             fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(f"another process is writing {path}: wait for it.") from error
+            raise UserError(f"another process is writing {path}: wait for it.") from error
         self._rows = path.open("ab+")
         self.rows = _whole_rows(self._rows)
         log = _whole_rows(self._log)
         if not log:
             _append(self._log, [{"settings": settings}])
         elif log[0]["settings"] != settings:
-            raise ValueError(_difference(path, log[0]["settings"], settings))
+            raise UserError(_difference(path, log[0]["settings"], settings))
         self.spent = Usage()
         self.paid = 0
         self._decided: set[str] = {stable_hash(row["wildchat_question"]) for row in self.rows}
@@ -58,9 +58,9 @@ class QuestionFile:
 
     def _check_presence(self, resume: bool) -> None:
         if resume and not self.log_path.exists():
-            raise FileNotFoundError(f"there is no question set to resume at {self.path}.")
+            raise UserError(f"there is no question set to resume at {self.path}.")
         if not resume and (self.path.exists() or self.log_path.exists()):
-            raise FileExistsError(
+            raise UserError(
                 f"{self.path} holds a question set already: go on with it by --resume, or give "
                 "another --output."
             )

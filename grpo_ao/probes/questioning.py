@@ -23,6 +23,7 @@ from grpo_ao.chat import (
     explain,
 )
 from grpo_ao.completions import Usage
+from grpo_ao.errors import UserError
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.sources import LeftOut, SourceText
 from grpo_ao.probes.writing import Outcome, questions_prompt, write_questions
@@ -71,7 +72,7 @@ class Asking:
     async def run(self, todo: Sequence[SourceText]) -> None:
         """Ask about the texts, and say what came of them.
 
-        Raises ChatError where the endpoint does not work, ValueError where the estimate is above
+        Raises ChatError where the endpoint does not work, UserError where the estimate is above
         --max_cost.
         """
         endpoint = ChatEndpoint(self.settings)
@@ -166,12 +167,12 @@ class Asking:
 
 def _check_cost(cost: float | None, limit: float) -> None:
     if cost is None:
-        raise ValueError(
+        raise UserError(
             "--max_cost cannot be kept where the cost is not known: give --input_price and "
             "--output_price. The first row is kept: go on with --resume."
         )
     if cost > limit:
-        raise ValueError(
+        raise UserError(
             f"the set will cost about ${cost:.4f}, above --max_cost {limit:g}: lower --num_texts "
             "or raise --max_cost. The first row is kept: go on with --resume."
         )

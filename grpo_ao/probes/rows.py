@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, Probe, QuestionKind, unit_draw
 from grpo_ao.probes.sources import read_rows
 
@@ -46,24 +47,24 @@ def question_kind(question: str) -> QuestionKind:
 def parse_row(row: Any) -> QuestionRow:
     """Validate one row; raise ``ValueError`` with the reason if it is broken."""
     if not isinstance(row, dict):
-        raise ValueError(f"it is a {type(row).__name__}, not an object with columns")
+        raise UserError(f"it is a {type(row).__name__}, not an object with columns")
     for column in ("wildchat_question", "oracle_questions"):
         if column not in row:
-            raise ValueError(f"the column '{column}' is missing")
+            raise UserError(f"the column '{column}' is missing")
     text, questions = row["wildchat_question"], row["oracle_questions"]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError("'wildchat_question' is not a text or is empty")
+        raise UserError("'wildchat_question' is not a text or is empty")
     if not isinstance(questions, list) or not all(isinstance(q, str) for q in questions):
-        raise ValueError("'oracle_questions' is not a list of texts")
+        raise UserError("'oracle_questions' is not a list of texts")
     asked = tuple(q.strip() for q in questions)
     if not asked or not all(asked):
-        raise ValueError("'oracle_questions' has no questions or an empty one")
+        raise UserError("'oracle_questions' has no questions or an empty one")
     kinds = _optional(row, "question_kinds", len(asked)) or [question_kind(q) for q in asked]
     if not all(kind in ("closed", "open") for kind in kinds):
-        raise ValueError("'question_kinds' holds something other than 'closed' and 'open'")
+        raise UserError("'question_kinds' holds something other than 'closed' and 'open'")
     references = _optional(row, "reference_answers", len(asked)) or [None] * len(asked)
     if not all(reference is None or isinstance(reference, str) for reference in references):
-        raise ValueError("'reference_answers' holds something other than texts and null")
+        raise UserError("'reference_answers' holds something other than texts and null")
     # Half of a surrogate pair is valid in JSON, but no tokenizer takes it.
     "".join((text, *asked)).encode()
     return QuestionRow(text, asked, tuple(kinds), tuple(references))
@@ -74,7 +75,7 @@ def _optional(row: dict, column: str, length: int) -> list | None:
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != length:
-        raise ValueError(f"'{column}' is not a list of {length} entries, one for each question")
+        raise UserError(f"'{column}' is not a list of {length} entries, one for each question")
     return values
 
 
@@ -90,7 +91,7 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
     """Load a question set from a JSONL path or, if ``source`` is no path, from the Hub.
 
     Every broken row is reported by its number and reason in ``problems``; with ``strict`` the
-    first is an error. Raises ``ValueError`` if no sound row is left.
+    first is an error. Raises UserError if no sound row is left.
     """
     rows, problems = [], []
     for number, entry in read_rows(source):
@@ -101,11 +102,11 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
         except ValueError as error:
             problem = f"row {number} of {source} is left out: {error}."
             if strict:
-                raise ValueError(problem) from error
+                raise UserError(problem) from error
             problems.append(problem)
     if not rows:
         first = f" {problems[0]}" if problems else ""
-        raise ValueError(f"the question set {source} has no rows with questions.{first}")
+        raise UserError(f"the question set {source} has no rows with questions.{first}")
     return LoadedRows(rows, problems)
 
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from datasets import load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from grpo_ao.errors import UserError
+
 
 def read_rows(source: str, streaming: bool = False) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a JSONL path or, if ``source`` is no path, of a Hub id's split ``train``.
 
     Rows count from 1; a line that cannot be read comes as the ValueError that says why. With
-    ``streaming`` a data set of the Hub is read as it is downloaded. Raises FileNotFoundError.
+    ``streaming`` a data set of the Hub is read as it is downloaded. Raises UserError.
     """
     if source.endswith((".jsonl", ".json")) or Path(source).exists():
         return _read_jsonl(Path(source))
@@ -22,7 +24,7 @@ def read_rows(source: str, streaming: bool = False) -> Iterator[tuple[int, Any]]
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file at {path}: give a JSONL file or a Hub id.")
+        raise UserError(f"there is no file at {path}: give a JSONL file or a Hub id.")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -39,7 +41,7 @@ def _read_hub(name: str, streaming: bool) -> Iterator[tuple[int, Any]]:
     try:
         yield from enumerate(load_dataset(name, split="train", streaming=streaming), start=1)
     except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"'{name}' could not be loaded from the Hugging Face Hub: check the name and the "
             "network, or give the path of a JSONL file."
         ) from error
@@ -64,7 +66,7 @@ class LeftOut(NamedTuple):
 def read_texts(source: str, column: str) -> Iterator[SourceText | LeftOut]:
     """Yield the text of each row: the column's, or the first user turn of a conversation in it.
 
-    ``language`` and ``toxic`` are read where a row has them, as WildChat's do. Raises ValueError if
+    ``language`` and ``toxic`` are read where a row has them, as WildChat's do. Raises UserError if
     the first row does not have the column.
     """
     for number, row in read_rows(source, streaming=True):
@@ -75,7 +77,7 @@ def read_texts(source: str, column: str) -> Iterator[SourceText | LeftOut]:
         elif column in row:
             yield _text_of(number, row, row[column])
         elif number == 1:
-            raise ValueError(
+            raise UserError(
                 f"{source} has no column '{column}': its first row has {', '.join(row) or 'none'}."
             )
         else:

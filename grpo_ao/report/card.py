@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
 )
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
 from grpo_ao.report.benchmark_tables import benchmark_tables
 from grpo_ao.report.formats import number, signed
@@ -25,7 +26,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
     """Write ``adapter/README.md``, the card that the Hub shows, and its figure beside it.
 
     ``name`` is the repository that the card tells its reader to load; without one, the adapter's
-    folder. Raises FileNotFoundError if the run has no adapter yet.
+    folder. Raises UserError if the run has no adapter yet.
     """
     adapter = adapter_of(record.folder)
     figure = record.folder / _FIGURE
@@ -57,9 +58,9 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
 
 
 def adapter_of(folder: Path) -> Path:
-    """Return a run's final adapter; FileNotFoundError if there is none."""
+    """Return a run's final adapter; UserError if there is none."""
     if not (folder / "adapter" / "adapter_config.json").is_file():
-        raise FileNotFoundError(
+        raise UserError(
             f"there is no trained adapter in {folder}: a run writes it when training ends; "
             "go on with it by --resume."
         )
@@ -69,10 +70,10 @@ def adapter_of(folder: Path) -> Path:
 def check_push(repository: str) -> None:
     """Make sure, before a run, that its adapter can be pushed; the repository is made here.
 
-    Raises ValueError in one sentence: no token, a name that is none, no right to write, no network.
+    Raises UserError in one sentence: no token, a name that is none, no right to write, no network.
     """
     if get_token() is None:
-        raise ValueError(
+        raise UserError(
             f"the adapter cannot be pushed to {repository}: there is no token of the Hugging Face "
             "Hub. Log in by `hf auth login` or set HF_TOKEN."
         )
@@ -82,7 +83,7 @@ def check_push(repository: str) -> None:
 def push_adapter(folder: Path, repository: str) -> str:
     """Upload a run's adapter folder, card and all; return the address of the commit.
 
-    Raises ValueError in one sentence if the Hub does not take it.
+    Raises UserError in one sentence if the Hub does not take it.
     """
     adapter = adapter_of(folder)
     full_name = _make_repository(repository)
@@ -93,7 +94,7 @@ def push_adapter(folder: Path, repository: str) -> str:
             commit_message="Upload a calibrated activation oracle",
         )
     except (OSError, HTTPError) as error:
-        raise ValueError(
+        raise UserError(
             f"the adapter in {adapter} could not be uploaded to {full_name} ({_reason(error)}): "
             f"try again by `grpo-ao push {folder} {repository}`."
         ) from error
@@ -105,7 +106,7 @@ def _make_repository(repository: str) -> str:
     try:
         return HfApi().create_repo(repository, exist_ok=True).repo_id
     except (OSError, ValueError, HTTPError) as error:
-        raise ValueError(
+        raise UserError(
             f"the adapter cannot be pushed to {repository} ({_reason(error)}): check the name, "
             "USER/NAME, the network, and that the token may write there."
         ) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
 
 Status = Literal["finished", "running", "stopped"]
@@ -58,10 +59,10 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run, whether it is finished, under way or was killed.
 
-    Raises FileNotFoundError if ``folder`` holds no run.
+    Raises UserError if ``folder`` holds no run.
     """
     if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"there is no run in {folder}: it holds no run.json.")
+        raise UserError(f"there is no run in {folder}: it holds no run.json.")
     rows = read_jsonl(folder / "metrics.jsonl")
     names = [(when, mode) for when in WHEN for mode in MODES]
     heldout = {f"{w} {m}": read_jsonl(folder / f"heldout_{w}_{m}.jsonl") for w, m in names}

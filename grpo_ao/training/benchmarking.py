@@ -28,7 +28,7 @@ _BATCH = 256
 def benchmark_probes(config: TrainConfig, num_layers: int) -> list[Probe]:
     """Return the benchmarks' probes, each question at one layer; none if no benchmark is named.
 
-    Raises FileNotFoundError or ValueError, in one sentence, where their data is not to be had.
+    Raises UserError, in one sentence, where their data is not to be had.
     """
     if not config.benchmarks:
         return []

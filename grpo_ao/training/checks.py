@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from grpo_ao.config import TrainConfig
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
@@ -33,7 +34,7 @@ def _check_oracle(config: TrainConfig, device: torch.device) -> None:
 def _check_rank(folder: Path, adapter: str, expected: int) -> None:
     rank = adapter_config(folder).r
     if rank != expected:
-        raise ValueError(
+        raise UserError(
             f"the adapter {adapter} has LoRA rank {rank}, not {expected}: "
             f"give --lora_rank {rank} or another adapter."
         )
@@ -43,12 +44,12 @@ def check_rollouts(config: TrainConfig, processes: int) -> None:
     """Raise, in one sentence, where vLLM could not complete the prompts of this run."""
     if config.rollout != "vllm":
         if config.vllm_servers or config.vllm:
-            raise ValueError(
+            raise UserError(
                 "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
             )
         return
     if config.load_in_4bit:
-        raise ValueError(
+        raise UserError(
             "--rollout vllm needs an unquantized base model: leave out --load_in_4bit, or use "
             "--rollout transformers."
         )
@@ -63,22 +64,22 @@ def check_rollouts(config: TrainConfig, processes: int) -> None:
 def check_divided(config: TrainConfig, processes: int) -> None:
     """Raise, in one sentence, where this run cannot divide the base's weights (FSDP)."""
     if processes == 1:
-        raise ValueError(
+        raise UserError(
             "FSDP divides the base model's weights over processes, but there is one alone: launch "
             "with --num_processes 2 or more, or without FSDP."
         )
     if config.load_in_4bit:
-        raise ValueError(
+        raise UserError(
             "FSDP does not divide a base model in 4 bits: leave out --load_in_4bit, or launch with "
             "configs/accelerate/ddp.yaml."
         )
     if config.judge == "local":
-        raise ValueError(
+        raise UserError(
             "--judge local reads with the base model while other processes may not, but FSDP "
             "divides it: use --judge api, or launch with configs/accelerate/ddp.yaml."
         )
     if config.rollout == "vllm" and not config.vllm_servers:
-        raise ValueError(
+        raise UserError(
             "vLLM in the trainer's process merges into whole base weights, but FSDP divides them: "
             "name --vllm_servers, or use --rollout transformers."
         )

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
@@ -89,7 +90,7 @@ def fine_tune(
             processes.sum_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             if not norm.isfinite():
-                raise ValueError(
+                raise UserError(
                     f"the gradient of the warm start is not finite at step {len(losses) + 1}: "
                     "lower --warm_start_lr."
                 )

@@ -3,6 +3,7 @@
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.config import TrainConfig
+from grpo_ao.errors import UserError
 from grpo_ao.processes import Processes
 
 
@@ -10,7 +11,7 @@ def check_divides(config: TrainConfig, processes: int) -> None:
     """Refuse a step whose completions cannot be divided evenly over the processes."""
     size = config.questions_per_step * config.num_generations
     if size % processes and "per_device_train_batch_size" not in config.trl:
-        raise ValueError(
+        raise UserError(
             f"{config.questions_per_step} questions x {config.num_generations} completions a step "
             f"are {size}, which cannot be divided over {processes} processes: change "
             "--questions_per_step or the number of processes."

@@ -21,6 +21,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
+from grpo_ao.errors import UserError
 from grpo_ao.files import append_jsonl, atomic_write_text
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.measuring.heldout import complete_table
@@ -96,7 +97,7 @@ def _read_samples(path: Path) -> list[Sample]:
     rows = [json.loads(line) for line in whole.splitlines()]
     wanted = {field.name for field in fields(Sample)}
     if any(row.keys() != wanted for row in rows):
-        raise ValueError(
+        raise UserError(
             f"{path} holds samples of another version of this program: delete it to sample anew."
         )
     return [Sample(**row) for row in rows]
@@ -167,7 +168,7 @@ def make_targets(
                 target = _target(tokenizer, row, confidence, answer, tagged, grade, measured)
                 targets.append(replace(target, count=len(scores)))
     if not targets:
-        raise ValueError("the oracle gave no answer that a tag can be put in front of.")
+        raise UserError("the oracle gave no answer that a tag can be put in front of.")
     return targets
 
 

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from grpo_ao.cli import main
+from grpo_ao.errors import UserError
 from grpo_ao.judges.agreement import (
     HOSTILE_TOLERANCE,
     TOLERANCE,
@@ -152,7 +153,7 @@ def test_broken_items_are_named_by_their_row(tmp_path, row, reason):
 
 
 def test_items_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no graded items at"):
+    with pytest.raises(UserError, match="no graded items at"):
         load_items(tmp_path / "nothing.jsonl")
 
 

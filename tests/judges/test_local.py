@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from grpo_ao.errors import UserError
 from grpo_ao.judges import rubric
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.local import LocalJudge, letter_ids
@@ -315,5 +316,5 @@ def test_a_base_model_is_loaded_as_a_judge_alone(tmp_path):
         scores(local(tiny_model()), *REQUESTS), abs=0.02
     )
     assert json.loads(judge.identity)["model"].startswith("sha256:")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError):
         LocalJudge.from_pretrained(tmp_path / "nothing")

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.loading import check_4bit, nf4
 from grpo_ao.oracle.oracle import Oracle
 from tests.families import save_family
@@ -21,7 +22,7 @@ def test_4_bits_without_a_gpu_are_refused_before_the_base_is_read(tmp_path):
     importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed"
 )
 def test_4_bits_without_bitsandbytes_say_what_to_install():
-    with pytest.raises(ImportError, match=r"pip install 'grpo-ao\[4bit\]'"):
+    with pytest.raises(UserError, match=r"pip install 'grpo-ao\[4bit\]'"):
         check_4bit(torch.device("cuda"))
 
 

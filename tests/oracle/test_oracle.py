@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.oracle import Oracle
@@ -125,20 +126,20 @@ def saved_without_weights(saved):
 
 
 def test_a_base_that_is_not_there_is_one_sentence(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         Oracle.from_pretrained(tmp_path / "nowhere", saved[1], device="cpu")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         Oracle.from_pretrained(tmp_path / "empty", saved[1], device="cpu")
-    with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json"):
+    with pytest.raises(UserError, match=r"no adapter_config\.json"):
         Oracle.from_pretrained(saved[0], tmp_path / "empty", device="cpu")
 
 
 def test_a_hub_id_without_network_is_one_sentence(saved, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="some/base is neither"):
+    with pytest.raises(UserError, match="some/base is neither"):
         Oracle.from_pretrained("some/base", saved[1], device="cpu")
-    with pytest.raises(FileNotFoundError, match="some/adapter is neither"):
+    with pytest.raises(UserError, match="some/adapter is neither"):
         Oracle.from_pretrained(saved[0], "some/adapter", device="cpu")
 
 

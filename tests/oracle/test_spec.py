@@ -3,6 +3,7 @@ import json
 import huggingface_hub.constants
 import pytest
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 
 # The relevant part of the file beside the public Qwen3-8B oracle.
@@ -84,16 +85,16 @@ def test_a_file_that_is_not_an_object_is_refused(tmp_path, content):
 
 def test_a_hub_id_without_network_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=r"some/adapter is neither .* cannot be reached"):
+    with pytest.raises(UserError, match=r"some/adapter is neither .* cannot be reached"):
         load_spec("some/adapter")
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         load_spec(tmp_path / "nowhere")
 
 
 def test_a_file_in_place_of_the_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(FileNotFoundError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         load_spec(tmp_path / "file")

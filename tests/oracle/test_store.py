@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
@@ -187,7 +188,7 @@ def test_the_fingerprint_of_a_local_model_is_of_its_weights(tmp_path):
 
 
 def test_a_folder_without_weights_has_no_fingerprint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weight files"):
+    with pytest.raises(UserError, match="no weight files"):
         model_fingerprint(tmp_path)
 
 

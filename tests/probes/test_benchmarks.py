@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from grpo_ao.errors import UserError
 from grpo_ao.probe import Split
 from grpo_ao.probes import benchmark_sources
 from grpo_ao.probes.benchmark_sources import Context, entities, load_contexts, load_templates
@@ -237,14 +238,14 @@ def test_equal_texts_are_one_context_and_a_label_that_is_both_is_neither(tmp_pat
 
 
 def test_missing_data_is_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no data of sst2 \(sst2/\*.tsv\)"):
+    with pytest.raises(UserError, match=r"no data of sst2 \(sst2/\*.tsv\)"):
         load_contexts("sst2", tmp_path)
     write_csv(tmp_path / "sst2/a.tsv", ["sentence", "grade"], ["x", 1], delimiter="\t")
     with pytest.raises(ValueError, match=r"a\.tsv has no column 'label'"):
         load_contexts("sst2", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no question_paraphrases\.json"):
+    with pytest.raises(UserError, match=r"no question_paraphrases\.json"):
         load_items("paper", ["sst2"], 4, tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no data folder"):
+    with pytest.raises(UserError, match="there is no data folder"):
         load_items("paper", ["sst2"], 4, tmp_path / "none")
 
 
@@ -303,5 +304,5 @@ def test_no_network_is_one_sentence(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(benchmark_sources, "load_dataset", fail)
-    with pytest.raises(FileNotFoundError, match=r"data of sst2 could not be fetched.*--data_dir"):
+    with pytest.raises(UserError, match=r"data of sst2 could not be fetched.*--data_dir"):
         load_contexts("sst2", None)

@@ -17,6 +17,7 @@ from rich.console import Console
 from grpo_ao.chat import ChatError
 from grpo_ao.cli import main
 from grpo_ao.completions import ReplyError
+from grpo_ao.errors import UserError
 from grpo_ao.probes import generate as module
 from grpo_ao.probes import questioning as asking
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
@@ -337,11 +338,11 @@ def test_prices_stand_in_where_no_cost_is_told_and_max_cost_needs_one_of_both(ma
 
 def test_a_set_is_not_overwritten_and_not_mixed(made, tmp_path):
     made(good, texts=2)
-    with pytest.raises(FileExistsError, match=r"holds a question set already.*--resume"):
+    with pytest.raises(UserError, match=r"holds a question set already.*--resume"):
         made(good, texts=2)
     with pytest.raises(ValueError, match="'model' was 'm' when it was begun and is 'n' now"):
         made(good, texts=2, resume=True, model="n")
-    with pytest.raises(FileNotFoundError, match="no question set to resume"):
+    with pytest.raises(UserError, match="no question set to resume"):
         made(good, texts=2, resume=True, output=tmp_path / "other.jsonl")
 
 
@@ -361,7 +362,7 @@ def test_all_that_shapes_a_row_is_compared_on_resuming():
 
 def test_two_processes_do_not_write_one_set(tmp_path):
     path = tmp_path / "set.jsonl"
-    refused = pytest.raises(BlockingIOError, match="another process is writing")
+    refused = pytest.raises(UserError, match="another process is writing")
     with QuestionFile(path, {}, resume=False), refused:
         QuestionFile(path, {}, resume=True)
     with QuestionFile(path, {}, resume=True) as file:

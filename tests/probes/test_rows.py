@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
+from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, split_of
 from grpo_ao.probes import sources as module
 from grpo_ao.probes.rows import (
@@ -169,12 +170,12 @@ def test_a_set_of_broken_rows_is_refused_with_the_first_reason(tmp_path):
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.json"])
 def test_a_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.setattr(module, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(FileNotFoundError, match=rf"no file at .*{name}.*JSONL file or a"):
+    with pytest.raises(UserError, match=rf"no file at .*{name}.*JSONL file or a"):
         load_rows(str(tmp_path / name))
 
 
 def test_a_folder_is_no_question_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file at"):
+    with pytest.raises(UserError, match="no file at"):
         load_rows(str(tmp_path))
 
 
@@ -200,7 +201,7 @@ def test_a_hub_id_that_cannot_be_loaded_gives_one_sentence(monkeypatch, error):
         raise error("Couldn't reach the Hub\n  a long story")
 
     monkeypatch.setattr(module, "load_dataset", load_dataset)
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(UserError) as caught:
         load_rows("someone/questions")
     assert str(caught.value) == (
         "'someone/questions' could not be loaded from the Hugging Face Hub: check the name and the "

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from grpo_ao.errors import UserError
 from grpo_ao.probes import sources as module
 from grpo_ao.probes.sources import LeftOut, SourceText, read_texts
 
@@ -82,5 +83,5 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_pa
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no file at absent\.jsonl"):
+    with pytest.raises(UserError, match=r"no file at absent\.jsonl"):
         list(read_texts("absent.jsonl", "text"))

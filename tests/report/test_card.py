@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from grpo_ao.cli import main, train_main
+from grpo_ao.errors import UserError
 from grpo_ao.report import card
 from grpo_ao.report.card import check_push, push_adapter, write_card
 from grpo_ao.report.headline import headline_of
@@ -138,7 +139,7 @@ def test_a_run_without_measurements_or_benchmarks_has_a_card(tmp_path):
 
 def test_a_run_without_an_adapter_has_no_card(tmp_path):
     folder = make_run(tmp_path / "run", finished=False)
-    with pytest.raises(FileNotFoundError, match="there is no trained adapter in"):
+    with pytest.raises(UserError, match="there is no trained adapter in"):
         written(folder)
 
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from grpo_ao.errors import UserError
 from grpo_ao.report.benchmark_tables import benchmark_tables, when
 from grpo_ao.report.run_record import read_run
 from tests.report.made_run import benchmark_metrics, make_run, write_json
@@ -45,7 +46,7 @@ def test_evaluations_come_in_the_order_of_training(tmp_path):
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no run in .*: it holds no run\.json"):
+    with pytest.raises(UserError, match=r"there is no run in .*: it holds no run\.json"):
         read_run(tmp_path)
 
 

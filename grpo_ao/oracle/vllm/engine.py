@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.prompt import OraclePrompt
 from grpo_ao.oracle.rollout import Rollouts
@@ -39,18 +40,18 @@ _DEFAULTS: dict[str, Any] = {
 def check_installed() -> None:
     """Raise, in one sentence, where vLLM cannot run."""
     if importlib.util.find_spec("vllm") is None:
-        raise ImportError(
+        raise UserError(
             "--rollout vllm needs vLLM, which is not installed: pip install 'grpo-ao[vllm]', or "
             "use --rollout transformers."
         )
     if not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             "--rollout vllm needs a GPU, and torch sees none here: use --rollout transformers."
         )
 
 
 def check_architecture(config: PretrainedConfig) -> str:
-    """Return the model's architecture; ValueError where vLLM has no injecting variant of it."""
+    """Return the model's architecture; UserError where vLLM has no injecting variant of it."""
     (architecture,) = config.architectures or ["a model whose config names no architecture"]
     injecting_name(architecture)
     return architecture
@@ -59,10 +60,10 @@ def check_architecture(config: PretrainedConfig) -> str:
 def bank_settings(
     config: PretrainedConfig, layer: int, coefficient: float, placeholder_id: int
 ) -> BankSettings:
-    """Return the bank's settings for a model; ValueError where the layer does not exist."""
+    """Return the bank's settings for a model; UserError where the layer does not exist."""
     layers = num_decoder_layers(config)
     if not 0 <= layer < layers:
-        raise ValueError(f"cannot inject at layer {layer}: the model has layers 0 to {layers - 1}.")
+        raise UserError(f"cannot inject at layer {layer}: the model has layers 0 to {layers - 1}.")
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)
     return BankSettings(layer, float(coefficient), placeholder_id, vocabulary, ROWS)
 
@@ -82,15 +83,15 @@ class EngineSettings:
 
 
 def check_arguments(extra: Mapping[str, Any]) -> None:
-    """Raise ValueError for arguments that vLLM does not know, or that rollouts rely on."""
+    """Raise UserError for arguments that vLLM does not know, or that rollouts rely on."""
     if not extra:
         return
     known = dataclasses.fields(importlib.import_module("vllm").EngineArgs)
     if unknown := extra.keys() - {argument.name for argument in known}:
-        raise ValueError(f"section vllm: has '{min(unknown)}', which vLLM's LLM does not know.")
+        raise UserError(f"section vllm: has '{min(unknown)}', which vLLM's LLM does not know.")
     unset = EngineSettings("", torch.bfloat16, 0.5, 1), "", BankSettings(0, 0.0, 0, 0, 0)
     if settled := extra.keys() & _fixed_arguments(*unset).keys():
-        raise ValueError(
+        raise UserError(
             f"'{min(settled)}' in section vllm: cannot be set: rollouts rely on its value."
         )
 
@@ -160,7 +161,7 @@ class InjectingEngine:
     ) -> Rollouts:
         """Sample completions, with a seed for each prompt; temperature 0 is greedy.
 
-        Raises ValueError for a prompt whose placeholders and vectors differ in number, or that
+        Raises UserError for a prompt whose placeholders and vectors differ in number, or that
         leaves no room for ``max_new_tokens``.
         """
         self._check(prompts, vectors, max_new_tokens)
@@ -204,15 +205,15 @@ class InjectingEngine:
         self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], max_new_tokens: int
     ) -> None:
         if len(prompts) != len(vectors):
-            raise ValueError(f"{len(prompts)} prompts, but activations for {len(vectors)}.")
+            raise UserError(f"{len(prompts)} prompts, but activations for {len(vectors)}.")
         for prompt, row_KD in zip(prompts, vectors, strict=True):
             if len(prompt.positions) != len(row_KD):
-                raise ValueError(
+                raise UserError(
                     f"the prompt {prompt.text!r} has {len(prompt.positions)} placeholders for "
                     f"{len(row_KD)} vectors."
                 )
             if len(prompt.input_ids) + max_new_tokens > self.max_model_len:
-                raise ValueError(
+                raise UserError(
                     f"a prompt of {len(prompt.input_ids)} tokens and {max_new_tokens} new ones "
                     f"exceed the {self.max_model_len} tokens that vLLM was started for."
                 )

@@ -7,6 +7,8 @@ imported already: the models are registered by name.
 import importlib
 from typing import Any
 
+from grpo_ao.errors import UserError
+
 # Architecture, as in config.json -> module in vllm.model_executor.models.
 FAMILIES = {
     "Qwen3ForCausalLM": "qwen3",
@@ -19,9 +21,9 @@ FAMILIES = {
 
 
 def injecting_name(architecture: str) -> str:
-    """Return the name of the injecting variant of an architecture; ValueError if there is none."""
+    """Return the name of the injecting variant of an architecture; UserError if there is none."""
     if architecture not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"vLLM rollouts do not know {architecture}: they support {', '.join(FAMILIES)}. "
             "Use --rollout transformers."
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.generation import end_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.oracle import Oracle
@@ -47,9 +48,9 @@ class VllmRollouts:
     """vLLM in the trainer's process, with a copy of the weights that follows the adapter.
 
     ``memory`` is vLLM's share of the GPU, its copy of the weights included; ``extra`` are further
-    arguments of vLLM's ``LLM``. Raises, in one sentence and before vLLM starts: ImportError where
-    it is not installed, ValueError without a GPU, for a model that has no injecting variant, a
-    quantised base, or an adapter other than plain LoRA.
+    arguments of vLLM's ``LLM``. Raises UserError, before vLLM starts, where it is not installed,
+    without a GPU, for a model that has no injecting variant, a quantised base, or an adapter other
+    than plain LoRA.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class VllmRollouts:
 
 
 def check_servers(urls: Sequence[str], processes: int) -> None:
-    """Raise ValueError unless each training process has a server of its own."""
+    """Raise UserError unless each training process has a server of its own."""
     if len(urls) != processes:
-        raise ValueError(
+        raise UserError(
             f"{len(urls)} --vllm_servers for {processes} training processes: each process needs "
             "one of its own."
         )
@@ -102,8 +103,8 @@ def check_servers(urls: Sequence[str], processes: int) -> None:
 class ServerRollouts:
     """Rollouts by a ``grpo-ao vllm-serve`` at ``url``, which is sent the adapter each time.
 
-    Raises ConnectionError where nothing answers there, and ValueError where the server injects
-    otherwise than the oracle does.
+    Raises UserError where nothing answers there, and where the server injects otherwise than the
+    oracle does.
     """
 
     def __init__(self, oracle: Oracle, url: str, max_model_len: int) -> None:
@@ -115,12 +116,12 @@ class ServerRollouts:
         ours = dataclasses.asdict(settings_of(oracle)) | {"rows": info["bank"]["rows"]}
         for name, value in ours.items():
             if info["bank"][name] != value:
-                raise ValueError(
+                raise UserError(
                     f"the rollout server at {url} was started for another oracle: its {name} is "
                     f"{info['bank'][name]}, the trainer's {value}."
                 )
         if info["max_model_len"] < max_model_len:
-            raise ValueError(
+            raise UserError(
                 f"the rollout server at {url} takes {info['max_model_len']} tokens, prompts and "
                 f"completions need {max_model_len}: start it with --max_model_len {max_model_len}."
             )
@@ -154,11 +155,11 @@ class ServerRollouts:
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"the rollout server at {self._url} says: {json.load(error)['error']}"
             ) from error
         except (urllib.error.URLError, TimeoutError) as error:
-            raise ConnectionError(
+            raise UserError(
                 f"no rollout server answers at {self._url} ({error}): start one with `grpo-ao "
                 "vllm-serve`, or check --vllm_servers."
             ) from error

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.loading import load_config, load_tokenizer
 from grpo_ao.oracle.prompt import placeholder_id
 from grpo_ao.oracle.spec import load_spec
@@ -64,11 +65,11 @@ class RolloutServer(ThreadingHTTPServer):
     def _keep_base(self, factors: dict[str, LoraFactors]) -> None:
         """Copy the weights of layers that are merged into for the first time."""
         if self._base and factors.keys() != self._base.keys():
-            raise ValueError("the adapter is on other layers than the one before it: restart.")
+            raise UserError("the adapter is on other layers than the one before it: restart.")
         if not self._base:
             missing = factors.keys() - self._engine.views.keys()
             if missing:
-                raise ValueError(f"the adapter is on {sorted(missing)[0]}, which vLLM has not.")
+                raise UserError(f"the adapter is on {sorted(missing)[0]}, which vLLM has not.")
             self._base = {name: self._engine.views[name].clone() for name in factors}
 
     def rollouts(self, body: bytes) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class RolloutServer(ThreadingHTTPServer):
         request = unpack_request(body)
         with self._lock:
             if not self._base:
-                raise ValueError("no adapter has been sent yet: the base model would answer.")
+                raise UserError("no adapter has been sent yet: the base model would answer.")
             return self._engine.rollouts(**request._asdict())._asdict()
 
 

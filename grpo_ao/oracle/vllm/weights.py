@@ -15,6 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import decoder_of, unwrap
 
 ADAPTER = "default"
@@ -47,7 +48,7 @@ def linear_views(
         fused: Any = decoder.get_submodule(module_name)
         sizes: list[int] = fused.output_sizes
         if sum(sizes) != len(parameter):
-            raise ValueError("vLLM has split its weights over GPUs: run it on one GPU an engine.")
+            raise UserError("vLLM has split its weights over GPUs: run it on one GPU an engine.")
         parts = parameter.data.split(sizes)
         views |= {f"{parent}.{part}": v for part, v in zip(packed[last], parts, strict=True)}
     return views
@@ -56,18 +57,18 @@ def linear_views(
 def lora_factors(model: PeftModel) -> dict[str, LoraFactors]:
     """Return the adapter's factors by layer, those of the decoder alone.
 
-    A vision tower's are left out, since an oracle sees no images. Raises ValueError for what is
+    A vision tower's are left out, since an oracle sees no images. Raises UserError for what is
     no plain LoRA of linear layers.
     """
     config: Any = model.peft_config[ADAPTER]
     if config.use_dora or config.modules_to_save or config.bias != "none":
-        raise ValueError(
+        raise UserError(
             "vLLM rollouts merge plain LoRA adapters: without DoRA, modules_to_save and biases."
         )
     layers = _lora_layers(model)
     head = unwrap(model).get_output_embeddings()
     if isinstance(head, LoraLayer) or any(m.lora_embedding_A for m in layers.values()):
-        raise ValueError("vLLM rollouts do not merge an adapter on embeddings or the output layer.")
+        raise UserError("vLLM rollouts do not merge an adapter on embeddings or the output layer.")
     return {
         name: LoraFactors(
             layer.lora_A[ADAPTER].weight.data,
@@ -85,12 +86,12 @@ def _lora_layers(model: PeftModel) -> dict[str, Any]:
 def base_weights(model: PeftModel) -> dict[str, Float[Tensor, "outputs inputs"]]:
     """Return the base weights under the adapter by layer, not copied.
 
-    Raises ValueError for a quantised base: vLLM would have to be merged into at full precision.
+    Raises UserError for a quantised base: vLLM would have to be merged into at full precision.
     """
     layers = _lora_layers(model)
     weights = {name: layer.get_base_layer().weight.data for name, layer in layers.items()}
     if not all(weight.is_floating_point() for weight in weights.values()):
-        raise ValueError("vLLM rollouts need an unquantised base model: leave out --load_in_4bit.")
+        raise UserError("vLLM rollouts need an unquantised base model: leave out --load_in_4bit.")
     return weights
 
 
@@ -102,7 +103,7 @@ def merge(
     for name, (a_RI, b_OR, scale) in factors.items():
         if name not in views or views[name].shape != (len(b_OR), a_RI.shape[1]):
             shape = tuple(views[name].shape) if name in views else "no such layer"
-            raise ValueError(
+            raise UserError(
                 f"the adapter's {name} is for a layer of shape {(len(b_OR), a_RI.shape[1])}; "
                 f"vLLM's model has {shape}."
             )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import OraclePrompt
 from grpo_ao.oracle.vllm.weights import LoraFactors
 
@@ -42,7 +43,7 @@ def pack_adapter(factors: Mapping[str, LoraFactors], dtype: torch.dtype) -> byte
 
 
 def unpack_adapter(body: bytes) -> dict[str, LoraFactors]:
-    """Read ``pack_adapter`` back; ValueError for anything else."""
+    """Read ``pack_adapter`` back; UserError for anything else."""
     tensors, values = _unpack(body, ["scales"])
     return {
         name: LoraFactors(tensors[f"{name}.a"], tensors[f"{name}.b"], scale)
@@ -60,7 +61,7 @@ def pack_request(request: RolloutRequest) -> bytes:
 
 
 def unpack_request(body: bytes) -> RolloutRequest:
-    """Read ``pack_request`` back; ValueError for anything else."""
+    """Read ``pack_request`` back; UserError for anything else."""
     fields = [name for name in RolloutRequest._fields if name != "vectors"]
     tensors, values = _unpack(body, [*fields, "counts"])
     vectors = list(tensors["vectors"].split(values.pop("counts")))
@@ -80,9 +81,9 @@ def _unpack(body: bytes, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[s
         tensors = load(body)
         values = json.loads(bytes(tensors.pop(_JSON).tolist()))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError("the message is none of grpo_ao's rollout protocol.") from error
+        raise UserError("the message is none of grpo_ao's rollout protocol.") from error
     if set(values) != set(keys):
-        raise ValueError(
+        raise UserError(
             "the message is of another version of grpo_ao's rollout protocol: run the same version "
             "on both sides."
         )

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from grpo_ao.config import TrainConfig, make_defaults
+from grpo_ao.errors import UserError
 from grpo_ao.training.checks import check_rollouts
 from tests.oracle.vllm import fake_vllm
 
@@ -37,7 +38,7 @@ def test_what_cannot_work_is_one_sentence_before_a_model_is_loaded(monkeypatch, 
 
 
 def test_without_vllm_a_run_stops_before_a_model_is_loaded():
-    with pytest.raises(ImportError, match=r"pip install 'grpo-ao\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install 'grpo-ao\[vllm\]'"):
         check_rollouts(mini(), 1)
 
 

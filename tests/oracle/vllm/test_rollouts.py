@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.vllm import engine as engine_module
 from grpo_ao.oracle.vllm import models, plugin
 from grpo_ao.oracle.vllm.engine import check_architecture, check_installed
@@ -158,7 +159,7 @@ def test_a_registered_name_leads_to_the_class(monkeypatch):
 
 def test_vllm_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    with pytest.raises(ImportError, match=r"pip install 'grpo-ao\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install 'grpo-ao\[vllm\]'"):
         check_installed()
 
 

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import OraclePrompt
 from grpo_ao.oracle.rollout import RolloutEngine
 from grpo_ao.oracle.vllm.rollouts import (
@@ -153,7 +154,7 @@ def test_an_adapter_on_layers_that_vllm_has_not_is_refused(engine):
 
 
 def test_no_server_is_one_sentence():
-    with pytest.raises(ConnectionError, match="start one with `grpo-ao vllm-serve`"):
+    with pytest.raises(UserError, match="start one with `grpo-ao vllm-serve`"):
         ServerRollouts(tiny_oracle(), "http://127.0.0.1:9", 100)
 
 

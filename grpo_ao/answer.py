@@ -1,0 +1,118 @@
+"""The answer: what an oracle said to one probe, how sure it was, and what that was worth.
+
+One record serves held-out probes, benchmarks and training rollouts, and one row of JSON holds it,
+with the probe's own fields, so that a report can be made from the file alone:
+
+    probe_id                 the probe's id
+    text, question           what was read, and what was asked of it
+    kind, family, reference  ``closed`` or ``open``; the question's sort; its right answer or null
+    layer, positions         where the subject was read (``18``, ``last:20``)
+    completion, token_ids    what the oracle wrote, and its tokens, the one that ended it included
+    confidence               in [0, 1]; null where the completion has no well-formed tag
+    answer                   the text behind the tag, or all of the completion where it has none
+    informativeness          the judge's grade in [0, 1]; null where there is none
+    reason                   why there is no grade, in the judge's words; else null
+    calibration, reward      the reward's calibration term, and the reward; null outside training
+    answer_probability       of the answer's tokens, given the tag; null where not measured
+    yes_probability          P(Yes) / (P(Yes) + P(No)) where the answer begins, of closed questions
+    agreement                {"same": of so many "samples" that say the same, "tokens": in all}
+
+A rollout's row has its ``step`` beside these, an evaluation's the name of its ``oracle``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from grpo_ao.epistemic import parse_oracle_output
+from grpo_ao.probe import Positions, Probe
+
+_OF_PROBE = ("text", "question", "kind", "family", "reference", "layer")
+
+
+class Agreement(NamedTuple):
+    """How many of an oracle's sampled answers say the same, of how many, in how many tokens."""
+
+    same: int
+    samples: int
+    tokens: int
+
+    @property
+    def share(self) -> float:
+        """The share of samples that say the same."""
+        return self.same / self.samples
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one probe; the module's docstring says what each field holds."""
+
+    probe: Probe
+    completion: str
+    token_ids: tuple[int, ...]
+    confidence: float | None
+    answer: str
+    informativeness: float | None = None
+    reason: str | None = None
+    calibration: float | None = None
+    reward: float | None = None
+    answer_probability: float | None = None
+    yes_probability: float | None = None
+    agreement: Agreement | None = None
+
+    @classmethod
+    def read(cls, probe: Probe, completion: str, token_ids: Iterable[int] = ()) -> "Answer":
+        """Parse a completion: an answer that is neither graded nor rewarded yet."""
+        output = parse_oracle_output(completion)
+        confidence = output.confidence / 100 if output.parsed else None
+        return cls(probe, completion, tuple(token_ids), confidence, output.answer)
+
+    @property
+    def parsed(self) -> bool:
+        """Whether the completion opens with a well-formed tag."""
+        return self.confidence is not None
+
+    @property
+    def ungraded(self) -> bool:
+        """Whether the judge was to grade it, and did not."""
+        return self.parsed and self.informativeness is None
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the row of JSON that holds this answer."""
+        probe = self.probe
+        row: dict[str, Any] = {"probe_id": probe.id}
+        row |= {name: getattr(probe, name) for name in _OF_PROBE}
+        row |= {"positions": str(probe.positions)}
+        row |= {name: getattr(self, name) for name in _OWN}
+        agreement = self.agreement
+        return row | {
+            "token_ids": list(self.token_ids),
+            "agreement": None if agreement is None else agreement._asdict(),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Answer":
+        """Read what ``to_row`` wrote; further keys are left alone.
+
+        Raises ValueError for a row that lacks a key, or whose id is not its probe's.
+        """
+        missing = [name for name in ("probe_id", "positions", *_OF_PROBE, *_OWN) if name not in row]
+        if missing:
+            raise ValueError(
+                f"a row of answers lacks {', '.join(map(repr, missing))}: another version of this "
+                "program wrote it, so make the file anew."
+            )
+        probe = Probe(
+            positions=Positions.parse(row["positions"]), **{name: row[name] for name in _OF_PROBE}
+        )
+        if row["probe_id"] != probe.id:
+            raise ValueError(f"the row of probe {row['probe_id']} holds that of {probe.id}.")
+        agreement = row["agreement"]
+        own = {name: row[name] for name in _OWN} | {
+            "token_ids": tuple(row["token_ids"]),
+            "agreement": None if agreement is None else Agreement(**agreement),
+        }
+        return cls(probe, **own)
+
+
+_OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_ao.answer import Agreement, Answer
+from grpo_ao.probe import Positions, Probe
+
+PROBE = Probe("I live in Rome.", "Where?", "open", 18, Positions.parse("last:20"), "Rome", "place")
+SHARES = st.none() | st.floats(0, 1)
+
+
+def test_a_completion_is_read_into_confidence_and_answer():
+    answer = Answer.read(PROBE, "[epistemic status: 85] Rome", [5, 6, 7])
+    assert (answer.confidence, answer.answer, answer.parsed) == (0.85, "Rome", True)
+    assert answer.token_ids == (5, 6, 7)
+    assert answer.informativeness is None
+
+
+def test_without_a_well_formed_tag_there_is_no_confidence_and_all_is_the_answer():
+    answer = Answer.read(PROBE, "[epistemic status: 101] Rome")
+    assert (answer.confidence, answer.parsed) == (None, False)
+    assert answer.answer == "[epistemic status: 101] Rome"
+
+
+def test_only_a_parsed_answer_can_lack_its_grade():
+    parsed, unparsed = Answer.read(PROBE, "[epistemic status: 5] Rome"), Answer.read(PROBE, "Rome")
+    assert (parsed.ungraded, unparsed.ungraded) == (True, False)
+
+
+@given(
+    confidence=SHARES,
+    informativeness=SHARES,
+    reward=st.none() | st.floats(-2, 1),
+    probability=SHARES,
+    agreement=st.none() | st.just(Agreement(15, 20, 180)),
+    text=st.text(),
+    positions=st.sampled_from(["last:20", "window:50@-1", "token@-3", "all"]),
+)
+def test_an_answer_comes_back_from_its_row_as_it_was(
+    confidence, informativeness, reward, probability, agreement, text, positions
+):
+    probe = Probe(text, "Is it?", "closed", 3, Positions.parse(positions), None, "f")
+    answer = Answer(
+        probe,
+        "a completion",
+        (1, 2, 3),
+        confidence,
+        "Yes",
+        informativeness,
+        "no reply",
+        -0.1,
+        reward,
+        probability,
+        probability,
+        agreement,
+    )
+    row = json.loads(json.dumps(answer.to_row() | {"step": 7}))
+    assert Answer.from_row(row) == answer
+
+
+def test_a_row_that_another_version_wrote_is_refused():
+    row = Answer.read(PROBE, "Rome").to_row()
+    del row["informativeness"]
+    with pytest.raises(ValueError, match=r"lacks 'informativeness'.*make the file anew"):
+        Answer.from_row(row)
+
+
+def test_a_row_of_another_probe_is_refused():
+    row = Answer.read(PROBE, "Rome").to_row() | {"text": "I live in Paris."}
+    with pytest.raises(ValueError, match=f"the row of probe {PROBE.id} holds that of"):
+        Answer.from_row(row)

@@ -2,13 +2,16 @@
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
 from grpo_ao.errors import UserError
 
 QuestionKind = Literal["closed", "open"]
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation", "heldout"]
+HELDOUT_SHARE = 0.2
+VALIDATION_SHARE = 0.1
 _FORMS = "'last:K', 'window:K@OFFSET', 'token@OFFSET' or 'all'"
 
 
@@ -109,6 +112,26 @@ def unit_draw(*parts: str) -> float:
     return (int(stable_hash(*parts), 16) >> 11) / 2**53
 
 
-def split_of(text: str, heldout_share: float) -> Split:
-    """Assign a text to train or held-out by its hash alone: no seed and no order enters."""
-    return "heldout" if unit_draw("split", text) < heldout_share else "train"
+def text_key(text: str) -> str:
+    """Return what near-equal texts share: composed Unicode (NFC), white space folded."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def split_of(text: str) -> Split:
+    """Assign a text to its split, for the whole program.
+
+    The hash of its key alone decides: no seed, no order and no other text enters. Validation texts
+    are for choosing constants and checkpoints; numbers are reported on held-out texts.
+    """
+    draw = unit_draw("split", text_key(text))
+    if draw < HELDOUT_SHARE:
+        return "heldout"
+    return "validation" if draw < HELDOUT_SHARE + VALIDATION_SHARE else "train"
+
+
+def kept_for_calibration(text: str, share: float) -> bool:
+    """Decide whether a training text is left out of the supervised stage, with a draw of its own.
+
+    The warm start and GRPO then ask about texts whose answers the oracle was never taught.
+    """
+    return unit_draw("calibration", text_key(text)) < share

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_ao import probe as module
-from grpo_ao.probe import Positions, Probe, split_of, stable_hash, unit_draw
+from grpo_ao.probe import (
+    Positions,
+    Probe,
+    kept_for_calibration,
+    split_of,
+    stable_hash,
+    text_key,
+    unit_draw,
+)
 
 PROBE = Probe("It is late.", "Is it late?", "closed", 18, Positions.parse("last:20"), "Yes", "time")
 
@@ -69,20 +77,37 @@ def test_draws_are_uniform():
     assert all(abs(tenths[tenth] - 1000) < 120 for tenth in range(10))
 
 
-def test_the_split_compares_the_texts_draw_with_the_share():
-    # The draw of this text is .158.
-    assert split_of("It is late.", 0.15) == "train"
-    assert split_of("It is late.", 0.16) == "heldout"
+def test_a_text_is_trained_on_chooses_constants_or_is_reported_on_by_its_draw():
+    # printf 'split\x1fIt is late.' | sha256sum starts with 2886625, a draw of .158.
+    assert split_of("It is late.") == "heldout"
+    draws = {text: unit_draw("split", text) for text in (f"text {i}" for i in range(10_000))}
+    split = {text: split_of(text) for text in draws}
+    assert {split[t] for t, draw in draws.items() if draw < 0.2} == {"heldout"}
+    assert {split[t] for t, draw in draws.items() if 0.2 <= draw < 0.3} == {"validation"}
+    assert {split[t] for t, draw in draws.items() if draw >= 0.3} == {"train"}
 
 
-@given(st.text(), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_share_only_adds_texts_to_the_held_out(text, one, other):
-    small, large = sorted((one, other))
-    assert split_of(text, large) == "heldout" or split_of(text, small) == "train"
-    assert split_of(text, 0.0) == "train"
-    assert split_of(text, 1.0) == "heldout"
+TWINS = [
+    "Z\u00fcrich is near.\nCome.",
+    "Zu\u0308rich is near.\r\nCome.",
+    "  Zürich  is near. Come. ",
+]
 
 
-def test_the_held_out_share_is_the_one_asked_for():
-    heldout = sum(split_of(f"text {i}", 0.1) == "heldout" for i in range(10_000))
-    assert heldout == pytest.approx(1000, abs=120)
+def test_twins_share_a_key_and_others_do_not():
+    assert {text_key(twin) for twin in TWINS} == {"Zürich is near. Come."}
+    assert text_key("zürich is near. come.") != text_key("Zürich is near. Come.")
+
+
+@given(st.text(st.characters()), st.sampled_from([" ", "\n", "\r\n", "\t"]))
+def test_white_space_around_and_between_words_changes_no_split(text, space):
+    twin = space + space.join(text.split()) + space
+    assert split_of(twin) == split_of(text)
+    assert kept_for_calibration(twin, 0.5) == kept_for_calibration(text, 0.5)
+
+
+def test_what_is_kept_for_calibration_is_a_share_of_every_split():
+    for split in ("train", "validation", "heldout"):
+        texts = [t for t in (f"text {i}" for i in range(20_000)) if split_of(t) == split]
+        kept = sum(kept_for_calibration(text, 0.3) for text in texts)
+        assert kept / len(texts) == pytest.approx(0.3, abs=0.04)

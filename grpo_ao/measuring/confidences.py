@@ -24,7 +24,7 @@ from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
-from grpo_ao.probe import split_of
+from grpo_ao.probe import unit_draw
 
 AGREEMENT_SAMPLES = 20
 PUBLISHED = {
@@ -184,7 +184,7 @@ def baselines(rows: Sequence[Mapping]) -> dict[str, Answers]:
     """
     found = {name: answers_of(rows, method) for name, method in METHODS.items()}
     found = {name: answers for name, answers in found.items() if answers.stated_N.any()}
-    in_fit = np.array([split_of(row["context_id"], 0.5) == "train" for row in rows], dtype=bool)
+    in_fit = np.array([unit_draw("split", row["context_id"]) >= 0.5 for row in rows], dtype=bool)
     everything = answers_of(rows, lambda _: 0.5)
     base_rate = everything.take(np.flatnonzero(in_fit)).correct_N
     fitted: dict[str, Answers] = {}

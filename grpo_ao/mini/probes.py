@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import ask
-from grpo_ao.mini.world import HELDOUT_SHARE, make_message
-from grpo_ao.probe import Positions, Probe, Split, split_of, unit_draw
+from grpo_ao.mini.world import make_message, split_of_message
+from grpo_ao.probe import Positions, Probe, Split, unit_draw
 
 _SEED_OF_SPLIT = {"train": 11, "heldout": 1}
 
@@ -24,7 +24,7 @@ def mini_probes(
     while len(probes) < count:
         message = make_message(_SEED_OF_SPLIT[split], index)
         index += 1
-        if split_of(message.text, HELDOUT_SHARE) != split:
+        if split_of_message(message.text) != split:
             continue
         rng = random.Random(f"questions {message.text}")
         questions = ask(message, rng, split)
@@ -63,7 +63,7 @@ def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, 
     while any(len(items) < half for items in found.values()):
         message = make_message(_WORLD, index)
         index += 1
-        if split_of(message.text, HELDOUT_SHARE) != "heldout":
+        if split_of_message(message.text) != "heldout":
             continue
         for question in ask(message, random.Random(f"benchmarks {message.text}"), "heldout"):
             items = found.get((question.family, question.answer))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from grpo_ao.mini import lexicon as lx
+from grpo_ao.probe import Split, text_key, unit_draw
 
 Tense = Literal["past", "present", "future"]
-# The share of texts that no stage of training sees.
-HELDOUT_SHARE = 0.1
+# Of the texts that the program holds out, those that the shipped weights were not trained on.
+_HELDOUT_SHARE = 0.1
 _SHARE = 0.3
 # What is claimed and told is harder to judge than the rest is to read: it comes more often.
 _TRUTH_SHARE = 0.45
@@ -56,6 +57,11 @@ class Message:
     text: str
     facts: Facts
     reply: str
+
+
+def split_of_message(text: str) -> Split:
+    """Return the split of a message: what the shipped weights never saw is held out."""
+    return "heldout" if unit_draw("split", text_key(text)) < _HELDOUT_SHARE else "train"
 
 
 def make_message(seed: int, index: int) -> Message:

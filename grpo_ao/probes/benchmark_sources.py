@@ -33,11 +33,13 @@ class Context:
     """A text with the labels that are right for it and those that are wrong.
 
     A benchmark that asks for no label has the empty one on the side that its answer is on.
+    ``sample`` names what it shares with other contexts (a subject, told truly and falsely).
     """
 
     text: str
     right: tuple[str, ...]
     wrong: tuple[str, ...]
+    sample: str = ""
 
 
 def load_contexts(benchmark: str, data_dir: Path | None) -> list[Context]:
@@ -66,7 +68,9 @@ def load_templates(benchmark: str, data_dir: Path) -> Templates:
 def _merged(contexts: Iterable[Context]) -> list[Context]:
     """Join the labels of equal texts; a label that is right here and wrong there is neither."""
     labels: dict[str, tuple[list[str], list[str]]] = {}
+    samples: dict[str, str] = {}
     for context in contexts:
+        samples.setdefault(context.text, context.sample)
         right, wrong = labels.setdefault(context.text, ([], []))
         right.extend(context.right)
         wrong.extend(context.wrong)
@@ -75,6 +79,7 @@ def _merged(contexts: Iterable[Context]) -> list[Context]:
             text,
             tuple(x for x in dict.fromkeys(right) if x not in wrong),
             tuple(x for x in dict.fromkeys(wrong) if x not in right),
+            samples[text],
         )
         for text, (right, wrong) in labels.items()
         if text
@@ -83,11 +88,11 @@ def _merged(contexts: Iterable[Context]) -> list[Context]:
 
 def _truths(rows: Iterable[Row]) -> Iterator[Context]:
     for row in rows:
-        yield _no_label(row["statement"].strip(), int(row["label"]) == 1)
+        yield _no_label(row["statement"].strip(), int(row["label"]) == 1, row.get("city", ""))
 
 
-def _no_label(text: str, true: bool) -> Context:
-    return Context(text, ("",), ()) if true else Context(text, (), ("",))
+def _no_label(text: str, true: bool, sample: str) -> Context:
+    return Context(text, ("",), (), sample) if true else Context(text, (), ("",), sample)
 
 
 def _relations(relation: Mapping[str, Any]) -> Iterator[Context]:
@@ -96,11 +101,12 @@ def _relations(relation: Mapping[str, Any]) -> Iterator[Context]:
     for sample in relation["samples"]:
         subject, true = sample["subject"], sample["object"]
         template = _drawn(relation["prompt_templates"], "relation template", subject, true)
-        yield _no_label(f"{template.replace('{}', subject)} {true}.", True)
+        text = f"{template.replace('{}', subject)} {true}."
+        yield _no_label(text, True, text)
         others = [other for other in objects if other != true]
         if others:
             false = _drawn(others, "relation object", subject, true)
-            yield _no_label(f"{template.replace('{}', subject)} {false}.", False)
+            yield _no_label(f"{template.replace('{}', subject)} {false}.", False, text)
 
 
 def _drawn(choices: Sequence[str], *parts: str) -> str:

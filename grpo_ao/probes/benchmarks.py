@@ -1,8 +1,8 @@
 """The nine benchmarks of Activation Oracles (arXiv 2512.15674) as yes/no questions about texts.
 
-Each context gets one question, whose label, template and answer are drawn by hashes of the context
-alone: the same question in every run, whatever the number or order of contexts. Half of a
-benchmark's answers are Yes.
+Each context gets one question (in training several), whose label, template and answer are drawn by
+hashes of the context alone: the same question in every run, whatever the number or order of
+contexts. Half of the answers that are measured are Yes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Literal
 from grpo_ao.errors import UserError
 from grpo_ao.judges.reference import words
 from grpo_ao.mini.probes import mini_items
-from grpo_ao.probe import Split, split_of, stable_hash, unit_draw
+from grpo_ao.probe import Split, split_of, stable_hash, text_key, unit_draw
 from grpo_ao.probes.benchmark_sources import Context, load_contexts, load_templates
 from grpo_ao.probes.templates import TEMPLATES, Templates
 
@@ -23,8 +23,7 @@ IN_DISTRIBUTION = ("geometry_of_truth", "relations", "sst2", "md_gender", "snli"
 OUT_OF_DISTRIBUTION = ("ag_news", "singular_plural")
 BENCHMARKS = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION)
 INSTRUCTION = "Answer with 'Yes' or 'No' only. "
-HELDOUT_SHARE = 0.25
-_TEMPLATE_SHARE = 0.3
+_HELDOUT_TEMPLATES = 0.3
 
 
 @dataclass(frozen=True)
@@ -107,14 +106,14 @@ def make_items(
 ) -> list[Item]:
     """Ask one question about each of the first contexts of a split, in the order of their hashes.
 
-    As many questions are answered Yes as No. A context is in a split by the hash of its text. What
-    the public oracles were never trained on is held out whole. Raises UserError if the split has
-    no context for one of the answers.
+    As many questions are answered Yes as No. A context is in a split by the hash of its text; of
+    the contexts of one sample (a relation's true and false sentence) only the first is asked about,
+    so that texts are independent. What the public oracles were never trained on is held out whole,
+    with ``split_of``'s own held-out texts first. Raises UserError if the split has no context for
+    one of the answers.
     """
-    share = 1.0 if benchmark in OUT_OF_DISTRIBUTION else HELDOUT_SHARE
-    wordings = split_templates(templates, split, share)
-    chosen = [c for c in contexts if split_of(c.text, share) == split]
-    chosen.sort(key=lambda c: stable_hash("order", c.text))
+    wordings = split_templates(templates, split, whole=benchmark in OUT_OF_DISTRIBUTION)
+    chosen = _one_of_each_sample(_contexts_of(benchmark, contexts, split))
     items = [item for c in chosen if (item := _item(benchmark, c, wordings)) is not None]
     yes = [item for item in items if item.target == "Yes"]
     no = [item for item in items if item.target == "No"]
@@ -130,37 +129,66 @@ def make_items(
     return [item for item in items if item in kept]
 
 
-def _item(
-    benchmark: str, context: Context, templates: Mapping[str, Sequence[str]] | Sequence[str]
-) -> Item | None:
-    """Draw answer, label and template by hashes of the text."""
+def training_items(benchmark: str, data_dir: Path | None, per_context: int) -> list[Item]:
+    """Return up to ``per_context`` different questions about each training context.
+
+    For teaching an oracle: Yes and No take turns where a context has labels for both, labels and
+    training templates are drawn anew for each. In the order of the contexts' hashes.
+    """
+    templates = load_templates(benchmark, data_dir) if data_dir else TEMPLATES[benchmark]
+    wordings = split_templates(templates, "train", whole=benchmark in OUT_OF_DISTRIBUTION)
+    contexts = _contexts_of(benchmark, load_contexts(benchmark, data_dir), "train")
+    drawn = (
+        _item(benchmark, context, wordings, turn)
+        for context in contexts
+        for turn in range(per_context)
+    )
+    return list(dict.fromkeys(item for item in drawn if item is not None))
+
+
+def _contexts_of(benchmark: str, contexts: Sequence[Context], split: Split) -> list[Context]:
+    ordered = sorted(contexts, key=lambda c: stable_hash("order", text_key(c.text)))
+    if benchmark not in OUT_OF_DISTRIBUTION:
+        return [c for c in ordered if split_of(c.text) == split]
+    # "heldout" is the first of the three in the alphabet.
+    return sorted(ordered, key=lambda c: split_of(c.text)) if split == "heldout" else []
+
+
+def _one_of_each_sample(contexts: Sequence[Context]) -> list[Context]:
+    first: dict[str, Context] = {}
+    for context in contexts:
+        first.setdefault(context.sample or context.text, context)
+    return list(first.values())
+
+
+def _item(benchmark: str, context: Context, templates: Templates, turn: int = 0) -> Item | None:
+    """Draw answer, label and template by hashes of the text; each ``turn`` is another question."""
     if not context.right and not context.wrong:
         return None
+    parts = (benchmark, context.text, *([str(turn)] if turn else []))
     yes = bool(context.right)
     if context.right and context.wrong:
-        yes = unit_draw("answer", benchmark, context.text) < 0.5
+        yes = (unit_draw("answer", benchmark, context.text) < 0.5) == (turn % 2 == 0)
     labels = context.right if yes else context.wrong
-    label = labels[int(unit_draw("label", benchmark, context.text) * len(labels))]
+    label = labels[int(unit_draw("label", *parts) * len(labels))]
     wordings = templates[label] if isinstance(templates, Mapping) else templates
-    template = wordings[int(unit_draw("wording", benchmark, context.text) * len(wordings))]
+    template = wordings[int(unit_draw("wording", *parts) * len(wordings))]
     question = template.removeprefix("# ").replace("{}", label)
     return Item(benchmark, context.text, INSTRUCTION + question, "Yes" if yes else "No")
 
 
-def split_templates(templates: Templates, split: Split, heldout_share: float) -> Templates:
+def split_templates(templates: Templates, split: Split, whole: bool) -> Templates:
     """Return a split's templates: three in ten are held out, by rank of their hashes.
 
-    All are where all contexts are (``heldout_share`` 1).
+    ``whole``: all of them are held out. Validation has the wordings of training.
     """
     if isinstance(templates, Mapping):
-        return {
-            label: _part(wordings, split, heldout_share) for label, wordings in templates.items()
-        }
-    return _part(templates, split, heldout_share)
+        return {label: _part(wordings, split, whole) for label, wordings in templates.items()}
+    return _part(templates, split, whole)
 
 
-def _part(wordings: Sequence[str], split: Split, heldout_share: float) -> list[str]:
+def _part(wordings: Sequence[str], split: Split, whole: bool) -> list[str]:
     ranked = sorted(wordings, key=lambda wording: stable_hash("template", wording))
-    share = 1.0 if heldout_share == 1.0 else _TEMPLATE_SHARE
+    share = 1.0 if whole else _HELDOUT_TEMPLATES
     heldout = ranked[: max(1, round(share * len(ranked)))]
     return heldout if split == "heldout" else ranked[len(heldout) :]

@@ -16,8 +16,6 @@ from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.probe import Positions, Probe, split_of
 from grpo_ao.probes.rows import load_rows, probes_of
 
-HELDOUT_SHARE = 0.1
-
 
 def num_layers_of(base_folder: Path) -> int:
     """Read the number of decoder layers from a model's configuration alone."""
@@ -41,11 +39,11 @@ def load_probes(
         console.print(problem, highlight=False)
     probes = probes_of(loaded.rows, layers, positions)
     probes = _long_enough(config, probes, console)
-    train = [p for p in probes if split_of(p.text, HELDOUT_SHARE) == "train"]
+    train = [p for p in probes if split_of(p.text) == "train"]
     if config.num_prompts is not None:
         texts = list(dict.fromkeys(p.text for p in train))[: config.num_prompts]
         train = [p for p in train if p.text in set(texts)]
-    heldout = [p for p in probes if split_of(p.text, HELDOUT_SHARE) == "heldout"]
+    heldout = [p for p in probes if split_of(p.text) == "heldout"]
     if not train or not heldout:
         raise UserError(
             f"{config.questions} leaves {len(train)} training and {len(heldout)} held-out probes: "

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.probes import mini_probes
-from grpo_ao.mini.world import HELDOUT_SHARE, make_message
+from grpo_ao.mini.world import make_message, split_of_message
 from grpo_ao.probe import Positions, split_of
 from tools.mini_world.corpus import training_messages
 
@@ -122,12 +122,12 @@ def test_held_out_texts_are_seen_by_no_stage_of_training():
     train = {p.text for p in mini_probes("train", 400, [2, 4, 6], LAST_20)}
     assert len(heldout) > 90
     assert not heldout & train
-    assert {split_of(text, HELDOUT_SHARE) for text in heldout} == {"heldout"}
+    assert {split_of(text) for text in heldout} == {"heldout"}
     # What the base and the oracle were built from leaves such texts out, whatever the seed.
     for seed in (0, 1):
         built = training_messages(seed, 0, 300)
         assert 0.8 < len(built) / 300 < 0.98
-        assert {split_of(m.text, HELDOUT_SHARE) for m in built} == {"train"}
+        assert {split_of_message(m.text) for m in built} == {"train"}
 
 
 def test_probes_are_always_the_same_and_have_answers():

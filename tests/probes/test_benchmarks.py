@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from grpo_ao.errors import UserError
-from grpo_ao.probe import Split
+from grpo_ao.probe import Split, split_of
 from grpo_ao.probes import benchmark_sources
 from grpo_ao.probes.benchmark_sources import Context, entities, load_contexts, load_templates
 from grpo_ao.probes.benchmarks import (
@@ -19,6 +19,7 @@ from grpo_ao.probes.benchmarks import (
     make_items,
     said,
     split_templates,
+    training_items,
 )
 from grpo_ao.probes.templates import TEMPLATES, Templates
 
@@ -82,7 +83,9 @@ def test_an_item_does_not_depend_on_the_order_or_the_number_of_contexts():
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_our_own_templates_are_split_where_contexts_are(benchmark):
-    parts = [split_templates(TEMPLATES[benchmark], split, 0.25) for split in ("train", "heldout")]
+    parts = [
+        split_templates(TEMPLATES[benchmark], split, whole=False) for split in ("train", "heldout")
+    ]
     flat = [{w for ws in p.values() for w in ws} if isinstance(p, dict) else set(p) for p in parts]
     assert flat[0] and flat[1] and not flat[0] & flat[1]
 
@@ -92,6 +95,28 @@ def test_what_no_oracle_was_trained_on_is_held_out_whole():
     assert len({i.text for i in outside}) > 300
     with pytest.raises(ValueError, match="train split of ag_news has 0 contexts"):
         items(split="train", benchmark="ag_news")
+
+
+def test_what_the_program_holds_out_is_asked_first_where_all_is_held_out():
+    first = items(count=40, benchmark="ag_news")
+    assert {split_of(item.text) for item in first} == {"heldout"}
+
+
+def test_validation_has_texts_of_its_own_and_the_wordings_of_training():
+    wording = lambda item: item.question.split()[-1]  # noqa: E731
+    validation, train = items(split="validation", count=None), items(split="train", count=None)
+    assert {split_of(item.text) for item in validation} == {"validation"}
+    assert {wording(item) for item in validation} <= {wording(item) for item in train}
+
+
+def test_of_the_contexts_of_one_sample_one_is_asked_about():
+    pairs = [
+        Context(f"{answer} {n}", right, wrong, sample=str(n))
+        for n in range(400)
+        for answer, right, wrong in (("so", ("x",), ()), ("not", (), ("x",)))
+    ]
+    numbers = [item.text.split()[1] for item in make_items("sst2", pairs, ["{}?"], "heldout", None)]
+    assert len(set(numbers)) == len(numbers) > 40
 
 
 def test_half_of_the_answers_are_yes():
@@ -137,6 +162,27 @@ def test_groups_tell_apart_what_the_public_oracles_were_trained_on():
     assert groups("paper", BENCHMARKS)["in_distribution"] == IN_DISTRIBUTION
     assert groups("paper", ["sst2"]) == {"all": ("sst2",), "in_distribution": ("sst2",)}
     assert groups("mini", BENCHMARKS) == {"all": BENCHMARKS}
+
+
+# Training
+
+
+def test_a_training_context_is_asked_several_different_questions(tmp_path):
+    rows = [[f"text {n}", n % 2] for n in range(300)]
+    write_csv(tmp_path / "sst2/a.tsv", ["sentence", "label"], *rows, delimiter="\t")
+    templates = {"sst2": [f"Is it {{}} in wording {n}?" for n in range(10)]}
+    (tmp_path / "question_paraphrases.json").write_text(json.dumps(templates))
+    once, four = (training_items("sst2", tmp_path, count) for count in (1, 4))
+    assert {split_of(item.text) for item in four} == {"train"}
+    assert set(once) < set(four)
+    assert len({item.text for item in once}) == len(once)
+    assert 3 * len(once) < len(four) == len(set(four)) <= 4 * len(once)
+    assert Counter(item.target for item in four)["Yes"] / len(four) == pytest.approx(0.5, abs=0.02)
+    # Seven of the ten wordings are for training.
+    assert len({item.question.split()[-1] for item in four}) == 7
+    for item in four:
+        positive = int(item.text.removeprefix("text ")) % 2 == 1
+        assert item.target == ("Yes" if ("positive" in item.question) == positive else "No")
 
 
 # The mini world's suite
@@ -203,10 +249,10 @@ def test_a_relation_gives_a_true_and_a_false_context_of_each_sample(tmp_path):
     }
     (tmp_path / "relations/factual/city.json").write_text(json.dumps(relation))
     assert load_contexts("relations", tmp_path) == [
-        Context("Rome lies in Italy.", ("",), ()),
-        Context("Rome lies in Germany.", (), ("",)),
-        Context("Bonn lies in Germany.", ("",), ()),
-        Context("Bonn lies in Italy.", (), ("",)),
+        Context("Rome lies in Italy.", ("",), (), "Rome lies in Italy."),
+        Context("Rome lies in Germany.", (), ("",), "Rome lies in Italy."),
+        Context("Bonn lies in Germany.", ("",), (), "Bonn lies in Germany."),
+        Context("Bonn lies in Italy.", (), ("",), "Bonn lies in Germany."),
     ]
 
 

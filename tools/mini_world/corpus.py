@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.epistemic import render_tag
 from grpo_ao.mini.questions import TRUTH_FAMILIES, Question, ask, truth_choices
-from grpo_ao.mini.world import HELDOUT_SHARE, Message, make_message
+from grpo_ao.mini.world import Message, make_message, split_of_message
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.probe import Split, split_of
+from grpo_ao.probe import Split
 
 # The subject's own words are hard to foresee and teach little; answers are what is asked for. The
 # number is noise here: its weight keeps it well-formed without spending capacity on it.
@@ -64,7 +64,7 @@ Segments = list[tuple[str, float]]
 def training_messages(seed: int, first: int, count: int) -> list[Message]:
     """Return the messages of an index range, without those whose text is held out."""
     messages = (make_message(seed, index) for index in range(first, first + count))
-    return [m for m in messages if split_of(m.text, HELDOUT_SHARE) == "train"]
+    return [m for m in messages if split_of_message(m.text) == "train"]
 
 
 def turn(role: str, content: Segments) -> Segments:

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.mini.questions import ask
-from grpo_ao.mini.world import HELDOUT_SHARE, Message, make_message
-from grpo_ao.probe import Split, split_of
+from grpo_ao.mini.world import Message, make_message, split_of_message
+from grpo_ao.probe import Split
 from tools.mini_world.corpus import (
     ANSWER,
     TEXT,
@@ -36,7 +36,7 @@ def heldout_messages(seed: int, count: int) -> list[Message]:
     while len(found) < count:
         message = make_message(seed + 1, index)
         index += 1
-        if split_of(message.text, HELDOUT_SHARE) == "heldout":
+        if split_of_message(message.text) == "heldout":
             found.append(message)
     return found
 

@@ -1,5 +1,6 @@
 """The folder of a run: one writer at a time, a record of what was run, files written whole."""
 
+import codecs
 import fcntl
 import hashlib
 import importlib.metadata
@@ -10,9 +11,10 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grpo_ao.errors import UserError
 
@@ -21,18 +23,32 @@ _FREE_ON_RESUME = {"resume", "output_dir"}
 # Nor does a grade depend on how the judge is reached, and what an outage needs may change.
 _FREE_ON_RESUME |= {"judge_api_key_env", "judge_concurrency", "judge_cache", "max_unscored"}
 _FREE_ON_RESUME |= {"judge_input_price", "judge_output_price"}
+UNFINISHED = ".unfinished-"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a killed writer, leaves the old one or the new one."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file to write that takes the name ``path`` when the block ends, and not before.
+
+    A reader, or whoever comes after a kill, finds the old file or the new one. What a kill leaves
+    behind begins with ``UNFINISHED``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text whole, as UTF-8; half of a surrogate pair, which has none, becomes "?"."""
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(text.encode("utf-8", "replace"))
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
@@ -52,18 +68,94 @@ def finite(value: Any) -> Any:
 
 
 def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
-    """Append rows and force them to the disk."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(finite(row)) + "\n" for row in rows)
+    """Append rows and force them to the disk; first cut off half a line that a kill left."""
+    lines = "".join(json.dumps(finite(row)) + "\n" for row in rows)
+    path.touch()
+    with path.open("rb+") as file:
+        _cut_torn_line(file)
+        file.write(lines.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
+def _cut_torn_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if size and file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
 def read_jsonl(path: Path) -> list[dict]:
-    """Read the whole lines of a file; half a line that a killed run left at the end is dropped."""
+    """Read a file that ``append_jsonl`` wrote; half a line at its end is no row.
+
+    An absent file has no rows. Raises UserError, with the row's number, where another line is
+    broken.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
+    with path.open("rb") as file:
+        return [_own_row(path, *entry) for entry in parse_jsonl(_whole_lines(file))]
+
+
+def _whole_lines(file: Iterable[bytes]) -> Iterator[bytes]:
+    return (line for line in file if line.endswith(b"\n"))
+
+
+def _own_row(path: Path, number: int, row: Any) -> dict:
+    if isinstance(row, dict):
+        return row
+    reason = row if isinstance(row, ValueError) else "it is no object"
+    raise UserError(f"{path} is damaged: row {number} cannot be read, for {reason}. Delete it.")
+
+
+def keep_rows(path: Path, wanted: Callable[[dict], bool]) -> None:
+    """Leave only those rows in a file that ``append_jsonl`` wrote which are ``wanted``."""
+    if path.exists():
+        kept = [row for row in read_jsonl(path) if wanted(row)]
+        atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def parse_jsonl(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of JSONL with their numbers, from 1; one that cannot be read is a ValueError.
+
+    ``lines`` end at a line feed alone, as those of a binary file do: U+2028 and U+0085 are text.
+    Empty lines count, but are no rows; a byte order mark is none of the text.
+    """
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _parse_line(line)
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        return ValueError(f"it is not valid JSON ({error.msg})")
+    except UnicodeDecodeError:
+        return ValueError("it is not UTF-8")
+    except RecursionError:
+        return ValueError("its brackets are nested too deep")
+    except ValueError:
+        return ValueError("it holds an integer of too many digits")
+
+
+def read_foreign_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a JSONL file that a user gives, as ``parse_jsonl`` does.
+
+    Raises UserError where there is no file, where it cannot be read, and where it is a JSON array.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"there is no file at {path}: give a JSONL file.")
+        with path.open("rb") as file:
+            if file.read(1_000).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                raise UserError(f"{path} is one JSON array: write its entries one a line.")
+            file.seek(0)
+            yield from parse_jsonl(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def text_digest(texts: Sequence[str]) -> str:

@@ -1,3 +1,4 @@
+import codecs
 import json
 import math
 import os
@@ -8,20 +9,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_ao import files as module
 from grpo_ao.errors import UserError
 from grpo_ao.files import (
+    UNFINISHED,
     RunFolder,
     append_jsonl,
     atomic_write_json,
     atomic_write_text,
     finite,
     git_commit,
+    keep_rows,
+    read_foreign_jsonl,
     read_jsonl,
     text_digest,
+    written_whole,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -55,6 +60,21 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path, monkeypatch, call):
     with pytest.raises(KilledError):
         atomic_write_text(path, "new and longer")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_leaves_of_a_file_is_named_as_unfinished(tmp_path):
+    path = tmp_path / "file.txt"
+    with written_whole(path) as unfinished:
+        unfinished.write_text("text")
+        assert unfinished.name.startswith(UNFINISHED)
+        assert not path.exists()
+    assert path.read_text() == "text"
+
+
+def test_half_of_a_surrogate_pair_does_not_end_a_write(tmp_path):
+    atomic_write_text(tmp_path / "file.txt", "a \ud800 b")
+    assert (tmp_path / "file.txt").read_text() == "a ? b"
 
 
 def test_the_text_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
@@ -103,8 +123,90 @@ def test_half_a_last_line_is_dropped(tmp_path, half):
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(UserError, match=r"rows\.jsonl is damaged: row 2 cannot be read.*JSON"):
         read_jsonl(path)
+
+
+def test_a_row_goes_behind_the_last_whole_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, [{"step": 1}])
+    for half in ('{"step": 2, "rew', "{", '{"step": 2}'):
+        with path.open("a") as file:
+            file.write(half)
+        append_jsonl(path, [])
+        assert path.read_text() == '{"step": 1}\n'
+    path.write_text("{half")
+    append_jsonl(path, [{"step": 3}])
+    assert read_jsonl(path) == [{"step": 3}]
+
+
+def test_rows_can_be_taken_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    keep_rows(path, lambda row: True)
+    assert not path.exists()
+    append_jsonl(path, [{"step": n, "answer": "\u2028\ud800"} for n in range(4)])
+    keep_rows(path, lambda row: row["step"] < 2)
+    assert [row["step"] for row in read_jsonl(path)] == [0, 1]
+    assert read_jsonl(path)[0]["answer"] == "\u2028\ud800"
+
+
+# Files of other people
+
+
+SOUND = {"text": "Zürich \u2028 \x85 \x0c end", "n": 1}
+BROKEN_LINES = {
+    "latin-1": ('{"text": "Zürich"}'.encode("latin-1"), "not UTF-8"),
+    "no JSON": (b'{"text": ', "not valid JSON"),
+    "nested": (b"[" * 200_000 + b"]" * 200_000, "nested too deep"),
+    "nested objects": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "nested too deep"),
+    "digits": (b'{"n": ' + b"9" * 5_000 + b"}", "too many digits"),
+}
+lines_of_a_file = st.lists(
+    st.sampled_from([None, *BROKEN_LINES]).flatmap(
+        lambda name: st.tuples(st.just(name), st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n  \n"]))
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(st.booleans(), lines_of_a_file, st.booleans())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_broken_row_costs_itself_alone(tmp_path, marked, lines, ended):
+    sound = json.dumps(SOUND, ensure_ascii=False).encode()
+    # An object first: a file that opens with a bracket is a JSON array.
+    lines = [(None, b"\n"), *lines]
+    bodies = [sound if name is None else BROKEN_LINES[name][0] for name, _ in lines]
+    data = b"".join(body + end for body, (_, end) in zip(bodies, lines, strict=True))
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((codecs.BOM_UTF8 if marked else b"") + (data if ended else data.rstrip()))
+    number, found = 1, dict(read_foreign_jsonl(path))
+    for name, end in lines:
+        row = found.pop(number)
+        if name is None:
+            assert row == SOUND
+        else:
+            assert isinstance(row, ValueError)
+            assert BROKEN_LINES[name][1] in str(row)
+        number += end.count(b"\n")
+    assert found == {}
+
+
+@pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8, b"\n  "])
+def test_an_array_is_no_jsonl_and_is_named(tmp_path, start):
+    path = tmp_path / "rows.json"
+    path.write_bytes(start + b'[\n{"text": "a"},\n{"text": "b"}\n]')
+    with pytest.raises(UserError, match=r"rows\.json is one JSON array: write its entries one a"):
+        list(read_foreign_jsonl(path))
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
+    below = tmp_path / "file"
+    below.write_text("{}")
+    for path in (tmp_path / "absent.jsonl", tmp_path, below / "rows.jsonl", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"no file at|cannot be read") as caught:
+            list(read_foreign_jsonl(path))
+        assert "\n" not in str(caught.value)
 
 
 @given(st.lists(st.text(st.characters())))

@@ -1,8 +1,7 @@
 """How far a judge agrees with us, and what that costs: to see before a run pays for it."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from grpo_ao.completions import Usage
 from grpo_ao.errors import UserError
+from grpo_ao.files import parse_jsonl, read_foreign_jsonl
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
 from grpo_ao.judges.rubric import GRADES
@@ -76,31 +76,37 @@ def load_items(path: Path | None = None) -> list[GradedItem]:
     A JSONL file with the columns text, question, answer, kind, grade and, for the reference judge,
     reference. Raises UserError with the row's number for one that is broken.
     """
-    if path is None:
-        source = files("grpo_ao.judges") / "data" / "agreement_items.jsonl"
-        lines = source.read_text(encoding="utf-8").splitlines()
-    elif path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-    else:
-        raise UserError(f"there are no graded items at {path}.")
     items = []
-    for number, line in enumerate(lines, start=1):
+    for number, row in _item_rows(path):
         try:
-            items.append(_parse_item(json.loads(line)))
+            items.append(_parse_item(row))
         except ValueError as error:
             raise UserError(f"row {number} of the graded items is broken: {error}.") from error
+    if not items:
+        raise UserError(f"there are no graded items in {path}.")
     return items
 
 
+def _item_rows(path: Path | None) -> Iterator[tuple[int, Any]]:
+    if path is not None:
+        yield from read_foreign_jsonl(path)
+        return
+    with (files("grpo_ao.judges") / "data" / "agreement_items.jsonl").open("rb") as file:
+        yield from parse_jsonl(file)
+
+
 def _parse_item(row: Any) -> GradedItem:
+    if isinstance(row, ValueError):
+        raise row
     if not isinstance(row, dict) or not set(_COLUMNS) <= row.keys():
-        raise UserError(f"it needs {', '.join(_COLUMNS)}")
+        raise ValueError(f"it needs {', '.join(_COLUMNS)}")
     if not all(isinstance(row[column], str) for column in _COLUMNS[:4]):
-        raise UserError(f"{', '.join(_COLUMNS[:4])} are not all texts")
-    kind, grade = row["kind"], row["grade"]
-    if kind not in GRADES or grade not in GRADES[kind].values():
-        raise UserError(f"{grade!r} is no grade of a question of kind {kind!r}")
-    reference = row.get("reference")
+        raise ValueError(f"{', '.join(_COLUMNS[:4])} are not all texts")
+    kind, grade, reference = row["kind"], row["grade"], row.get("reference")
+    if kind not in GRADES or isinstance(grade, bool) or grade not in GRADES[kind].values():
+        raise ValueError(f"{grade!r} is no grade of a question of kind {kind!r}")
+    if not isinstance(reference, str | None):
+        raise ValueError("its reference is no text")
     request = GradeRequest(row["text"], row["question"], row["answer"], kind, reference)
     return GradedItem(request, float(grade))
 

@@ -1,14 +1,13 @@
 """A question set in the making: rows appended as they are made, and a log of what each took."""
 
 import fcntl
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo_ao.completions import Usage
 from grpo_ao.errors import UserError
+from grpo_ao.files import append_jsonl, read_jsonl
 from grpo_ao.probe import stable_hash
 from grpo_ao.probes.sources import LeftOut, SourceText
 
@@ -29,16 +28,16 @@ class QuestionFile:
         self.log_path = path.with_name(path.name + ".log.jsonl")
         self._check_presence(resume)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = self.log_path.open("ab+")
+        self._lock = self.log_path.open("ab")
         try:
-            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is writing {path}: wait for it.") from error
-        self._rows = path.open("ab+")
-        self.rows = _whole_rows(self._rows)
-        log = _whole_rows(self._log)
+        append_jsonl(path, [])  # cuts off what a kill left of a row
+        self.rows = read_jsonl(path)
+        log = read_jsonl(self.log_path)
         if not log:
-            _append(self._log, [{"settings": settings}])
+            append_jsonl(self.log_path, [{"settings": settings}])
         elif log[0]["settings"] != settings:
             raise UserError(_difference(path, log[0]["settings"], settings))
         self.spent = Usage()
@@ -52,9 +51,8 @@ class QuestionFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the files, which frees the lock."""
-        self._rows.close()
-        self._log.close()
+        """Free the lock."""
+        self._lock.close()
 
     def _check_presence(self, resume: bool) -> None:
         if resume and not self.log_path.exists():
@@ -78,7 +76,7 @@ class QuestionFile:
 
     def add(self, row: dict[str, Any], usage: Usage) -> None:
         """Append a row and what it took."""
-        _append(self._rows, [row])
+        append_jsonl(self.path, [row])
         self.rows.append(row)
         self._note([_record(row["idx"], row["wildchat_question"], None, usage)])
 
@@ -93,7 +91,7 @@ class QuestionFile:
         self._note([_record(row.number, None, row.reason, Usage()) for row in fresh])
 
     def _note(self, records: Sequence[dict[str, Any]]) -> None:
-        _append(self._log, records)
+        append_jsonl(self.log_path, records)
         for record in records:
             self._count(record)
 
@@ -109,18 +107,3 @@ def _difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
         f"cannot resume {path}: '{name}' was {before.get(name)!r} when it was begun and is "
         f"{now[name]!r} now."
     )
-
-
-def _whole_rows(file: Any) -> list[dict[str, Any]]:
-    """Read a file of rows, cutting off half a line that a killed process left at its end."""
-    file.seek(0)
-    whole, end, _ = file.read().rpartition(b"\n")
-    file.truncate(len(whole) + len(end))
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def _append(file: Any, rows: Sequence[dict[str, Any]]) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.write(lines.encode())
-    file.flush()
-    os.fsync(file.fileno())

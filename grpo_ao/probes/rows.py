@@ -66,7 +66,7 @@ def parse_row(row: Any) -> QuestionRow:
     if not all(reference is None or isinstance(reference, str) for reference in references):
         raise UserError("'reference_answers' holds something other than texts and null")
     # Half of a surrogate pair is valid in JSON, but no tokenizer takes it.
-    "".join((text, *asked)).encode()
+    "".join((text, *asked, *filter(None, references))).encode()
     return QuestionRow(text, asked, tuple(kinds), tuple(references))
 
 

@@ -1,14 +1,14 @@
 """Rows of a JSONL file or of a data set on the Hub, and the texts in them."""
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import read_foreign_jsonl
 
 
 def read_rows(source: str, streaming: bool = False) -> Iterator[tuple[int, Any]]:
@@ -17,34 +17,30 @@ def read_rows(source: str, streaming: bool = False) -> Iterator[tuple[int, Any]]
     Rows count from 1; a line that cannot be read comes as the ValueError that says why. With
     ``streaming`` a data set of the Hub is read as it is downloaded. Raises UserError.
     """
-    if source.endswith((".jsonl", ".json")) or Path(source).exists():
-        return _read_jsonl(Path(source))
+    if source.endswith((".jsonl", ".json")) or os.path.exists(source):  # noqa: PTH110
+        return read_foreign_jsonl(Path(source))
     return _read_hub(source, streaming)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    if not path.is_file():
-        raise UserError(f"there is no file at {path}: give a JSONL file or a Hub id.")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except json.JSONDecodeError as error:
-                yield number, ValueError(f"it is not valid JSON ({error.msg})")
-            except UnicodeDecodeError:
-                yield number, ValueError("it is not UTF-8")
 
 
 def _read_hub(name: str, streaming: bool) -> Iterator[tuple[int, Any]]:
     try:
         yield from enumerate(load_dataset(name, split="train", streaming=streaming), start=1)
-    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+    # Script data sets, missing splits, damaged shards, the network: each raises its own type.
+    except Exception as error:
         raise UserError(
-            f"'{name}' could not be loaded from the Hugging Face Hub: check the name and the "
-            "network, or give the path of a JSONL file."
+            f"'{name}' could not be read from the Hugging Face Hub ({_first_line(error)}): "
+            f"{_advice(str(error))}, or give the path of a JSONL file."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]
+
+
+def _advice(said: str) -> str:
+    if "gated" in said.lower():
+        return "accept its terms on its page and log in by `hf auth login`"
+    return "check its name, that it has a split 'train' and one configuration, and the network"
 
 
 class SourceText(NamedTuple):

@@ -132,13 +132,17 @@ def test_the_tolerances():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("not json", "row 2 .*broken: Expecting value"),
+        ("not json", "row 2 .*broken: it is not valid JSON"),
         ('["a list"]', "row 2 .*broken: it needs text, question, answer, kind, grade"),
         ({"grade": 0.3}, "0.3 is no grade of a question of kind 'open'"),
         ({"kind": "closed", "grade": 0.5}, "0.5 is no grade of a question of kind 'closed'"),
         ({"kind": "multiple"}, "no grade of a question of kind 'multiple'"),
         ({"grade": None}, "None is no grade"),
         ({"text": 3}, "are not all texts"),
+        ({"kind": ["open"]}, "are not all texts"),
+        ({"grade": True, "kind": "closed"}, "True is no grade"),
+        ({"grade": [1.0]}, "no grade"),
+        ({"reference": 3}, "its reference is no text"),
     ],
 )
 def test_broken_items_are_named_by_their_row(tmp_path, row, reason):
@@ -153,7 +157,7 @@ def test_broken_items_are_named_by_their_row(tmp_path, row, reason):
 
 
 def test_items_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(UserError, match="no graded items at"):
+    with pytest.raises(UserError, match="no file at"):
         load_items(tmp_path / "nothing.jsonl")
 
 
@@ -195,9 +199,17 @@ def test_the_command_says_in_one_sentence_what_is_missing(monkeypatch, tmp_path)
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     with pytest.raises(SystemExit, match=r"error: .*OPENROUTER_API_KEY is not set"):
         main(["judge-check"])
-    with pytest.raises(SystemExit, match="error: there are no graded items"):
+    with pytest.raises(SystemExit, match="error: there is no file at"):
         main(["judge-check", "--reference", str(tmp_path / "nothing")])
     with serving(lambda _: grade("A")) as endpoint:
         address = endpoint.base_url
     with pytest.raises(SystemExit, match=r"error: .*cannot be reached"):
         main(["judge-check", "--judge_base_url", address, "--judge_api_key_env", "None"])
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_items_is_not_taken_for_the_shipped_ones(tmp_path, content):
+    path = tmp_path / "items.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"there are no graded items in .*items\.jsonl"):
+        load_items(path)

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, split_of
@@ -107,6 +107,7 @@ BROKEN = [
     (SOUND | {"question_kinds": ["open", ["x"]]}, "other than 'closed' and 'open'"),
     (SOUND | {"question_kinds": ["open", None]}, "other than 'closed' and 'open'"),
     (SOUND | {"reference_answers": []}, "'reference_answers' is not a list of 2 entries"),
+    (SOUND | {"reference_answers": ["Yes", "\ud800"]}, "surrogates not allowed"),
     (SOUND | {"reference_answers": ["Yes", 12]}, "holds something other than texts and null"),
 ]
 
@@ -170,7 +171,7 @@ def test_a_set_of_broken_rows_is_refused_with_the_first_reason(tmp_path):
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.json"])
 def test_a_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.setattr(module, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(UserError, match=rf"no file at .*{name}.*JSONL file or a"):
+    with pytest.raises(UserError, match=rf"no file at .*{name}.*JSONL file"):
         load_rows(str(tmp_path / name))
 
 
@@ -195,18 +196,35 @@ def test_a_hub_id_is_loaded_from_its_train_split(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("error", [ConnectionError, DatasetNotFoundError, OSError])
-def test_a_hub_id_that_cannot_be_loaded_gives_one_sentence(monkeypatch, error):
+HUB_FAULTS = [
+    (ConnectionError("Couldn't reach the Hub\n  a long story"), "the network"),
+    (DatasetNotFoundError("Dataset 'someone/questions' doesn't exist on the Hub."), "its name"),
+    (DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "log in by `hf auth"),
+    (RuntimeError("Dataset scripts are no longer supported, but found x.py"), "scripts"),
+    (DatasetGenerationError("An error occurred while generating the dataset"), "generating"),
+    (ValueError('Unknown split "train". Should be one of ["test"].'), "a split 'train'"),
+    (ValueError("Config name is missing.\nPlease pick one among: ['a', 'b']"), "configuration"),
+    (OSError(), "OSError"),
+]
+
+
+@pytest.mark.parametrize("while_read", [False, True])
+@pytest.mark.parametrize(("error", "words"), HUB_FAULTS)
+def test_a_hub_set_that_cannot_be_read_gives_one_sentence(monkeypatch, error, words, while_read):
+    def rows():
+        yield SOUND
+        raise error
+
     def load_dataset(*_, **__):
-        raise error("Couldn't reach the Hub\n  a long story")
+        if while_read:
+            return rows()
+        raise error
 
     monkeypatch.setattr(module, "load_dataset", load_dataset)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"^'someone/questions' could not be read from the") as told:
         load_rows("someone/questions")
-    assert str(caught.value) == (
-        "'someone/questions' could not be loaded from the Hugging Face Hub: check the name and the "
-        "network, or give the path of a JSONL file."
-    )
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 # Probes

@@ -182,11 +182,11 @@ class InjectionHook:
         return self._injection
 
     def bind(self, injection: Injection) -> None:
-        """Serve these rows until the next ``bind`` or ``clear``."""
+        """Serve these rows until the next ``bind`` or ``clear``; without slots, inject nothing."""
         if self._handle is None:
             raise ValueError("attach the injection hook to a model before binding rows to it.")
-        last = int(injection.positions_BK.max())
-        if last < 1:
+        last = int(injection.positions_BK.max()) if injection.positions_BK.numel() else -1
+        if last == 0:
             raise ValueError(
                 "a batch whose placeholders end at the first token cannot be told from a cached "
                 "decoding step: put the placeholders behind another token."

@@ -1,0 +1,122 @@
+"""Wrong activations: what an oracle says when it reads another text, noise, or nothing at all.
+
+Questions and right answers stay those of a probe's own text. An oracle that reads its activations
+can only guess then, and one whose confidence is calibrated says so; a number that stays as high as
+on the true activations is read from the question alone. Everything is drawn by hashes of the
+probes: the same in every run and process.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Probe, stable_hash, unit_draw
+
+Control = Literal["same_family", "other_family", "noise", "question_alone"]
+CONTROLS: dict[Control, str] = {
+    "same_family": "another text of the same family",
+    "other_family": "a text of another family",
+    "noise": "noise of the same norms",
+    "question_alone": "the question alone",
+}
+
+
+def control_table(table: ProbeTable, control: Control) -> tuple[list[int], ProbeTable]:
+    """Return the rows that can be asked so, and a table of these with ``control``'s activations.
+
+    A row cannot be where no other text was read in as many places of the same layer.
+    """
+    if control == "question_alone":
+        prompts = [replace(prompt, positions=[]) for prompt in table.prompts]
+        nothing = [row_KD[:0] for row_KD in table.vectors]
+        return list(range(len(table))), ProbeTable(table.probes, nothing, prompts)
+    if control == "noise":
+        vectors = [
+            noise_like(row_KD, probe.id)
+            for row_KD, probe in zip(table.vectors, table.probes, strict=True)
+        ]
+        return list(range(len(table))), ProbeTable(table.probes, vectors, table.prompts)
+    donor_of = donors(table, same_family=control == "same_family")
+    rows = sorted(donor_of)
+    part = table.part(rows)
+    part.vectors = [_of_donor(table, donor_of[row], row) for row in rows]
+    return rows, part
+
+
+def with_wrong_activations(table: ProbeTable, share: float) -> ProbeTable:
+    """Return the table with other activations in a share of its rows.
+
+    A third of these read another text of the same family, a third one of another family (noise,
+    where there is none to be read), a third noise.
+    """
+    drawn = {
+        row: int(3 * unit_draw("wrong sort", probe.id))
+        for row, probe in enumerate(table.probes)
+        if unit_draw("wrong activations", probe.id) < share
+    }
+    of_sort = [donors(table, same_family=True), donors(table, same_family=False), {}]
+    vectors = list(table.vectors)
+    for row, sort in drawn.items():
+        donor = of_sort[sort].get(row)
+        own_KD = table.vectors[row]
+        vectors[row] = (
+            noise_like(own_KD, table.probes[row].id)
+            if donor is None
+            else _of_donor(table, donor, row)
+        )
+    return ProbeTable(table.probes, vectors, table.prompts)
+
+
+def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
+    """Return for each row one of another text, read at the same layer and positions.
+
+    Rows for which there is none are left out.
+    """
+    read_alike: dict[tuple, list[int]] = defaultdict(list)
+    for row, probe in enumerate(table.probes):
+        read_alike[_read_at(probe, same_family)].append(row)
+    found = {}
+    for row, probe in enumerate(table.probes):
+        rows = read_alike[_read_at(probe, same_family)]
+        fitting = (
+            other
+            for other in _from_somewhere(rows, unit_draw("donor", probe.id))
+            if table.probes[other].text != probe.text
+            if same_family or table.probes[other].family != probe.family
+            if len(table.vectors[other]) >= len(table.vectors[row])
+        )
+        donor = next(fitting, None)
+        if donor is not None:
+            found[row] = donor
+    return found
+
+
+def _read_at(probe: Probe, same_family: bool) -> tuple:
+    where = (probe.layer, str(probe.positions))
+    return (*where, probe.family) if same_family else where
+
+
+def _from_somewhere(rows: Sequence[int], draw: float) -> Iterator[int]:
+    start = int(draw * len(rows))
+    yield from rows[start:]
+    yield from rows[:start]
+
+
+def _of_donor(table: ProbeTable, donor: int, row: int) -> Float[Tensor, "K D"]:
+    # Positions count from the end: a longer run is cut at its start.
+    return table.vectors[donor][-len(table.vectors[row]) :]
+
+
+def noise_like(vectors_KD: Float[Tensor, "K D"], seed: str) -> Float[Tensor, "K D"]:
+    """Return vectors of random direction, each as long as the one in its place."""
+    generator = torch.Generator().manual_seed(int(stable_hash("noise", seed)[:12], 16))
+    noise_KD = torch.randn(vectors_KD.shape, generator=generator)
+    norm_K1 = vectors_KD.float().norm(dim=-1, keepdim=True)
+    scaled_KD = noise_KD * norm_K1 / noise_KD.norm(dim=-1, keepdim=True)
+    return scaled_KD.to(vectors_KD.dtype)

@@ -1,0 +1,153 @@
+"""Wrong activations: whose vectors a row gets, and that nothing else of it changes."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from grpo_ao.measuring.controls import (
+    CONTROLS,
+    control_table,
+    donors,
+    noise_like,
+    with_wrong_activations,
+)
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Positions, Probe
+from tests.rigs import make_oracle
+from tests.tiny import WIDTH
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return make_oracle()
+
+
+def table_of(oracle, rows):
+    """Rows of (text, family, layer, number of vectors); every vector is another one."""
+    generator = torch.Generator().manual_seed(0)
+    probes = [
+        Probe(text, f"Is it {n}?", "closed", layer, Positions.parse("all"), "Yes", family)
+        for n, (text, family, layer, _) in enumerate(rows)
+    ]
+    vectors = [torch.randn(slots, WIDTH, generator=generator) for *_, slots in rows]
+    prompts = [
+        oracle.prompt(probe.layer, len(row_KD), probe.question)
+        for probe, row_KD in zip(probes, vectors, strict=True)
+    ]
+    return ProbeTable(probes, vectors, prompts)
+
+
+def many(oracle, count=120):
+    """Texts of two questions each, of three families, read at two layers in one to four places."""
+    rows = [(f"text {n // 2}", "abc"[n % 3], 1 + n % 2, 1 + n % 4) for n in range(count)]
+    return table_of(oracle, rows)
+
+
+def source(table, vectors_KD):
+    """The row whose vectors these are the last of."""
+    (row,) = [
+        row
+        for row, own_KD in enumerate(table.vectors)
+        if len(own_KD) >= len(vectors_KD) and torch.equal(own_KD[-len(vectors_KD) :], vectors_KD)
+    ]
+    return row
+
+
+@pytest.mark.parametrize("control", ["same_family", "other_family"])
+def test_a_row_reads_another_text_at_its_own_layer_in_as_many_places(oracle, control):
+    table = many(oracle)
+    rows, swapped = control_table(table, control)
+    assert len(rows) > 100
+    for row, probe, vectors_KD in zip(rows, swapped.probes, swapped.vectors, strict=True):
+        assert probe == table.probes[row]
+        assert vectors_KD.shape == table.vectors[row].shape
+        donor = table.probes[source(table, vectors_KD)]
+        assert donor.text != probe.text
+        assert donor.layer == probe.layer
+        assert (donor.family == probe.family) == (control == "same_family")
+
+
+def test_donors_are_many(oracle):
+    table = many(oracle)
+    counts = Counter(donors(table, same_family=False).values())
+    assert len(counts) > 40
+    assert max(counts.values()) < 12
+
+
+def test_rows_that_no_other_text_fits_are_left_out(oracle):
+    table = table_of(
+        oracle,
+        [
+            ("long", "a", 1, 3),  # nothing else has three vectors
+            ("short", "a", 1, 2),  # reads the end of "long"
+            ("short", "a", 2, 2),  # alone at its layer
+            ("other", "b", 1, 2),
+        ],
+    )
+    assert donors(table, same_family=True) == {1: 0}
+    rows, swapped = control_table(table, "same_family")
+    assert rows == [1]
+    assert torch.equal(swapped.vectors[0], table.vectors[0][1:])
+
+
+def test_noise_has_the_norms_of_what_it_stands_for_and_no_direction_in_common(oracle):
+    vectors_KD = torch.randn(50, 512).bfloat16() * torch.arange(1, 51)[:, None]
+    noise_KD = noise_like(vectors_KD, "seed")
+    assert noise_KD.dtype == vectors_KD.dtype
+    torch.testing.assert_close(
+        noise_KD.float().norm(dim=-1), vectors_KD.float().norm(dim=-1), rtol=1e-2, atol=0
+    )
+    cosines = torch.cosine_similarity(noise_KD.float(), vectors_KD.float())
+    assert cosines.abs().max() < 0.25
+    assert torch.equal(noise_KD, noise_like(vectors_KD, "seed"))
+    assert not torch.equal(noise_KD, noise_like(vectors_KD, "another"))
+
+
+def test_the_question_alone_is_answered_as_if_nothing_were_injected(oracle):
+    table = many(oracle, 12)
+    rows, alone = control_table(table, "question_alone")
+    assert rows == list(range(12))
+    found = oracle.complete(alone.prompts, alone.vectors, max_new_tokens=5)
+    assert found != oracle.complete(table.prompts, table.vectors, max_new_tokens=5)
+    coefficient, oracle.hook.coefficient = oracle.hook.coefficient, 0.0
+    try:
+        assert found == oracle.complete(table.prompts, table.vectors, max_new_tokens=5)
+    finally:
+        oracle.hook.coefficient = coefficient
+
+
+def test_every_control_keeps_the_table_it_is_made_of(oracle):
+    table = many(oracle, 24)
+    before = [row_KD.clone() for row_KD in table.vectors]
+    for control in CONTROLS:
+        rows, other = control_table(table, control)
+        assert [probe.id for probe in other.probes] == [table.probes[row].id for row in rows]
+    assert all(map(torch.equal, before, table.vectors))
+
+
+def test_a_share_of_the_rows_is_asked_on_wrong_activations_of_three_sorts(oracle):
+    table = many(oracle, 600)
+    mixed = with_wrong_activations(table, 0.2)
+    assert mixed.probes == table.probes
+    wrong = [row for row in range(600) if not torch.equal(mixed.vectors[row], table.vectors[row])]
+    assert 90 < len(wrong) < 150
+    known = {tuple(vector_D.tolist()) for row_KD in table.vectors for vector_D in row_KD}
+    sorts = Counter(
+        "noise"
+        if tuple(mixed.vectors[row][0].tolist()) not in known
+        else table.probes[source(table, mixed.vectors[row])].family == table.probes[row].family
+        for row in wrong
+    )
+    assert set(sorts) == {"noise", True, False}
+    assert min(sorts.values()) > 20
+    # Which ones they are does not depend on the others.
+    some = with_wrong_activations(table.part(range(300)), 0.2)
+    assert [
+        row for row in range(300) if not torch.equal(some.vectors[row], table.vectors[row])
+    ] == [row for row in wrong if row < 300]
+
+
+def test_no_share_changes_nothing(oracle):
+    table = many(oracle, 50)
+    assert all(map(torch.equal, with_wrong_activations(table, 0.0).vectors, table.vectors))

@@ -21,7 +21,11 @@ _MARGIN = 0.005
 
 
 def equal_width_bins(confidence_N: Array, bins: int) -> np.ndarray:
-    """Return each confidence's bin of ``bins`` equal ones on [0, 1]; 1 is in the last."""
+    """Return each confidence's bin of ``bins`` equal ones on [0, 1].
+
+    A confidence at an edge lies in the bin above: of ten bins, .3 is in [.3, .4), and the last is
+    [.9, 1]. (Guo et al. count edges to the bin below; stated confidences often are edges.)
+    """
     return np.minimum((confidence_N * bins + 1e-9).astype(int), bins - 1)
 
 
@@ -115,6 +119,65 @@ def perfect_ece_interval(
     return float(eces.mean()), float(low), float(high)
 
 
+class CalibrationError(NamedTuple):
+    """A root mean squared calibration error and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def calibration_error(
+    confidence_N: Array, outcome_N: Array, cluster_N: np.ndarray, bins: int = 10
+) -> CalibrationError:
+    """Root mean squared calibration error over bins of equal mass, without what chance adds.
+
+    A bin's squared gap is estimated from products of different clusters' errors alone, which has
+    no bias (Kumar et al., arXiv 1909.10155); clusters are texts, whose questions share their luck.
+    The variance of the weighted sum is that of a quadratic form of normal gaps, and the interval
+    holds every true error from which the estimate is at most 1.96 of its deviations away, so that
+    it reaches 0 where nothing is known to be wrong.
+    """
+    nothing = CalibrationError(float("nan"), float("nan"), float("nan"))
+    if not len(confidence_N):
+        return nothing
+    _, cluster_N = np.unique(cluster_N, return_inverse=True)
+    _, bin_N = np.unique(equal_mass_bins(confidence_N, bins), return_inverse=True)
+    count_KB = _cluster_sums(np.ones(len(bin_N)), cluster_N, bin_N)
+    error_KB = _cluster_sums(confidence_N - outcome_N, cluster_N, bin_N)
+    several = (count_KB > 0).sum(axis=0) > 1
+    if not several.any():
+        return nothing
+    count_KB, error_KB = count_KB[:, several], error_KB[:, several]
+    count_B = count_KB.sum(axis=0)
+    gap_B, weight_B = error_KB.sum(axis=0) / count_B, count_B / count_B.sum()
+    products_B = error_KB.sum(axis=0) ** 2 - (error_KB**2).sum(axis=0)
+    squared = float(weight_B @ (products_B / (count_B**2 - (count_KB**2).sum(axis=0))))
+    scaled_KB = (error_KB - gap_B * count_KB) * (np.sqrt(weight_B) / count_B)
+    return CalibrationError(
+        max(squared, 0.0) ** 0.5,
+        *_root_interval(squared, np.sqrt(weight_B) * gap_B, scaled_KB.T @ scaled_KB),
+    )
+
+
+def _cluster_sums(values_N: np.ndarray, cluster_N: np.ndarray, bin_N: np.ndarray) -> np.ndarray:
+    shape = (int(cluster_N.max()) + 1, int(bin_N.max()) + 1)
+    cells = np.bincount(cluster_N * shape[1] + bin_N, values_N, minlength=shape[0] * shape[1])
+    return cells.reshape(shape)
+
+
+def _root_interval(
+    squared: float, gap_B: np.ndarray, covariance_BB: np.ndarray
+) -> tuple[float, float]:
+    """Invert (squared - t)**2 <= 1.96**2 * (4 * slope * t + noise) for the true t >= 0."""
+    noise = 2 * float((covariance_BB**2).sum())
+    length = float(gap_B @ gap_B)
+    slope = float(gap_B @ covariance_BB @ gap_B) / length if length else 0.0
+    middle = squared + 2 * 1.96**2 * slope
+    half = (max(middle**2 - squared**2 + 1.96**2 * noise, 0.0)) ** 0.5
+    return max(middle - half, 0.0) ** 0.5, max(middle + half, 0.0) ** 0.5
+
+
 def mce(confidence_N: Array, outcome_N: Array, bins: int = 10, min_count: int = 20) -> float:
     """Largest gap of an equal-width bin with at least ``min_count`` items; NaN if there is none.
 
@@ -131,6 +194,16 @@ def mce(confidence_N: Array, outcome_N: Array, bins: int = 10, min_count: int = 
 def brier(confidence_N: Array, outcome_N: Array) -> float:
     """Mean squared difference of confidence and outcome (Brier 1950, outcomes in [0, 1])."""
     return float(np.mean((confidence_N - outcome_N) ** 2)) if len(confidence_N) else float("nan")
+
+
+def brier_of_all(
+    confidence_N: Array, outcome_N: Array, parsed_N: Bool[np.ndarray, "items"]
+) -> float:
+    """Brier score of all outputs: one without a number counts as 50 % on a wrong answer.
+
+    Being silent where an answer is doubtful would else improve every metric of confidence.
+    """
+    return brier(np.where(parsed_N, confidence_N, 0.5), np.where(parsed_N, outcome_N, 0.0))
 
 
 def isotonic_brier(confidence_N: Array, outcome_N: Array) -> float:
@@ -192,6 +265,25 @@ def fit_isotonic(confidence_N: Array, outcome_N: Array) -> Callable[[Array], Arr
     return lambda new_N: np.asarray(fitted.predict(new_N), dtype=float)
 
 
+Fit = Callable[[Array, Array], Callable[[Array], Array]]
+
+
+def cross_fitted(
+    fit: Fit, confidence_N: Array, outcome_N: Array, second_half_N: Bool[np.ndarray, "items"]
+) -> Array:
+    """Recalibrate each half of the items by what ``fit`` finds on the other: none is left out.
+
+    Halves are to be of texts. Raises ValueError if one of them is empty.
+    """
+    if second_half_N.all() or not second_half_N.any():
+        raise ValueError("recalibration across halves needs items in both of them.")
+    result_N = np.empty_like(confidence_N)
+    for half_N in (second_half_N, ~second_half_N):
+        change = fit(confidence_N[~half_N], outcome_N[~half_N])
+        result_N[half_N] = change(confidence_N[half_N])
+    return result_N
+
+
 def fit_temperature(confidence_N: Array, outcome_N: Array) -> Callable[[Array], Array]:
     """Fit temperature scaling of the log odds (Guo et al., arXiv 1706.04599).
 
@@ -248,9 +340,19 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile interval of each of ``statistics(item indices)``.
 
+    Draws for which a statistic is NaN are left out; NaN if that is all of them.
+    """
+    drawn = bootstrap_draws(statistics, cluster_N, seed, draws)
+    return {name: _percentiles(values) for name, values in drawn.items()}
+
+
+def bootstrap_draws(
+    statistics: Statistics, cluster_N: np.ndarray, seed: int = 0, draws: int = 1000
+) -> dict[str, Float[np.ndarray, "draws"]]:
+    """Return each of ``statistics(item indices)`` for resampled items.
+
     Whole clusters are drawn with replacement (Field, Welsh 2007), so that items of one context
-    stand or fall together. A paired difference is one statistic of two measurements of the same
-    items. Draws for which a statistic is NaN are left out; NaN if that is all of them.
+    stand or fall together.
     """
     _, inverse = np.unique(cluster_N, return_inverse=True)
     members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
@@ -261,12 +363,12 @@ def bootstrap_intervals(
         )
         for _ in range(draws)
     ]
-    return {name: _percentiles([values[name] for values in drawn]) for name in drawn[0]}
+    return {name: np.array([values[name] for values in drawn]) for name in drawn[0]}
 
 
-def _percentiles(values: list[float]) -> tuple[float, float]:
-    known = [value for value in values if not np.isnan(value)]
-    low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
+def _percentiles(values: Float[np.ndarray, "draws"]) -> tuple[float, float]:
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 
 

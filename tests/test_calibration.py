@@ -17,8 +17,11 @@ from grpo_ao.calibration import (
     bootstrap_interval,
     bootstrap_intervals,
     brier,
+    brier_of_all,
     brier_parts,
+    calibration_error,
     calibration_summary,
+    cross_fitted,
     debiased_ece,
     ece,
     equal_mass_bins,
@@ -122,6 +125,14 @@ def test_isotonic_brier_by_hand():
     # The best monotone map of these is 0, .5, .5, 1.
     confidence, outcome = floats(0.1, 0.2, 0.3, 0.4), floats(0, 1, 0, 1)
     assert isotonic_brier(confidence, outcome) == pytest.approx(0.125)
+
+
+def test_an_output_without_a_number_counts_as_one_half_on_a_wrong_answer():
+    confidence, outcome = floats(0.8, 0.9, 0.0), floats(1.0, 1.0, 0.0)
+    parsed = np.array([True, False, False])
+    assert brier_of_all(confidence, outcome, parsed) == pytest.approx((0.04 + 0.25 + 0.25) / 3)
+    assert brier_of_all(confidence, outcome, ~parsed) == pytest.approx((0.25 + 0.01) / 3)
+    assert math.isnan(brier_of_all(floats(), floats(), np.array([], dtype=bool)))
 
 
 @given(pairs)
@@ -313,6 +324,62 @@ def test_debiased_ece_does_not_depend_on_order_and_is_at_most_ece(items, random)
     assert debiased_ece(*columns(random.sample(items, len(items)))) == pytest.approx(value)
 
 
+def test_the_calibration_error_by_hand():
+    # One bin of four texts: errors .25, .25, -.75, -.75. The products of different texts' errors
+    # sum to (-1)^2 - 1.25 = -.25, less than nothing: chance alone makes as much.
+    confidence, outcome = np.full(4, 0.25), floats(0, 0, 1, 1)
+    found = calibration_error(confidence, outcome, np.arange(4))
+    assert found.value == 0.0
+    assert found.low == 0.0 < found.high
+    # All wrong: (4 * .25)^2 - 4 * .25^2 = .75 over 4^2 - 4 pairs is .25 squared, without doubt.
+    assert calibration_error(confidence, np.zeros(4), np.arange(4)) == pytest.approx([0.25] * 3)
+
+
+def test_the_calibration_error_weighs_bins_by_their_items():
+    # Bins of equal mass keep equal confidences together: gaps .2 of 4 items and .6 of 12.
+    confidence, outcome = floats(*[0.2] * 4, *[0.6] * 12), np.zeros(16)
+    expected = math.sqrt((4 * 0.2**2 + 12 * 0.6**2) / 16)
+    assert calibration_error(confidence, outcome, np.arange(16)).value == pytest.approx(expected)
+
+
+def test_repeated_questions_change_the_calibration_error_and_its_interval_by_nothing():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(30, 90, 200) / 100
+    outcome = (rng.random(200) < confidence - 0.1).astype(float)
+    once = calibration_error(confidence, outcome, np.arange(200))
+    six = calibration_error(*(np.repeat(c, 6) for c in (confidence, outcome, np.arange(200))))
+    assert six == pytest.approx(once)
+
+
+def test_the_interval_of_the_calibration_error_holds_the_truth():
+    rng = np.random.default_rng(0)
+    held = {0.0: 0, 0.1: 0}
+    for error in held:
+        for _ in range(200):
+            confidence = rng.integers(20, 95, 250) / 100
+            outcome = (rng.random(250) < confidence - error).astype(float)
+            _, low, high = calibration_error(confidence, outcome, np.arange(250))
+            held[error] += low <= error <= high
+    assert all(180 <= count <= 200 for count in held.values())
+
+
+def test_too_little_for_a_calibration_error_is_nan():
+    one_text = calibration_error(floats(0.5, 0.7), floats(1, 0), np.zeros(2))
+    for found in (one_text, calibration_error(floats(), floats(), np.arange(0))):
+        assert all(math.isnan(value) for value in found)
+
+
+@given(pairs, st.randoms())
+def test_the_calibration_error_does_not_depend_on_order(items, random):
+    confidence, outcome = columns(items)
+    cluster = np.arange(len(items)) // 2
+    order = random.sample(range(len(items)), len(items))
+    found = calibration_error(confidence, outcome, cluster)
+    shuffled = calibration_error(confidence[order], outcome[order], cluster[order])
+    assert shuffled == pytest.approx(found, abs=1e-6, nan_ok=True)
+    assert math.isnan(found.value) or 0 <= found.low <= found.value + 1e-6 <= found.high + 2e-6
+
+
 def test_a_perfect_forecaster_of_250_items_has_an_ece_of_about_5_per_cent():
     mean, low, high = perfect_ece_interval(np.random.default_rng(1).random(250))
     assert 0.03 < low < 0.045 < mean < 0.065 < high < 0.1
@@ -384,6 +451,25 @@ def test_a_temperature_undoes_overconfidence_and_keeps_the_order():
     true = 1 / (1 + np.exp(-odds))
     assert recalibrated[uncut] == pytest.approx(true[uncut], abs=0.02)
     assert auroc(recalibrated, outcome == 1) == pytest.approx(auroc(stated, outcome == 1), abs=1e-3)
+
+
+def test_each_half_is_recalibrated_by_what_the_other_one_shows():
+    confidence, outcome = floats(0.3, 0.3, 0.6, 0.6), floats(0, 0, 1, 1)
+    half = np.array([False, True, False, True])
+
+    def fit(known, outcome):
+        return lambda new: new + known.sum() + outcome.sum()
+
+    # Each half holds .3 and .6, and one right answer.
+    assert cross_fitted(fit, confidence, outcome, half) == pytest.approx(confidence + 1.9)
+    outcome = floats(0, 1, 1, 1)
+    expected = confidence + floats(2.9, 1.9, 2.9, 1.9)
+    assert cross_fitted(fit, confidence, outcome, half) == pytest.approx(expected)
+
+
+def test_recalibration_across_halves_needs_both():
+    with pytest.raises(ValueError, match="both"):
+        cross_fitted(fit_isotonic, floats(0.2, 0.4), floats(0, 1), np.array([True, True]))
 
 
 # Intervals

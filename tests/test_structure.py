@@ -13,6 +13,7 @@ FILES = {
 }
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
+    *("discrimination", "intervals"),
     *("files", "tracking", "processes", "chat", "completions", "errors"),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.

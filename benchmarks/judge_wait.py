@@ -18,7 +18,6 @@ from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.rollout import TransformersRollouts
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions
@@ -52,7 +51,7 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
         oracle,
         ProbeTable.build(oracle, probes, store),
         CalibratedReward(ApiJudge(chat), by_id, config.calibration_lambda, ahead),
-        TransformersRollouts(oracle),
+        oracle,
         trainer_config(config, Processes()),
         config.credit,
         config.scale_rewards,

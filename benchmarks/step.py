@@ -34,13 +34,13 @@ from grpo_ao.config import MINI_WEIGHTS, Preset, make_defaults
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import read_residuals
-from grpo_ao.oracle.generation import end_token_ids
+from grpo_ao.oracle.ends import cut_at_end, end_token_ids
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, hidden_width, layer_index, unwrap
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
-from grpo_ao.oracle.rollout import RolloutEngine, Rollouts, TransformersRollouts
+from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
@@ -193,13 +193,9 @@ class DefaultRollouts:
         self.oracle = oracle
 
     def rollouts(
-        self,
-        prompts: Sequence[OraclePrompt],
-        vectors: Sequence[Tensor],
-        num_samples: int,
-        temperature: float,
-        max_new_tokens: int,
+        self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
     ) -> Rollouts:
+        num_samples = sampling.num_samples
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
         ids_BL, mask_BL, _ = pad_prompts(repeated, 0)
         injection = Injection.from_rows(
@@ -217,22 +213,17 @@ class DefaultRollouts:
                 input_ids=ids_BL.to(device),
                 attention_mask=mask_BL.to(device),
                 do_sample=True,
-                temperature=temperature,
+                temperature=sampling.temperature,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=sampling.max_new_tokens,
                 eos_token_id=ends,
                 pad_token_id=0,
             )
         model.train()
-        rows = [until_end(row, ends) for row in output_BL[:, ids_BL.shape[1] :].tolist()]
+        rows = [cut_at_end(row, ends) for row in output_BL[:, ids_BL.shape[1] :].tolist()]
         groups = [rows[n : n + num_samples] for n in range(0, len(rows), num_samples)]
         return Rollouts(groups, None)
-
-
-def until_end(row: list[int], ends: Sequence[int]) -> list[int]:
-    stop = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
-    return row[:stop]
 
 
 def measure_rollouts(
@@ -249,7 +240,8 @@ def measure_rollouts(
     found: list[Rollouts] = []
 
     def run(new_tokens: int) -> None:
-        found.append(engine.rollouts(prompts, vectors, SAMPLES, config.temperature, new_tokens))
+        sampling = Sampling(SAMPLES, config.temperature, new_tokens)
+        found.append(engine.rollouts(prompts, vectors, sampling))
 
     with peak_memory() as peak:
         short = seconds_of(lambda: run(2), repeats)
@@ -312,7 +304,7 @@ def make_trainer(
         oracle,
         table,
         CalibratedReward(ReferenceJudge(), probes, config.calibration_lambda),
-        TransformersRollouts(oracle) if ours else DefaultRollouts(oracle),
+        oracle if ours else DefaultRollouts(oracle),
         args,
         config.credit,
         config.scale_rewards,
@@ -421,7 +413,7 @@ def sections(oracle: Oracle, table: ProbeTable, report: Report, steps: int) -> I
     """Measure one after the other."""
     texts = 1000 if torch.cuda.is_available() else 100
     yield measure_extraction(oracle, report, texts)
-    ours, default = TransformersRollouts(oracle), DefaultRollouts(oracle)
+    ours, default = oracle, DefaultRollouts(oracle)
     yield measure_rollouts("rollout, ours", ours, oracle, table, report, 3)
     yield measure_rollouts("rollout, TRL's default path", default, oracle, table, report, 1)
     yield measure_steps(report.shape, oracle, table, True, steps)

@@ -40,14 +40,14 @@ from transformers import (
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.prompt import OraclePrompt
-from grpo_ao.oracle.rollout import Rollouts
+from grpo_ao.oracle.sampling import Rollouts, Sampling
+from grpo_ao.oracle.vllm.client import draw_seeds
 from grpo_ao.oracle.vllm.engine import (
     EngineSettings,
     InjectingEngine,
     bank_settings,
     check_installed,
 )
-from grpo_ao.oracle.vllm.rollouts import draw_seeds
 from grpo_ao.oracle.vllm.weights import base_weights, lora_factors
 
 VOCABULARY, WIDTH, LAYERS, PLACEHOLDER = 4096, 1024, 6, 11
@@ -170,9 +170,8 @@ class Parity:
             positions = POSITIONS if row in self.injected else []
             prompts.append(OraclePrompt("", self.ids[row].tolist(), positions))
             given.append(vectors[row, : len(positions)])
-        return self.engine.rollouts(
-            prompts, given, samples, temperature, NEW, [], draw_seeds(len(prompts))
-        )
+        sampling = Sampling(samples, temperature, NEW)
+        return self.engine.rollouts(prompts, given, sampling, [], draw_seeds(len(prompts)))
 
     def compare(self, name: str, vectors: Tensor, stale: Any = None, **others: Tensor) -> None:
         """Compare one batch with all references; ``others`` are vectors that must not fit."""

@@ -21,13 +21,14 @@ import torch
 from transformers import Qwen3Config
 
 from grpo_ao.oracle.prompt import OraclePrompt
+from grpo_ao.oracle.sampling import Sampling
+from grpo_ao.oracle.vllm.client import draw_seeds
 from grpo_ao.oracle.vllm.engine import (
     EngineSettings,
     InjectingEngine,
     bank_settings,
     check_installed,
 )
-from grpo_ao.oracle.vllm.rollouts import draw_seeds
 from grpo_ao.oracle.vllm.weights import LoraFactors
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -108,7 +109,7 @@ def rollout_row(
     def call(new: int) -> None:
         prompts, vectors = next(requests)
         seeds = draw_seeds(count)
-        engine.rollouts(prompts, vectors, samples, 0.9, new, [], seeds)
+        engine.rollouts(prompts, vectors, Sampling(samples, 0.9, new), [], seeds)
 
     whole, first = seconds(lambda: call(NEW), 5), seconds(lambda: call(1), 5)
     step = (whole - first) / (NEW - 1)

@@ -27,12 +27,12 @@ from grpo_ao.judges.reference import check_references
 from grpo_ao.measuring.heldout import heldout_row, measure, scored_of_row, summarise
 from grpo_ao.measuring.heldout_confidences import SAMPLED_PROBES, heldout_baselines
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.rollout import RolloutEngine, TransformersRollouts
+from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.oracle.vllm.rollouts import ServerRollouts, VllmRollouts
+from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
 from grpo_ao.probe import Probe
 from grpo_ao.probes.load import data_digest, load_probes, num_layers_of
@@ -346,7 +346,7 @@ class Run:
     def _rollout_engine(self) -> RolloutEngine:
         config = self.config
         if config.rollout == "transformers":
-            return TransformersRollouts(self.oracle)
+            return self.oracle
         longest = max(len(prompt.input_ids) for prompt in self.train_table.prompts)
         length = longest + config.max_new_tokens
         if config.vllm_servers:

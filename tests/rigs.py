@@ -9,7 +9,7 @@ from grpo_ao.epistemic import ParsedOutput
 from grpo_ao.judges.protocol import Grade
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.rollout import RolloutEngine, TransformersRollouts
+from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
@@ -119,7 +119,7 @@ def make_trainer(
         oracle,
         table,
         reward,
-        engine or TransformersRollouts(oracle),
+        engine or oracle,
         trainer_config(config, processes),
         config.credit,
         config.scale_rewards,

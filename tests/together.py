@@ -16,7 +16,7 @@ from grpo_ao.measuring.heldout import complete_table
 from grpo_ao.oracle.activations import read_residuals
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.rollout import Rollouts
+from grpo_ao.oracle.sampling import Rollouts, Sampling
 from grpo_ao.oracle.sharding import together
 from grpo_ao.processes import Processes
 from grpo_ao.training import fine_tuning
@@ -36,7 +36,8 @@ class WrittenRollouts:
         self.processes = processes
         self.step = 0
 
-    def rollouts(self, prompts, vectors, num_samples, temperature, max_new_tokens) -> Rollouts:
+    def rollouts(self, prompts, vectors, sampling: Sampling) -> Rollouts:
+        num_samples = sampling.num_samples
         self.step += 1
         first = self.processes.index * len(prompts) * num_samples
         places = iter(range(first, first + len(prompts) * num_samples))

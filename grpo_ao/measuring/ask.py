@@ -16,6 +16,7 @@ from grpo_ao.measuring.confidences import (
 )
 from grpo_ao.oracle.activations import read_residuals, select_positions, subject_token_ids
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.sharding import together
 from grpo_ao.probe import Positions, Probe, stable_hash, unit_draw
 from grpo_ao.probes.benchmarks import Item, said
@@ -118,9 +119,8 @@ def _ask_chunk(oracle: Oracle, probes: Sequence[Probe], asking: Asking) -> Itera
         for probe, row_KD in zip(probes, vectors, strict=True)
     ]
     size = asking.batch_size
-    greedy = oracle.complete(
-        prompts, vectors, max_new_tokens=asking.max_new_tokens, batch_size=size
-    )
+    new = asking.max_new_tokens
+    greedy = oracle.complete(prompts, vectors, Sampling(max_new_tokens=new), batch_size=size)
     ids = [samples[0] for samples in greedy]
     known = answer_probabilities(oracle, prompts, vectors, ids, batch_size=size)
     sampled: list[list[list[int]]] = [[] for _ in probes]
@@ -130,13 +130,11 @@ def _ask_chunk(oracle: Oracle, probes: Sequence[Probe], asking: Asking) -> Itera
         sampled = oracle.complete(
             prompts,
             vectors,
-            num_samples=AGREEMENT_SAMPLES,
-            temperature=1.0,
-            max_new_tokens=asking.max_new_tokens,
+            Sampling(AGREEMENT_SAMPLES, 1.0, new),
             batch_size=size,
         )
     for row in zip(probes, ids, known, sampled, strict=True):
-        yield _row(oracle, *row, asking.max_new_tokens)
+        yield _row(oracle, *row)
 
 
 def _read_subject(oracle: Oracle, probes: Sequence[Probe]) -> list[Tensor]:
@@ -167,7 +165,6 @@ def _row(
     ids: list[int],
     known: AnswerProbability,
     sampled: list[list[int]],
-    max_new_tokens: int,
 ) -> dict:
     completion, *others = oracle.tokenizer.batch_decode([ids, *sampled], skip_special_tokens=True)
     output = parse_oracle_output(completion)
@@ -189,16 +186,11 @@ def _row(
         "correct": int(answer == probe.reference),
         "yes_probability": known.yes,
         "sequence_probability": known.sequence,
-        "tokens": _generated(ids, max_new_tokens),
+        "tokens": len(ids),
     }
     if sampled:
         votes = [said(parse_oracle_output(text).answer) for text in others]
         counts = {"Yes": votes.count("Yes"), "No": votes.count("No"), "neither": votes.count(None)}
         row["samples"] = counts
-        row["sample_tokens"] = sum(_generated(sample, max_new_tokens) for sample in sampled)
+        row["sample_tokens"] = sum(map(len, sampled))
     return row
-
-
-def _generated(ids: Sequence[int], max_new_tokens: int) -> int:
-    # The end token was generated too, unless the length ran out before it.
-    return min(len(ids) + 1, max_new_tokens)

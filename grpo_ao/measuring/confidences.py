@@ -19,7 +19,7 @@ from grpo_ao.calibration import fit_isotonic, fit_temperature
 from grpo_ao.errors import UserError
 from grpo_ao.measuring.metrics import Answers
 from grpo_ao.oracle.activations import evaluating
-from grpo_ao.oracle.generation import end_token_ids, pad_token_id
+from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.oracle import Oracle
@@ -55,17 +55,15 @@ def answer_probabilities(
     completions: Sequence[Sequence[int]],
     batch_size: int = 64,
 ) -> list[AnswerProbability]:
-    """Read each prompt with its completion (ids before the end token), activations injected."""
+    """Read each prompt with its completion (its end token included, if it wrote one)."""
     tokenizer = oracle.tokenizer
-    ends = end_token_ids(oracle.model, tokenizer)
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
     yes, no = (_single_tokens(tokenizer, words) for words in (_YES, _NO))
     found: list[AnswerProbability] = []
     with evaluating(oracle.model):
         for first in range(0, len(prompts), batch_size):
             part = slice(first, first + batch_size)
-            written = [[*ids, end] for ids in completions[part]]
-            starts = [_answer_start(tokenizer, ids) for ids in completions[part]]
+            written = completions[part]
+            starts = [_answer_start(tokenizer, ids) for ids in written]
             logits_BCV = _completion_logits(oracle, prompts[part], vectors[part], written)
             for b, (ids, start) in enumerate(zip(written, starts, strict=True)):
                 logp_CV = logits_BCV[b, start : len(ids)].float().log_softmax(dim=-1)

@@ -9,6 +9,7 @@ from grpo_ao.calibration import calibration_summary
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.judges.protocol import Grade, Judge
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Probe
 from grpo_ao.reward import ScoredCompletion, reward_terms, score_completions
@@ -28,9 +29,7 @@ def complete_table(
     completions = oracle.complete(
         [table.prompts[row] for row in rows],
         [table.vectors[row] for row in rows],
-        num_samples=num_samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
+        Sampling(num_samples, temperature, max_new_tokens),
         batch_size=batch_size,
         progress=progress,
     )

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer
 
 from grpo_ao.oracle.layers import decoder_layers, decoder_of
 from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
+from grpo_ao.oracle.sampling import Sampling
 
 ATTENTION = "grpo_ao_decode"
 # On a GPU, cache lengths are rounded up, so that few different shapes are compiled, and whether all
@@ -94,18 +95,21 @@ class Decoder:
         prefix: DynamicCache,
         mask_BL: Int64[Tensor, "batch prompt"],
         last_B: Int64[Tensor, " batch"],
-        num_samples: int,
-        temperature: float,
-        max_new_tokens: int,
+        sampling: Sampling,
         ends: Sequence[int],
     ) -> None:
         """Start behind left-padded prompts.
 
         ``prefix`` is the cache of all prompt tokens but the last, which is ``last_B``; each prompt
-        gets ``num_samples`` sequences, next to each other.
+        gets its samples' sequences, next to each other.
         """
         device = last_B.device
-        self.model, self.temperature, self.max_new_tokens = model, temperature, max_new_tokens
+        num_samples, max_new_tokens = sampling.num_samples, sampling.max_new_tokens
+        self.model, self.temperature, self.max_new_tokens = (
+            model,
+            sampling.temperature,
+            max_new_tokens,
+        )
         self.ends_E = torch.tensor(list(ends), device=device)
         mask_BL = mask_BL.repeat_interleave(num_samples, dim=0)
         rows, prompt = mask_BL.shape

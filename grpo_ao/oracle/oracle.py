@@ -24,6 +24,7 @@ from grpo_ao.oracle.loading import (
     load_tokenizer,
 )
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
+from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 from grpo_ao.probe import Positions
@@ -47,7 +48,7 @@ class Oracle:
     """A PEFT model, its tokenizer, and the hook that injects activations into it.
 
     The base model, adapter off, is also the subject. One hook is attached to the model from here
-    until ``detach``.
+    until ``detach``. ``engine`` (vLLM) completes in the model's place where it is set.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Oracle:
         self.tokenizer = tokenizer
         self.num_layers = len(decoder_layers(model))
         self.spec = spec.for_model(self.num_layers)
+        self.engine: RolloutEngine | None = None
         self.hook = InjectionHook().attach(model, spec.hook_onto_layer, spec.steering_coefficient)
 
     @classmethod
@@ -111,25 +113,45 @@ class Oracle:
         self,
         prompts: Sequence[OraclePrompt],
         vectors: Sequence[Tensor],
-        num_samples: int = 1,
-        temperature: int | float = 0.0,
-        max_new_tokens: int = 64,
+        sampling: Sampling,
         batch_size: int = 64,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
-        """Complete prompts, activations injected: see ``generation.generate_completions``."""
+        """Complete prompts, activations injected; return token ids, [prompt][sample][token].
+
+        By ``engine`` where one is set, which chooses its batches itself; otherwise see
+        ``generation.generate_completions``.
+        """
+        if self.engine is not None:
+            token_ids = self.engine.rollouts(prompts, vectors, sampling).token_ids
+            if progress is not None:
+                progress(len(prompts))
+            return token_ids
         return generate_completions(
             self.model,
             self.tokenizer,
             self.hook,
             prompts,
             vectors,
-            num_samples=num_samples,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
+            sampling,
             batch_size=batch_size,
             progress=progress,
         )
+
+    def rollouts(
+        self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
+    ) -> Rollouts:
+        """Complete all prompts at once with this process's own model, whatever ``engine`` is."""
+        token_ids = generate_completions(
+            self.model,
+            self.tokenizer,
+            self.hook,
+            prompts,
+            vectors,
+            sampling,
+            batch_size=max(1, len(prompts)) * sampling.num_samples,
+        )
+        return Rollouts(token_ids, None)
 
     def ask(
         self,
@@ -156,9 +178,8 @@ class Oracle:
             self.prompt(layer, len(row_KD), question)
             for row_KD, question in zip(vectors, questions, strict=True)
         ]
-        completions = self.complete(
-            prompts, vectors, temperature=temperature, max_new_tokens=max_new_tokens
-        )
+        sampling = Sampling(1, temperature, max_new_tokens)
+        completions = self.complete(prompts, vectors, sampling)
         return [self._answer(token_ids) for (token_ids,) in completions]
 
     def _answer(self, token_ids: list[int]) -> OracleAnswer:

@@ -74,21 +74,6 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_ne
     return text
 
 
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that the chat template puts behind an assistant's message.
-
-    In Gemma it is ``<end_of_turn>``, which is not the tokenizer's end-of-sequence token.
-    """
-    said = "An answer."
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    behind = text.rpartition(said)[2].lstrip()
-    ids = tokenizer.encode(behind, add_special_tokens=False)
-    if not ids or ids[0] not in tokenizer.added_tokens_decoder:
-        raise UserError("the chat template ends an assistant's message with no special token.")
-    return ids[0]
-
-
 def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> int:
     """Return the id of the placeholder, which must be one token of the tokenizer."""
     ids = tokenizer.encode(special_token, add_special_tokens=False)

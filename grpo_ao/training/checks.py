@@ -10,12 +10,12 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
+from grpo_ao.oracle.vllm.client import check_servers
 from grpo_ao.oracle.vllm.engine import (
     check_architecture,
     check_arguments,
     check_installed,
 )
-from grpo_ao.oracle.vllm.rollouts import check_servers
 from grpo_ao.tracking import check_destination
 
 

@@ -35,10 +35,10 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.credit import Credit, ScaleRewards, split_advantages, tag_lengths
-from grpo_ao.oracle.generation import end_token_ids, pad_token_id
+from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.rollout import RolloutEngine
+from grpo_ao.oracle.sampling import RolloutEngine, Sampling
 from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
@@ -145,9 +145,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             rollouts = self.engine.rollouts(
                 [self.table.prompts[row] for row in rows],
                 [self.table.vectors[row] for row in rows],
-                samples,
-                self.temperature,
-                self.max_new_tokens,
+                Sampling(samples, self.temperature, self.max_new_tokens),
             )
         self._seconds["generate"] = time.perf_counter() - started
         token_ids = list(chain(*rollouts.token_ids))

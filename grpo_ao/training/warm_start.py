@@ -25,8 +25,8 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import append_jsonl, atomic_write_text
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.measuring.heldout import complete_table
+from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.prompt import end_of_turn_id
 from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes

@@ -7,6 +7,7 @@ from grpo_ao.oracle.decoding import Decoder, decode_attention, grouped_attention
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, unwrap
+from grpo_ao.oracle.sampling import Sampling
 from tests.oracle.test_generation import rows
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_multimodal, tiny_peft, tiny_tokenizer
 
@@ -33,7 +34,7 @@ def start(model, samples=1, temperature=0.0, ends=(), new=NEW):
             past_key_values=cache,
             use_cache=True,
         )
-    return Decoder(model, cache, mask_BL, ids_BL[:, -1], samples, temperature, new, ends)
+    return Decoder(model, cache, mask_BL, ids_BL[:, -1], Sampling(samples, temperature, new), ends)
 
 
 def models():
@@ -48,7 +49,7 @@ def models():
 
 @pytest.mark.parametrize("model", [pytest.param(m, id=name) for name, m in models()])
 def test_each_step_computes_what_a_whole_forward_pass_does(model):
-    decoder = start(model, samples=2)
+    decoder = start(model, samples=2, temperature=1e-6)
     texts = [list(prompt) for prompt in PROMPTS for _ in range(2)]
     with torch.no_grad():
         for n in range(NEW):
@@ -111,13 +112,12 @@ def test_samples_are_of_the_whole_tempered_distribution():
     assert sample(logits_V[None], 0.0).item() == 0
 
 
-def complete(model, **settings):
+def complete(model):
     prompts, vectors = rows(5)
     hook = InjectionHook().attach(model, 1)
+    sampling = Sampling(max_new_tokens=10)
     try:
-        return generate_completions(
-            model, tiny_tokenizer(), hook, prompts, vectors, max_new_tokens=10, **settings
-        )
+        return generate_completions(model, tiny_tokenizer(), hook, prompts, vectors, sampling)
     finally:
         hook.detach()
 

@@ -2,15 +2,15 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from grpo_ao.oracle.generation import cut_at_end, end_token_ids, generate_completions
+from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.prompt import build_oracle_prompt
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.spec import OracleSpec
 from tests.tiny import ARCHITECTURES, WIDTH, tiny_peft, tiny_tokenizer, token_id
 
 END = token_id("<|im_end|>")
-PAD = token_id("<|endoftext|>")
 
 
 def rows(count):
@@ -41,9 +41,9 @@ def by_hand(model, prompt, vectors_KD, max_new_tokens, ends):
         for _ in range(max_new_tokens):
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
             best = int(logits[0, -1].argmax())
+            ids.append(best)
             if best in ends:
                 break
-            ids.append(best)
     handle.remove()
     return ids[len(prompt.input_ids) :]
 
@@ -59,16 +59,19 @@ def test_greedy_completions_equal_an_independent_unbatched_implementation(archit
     unwrap(model).generation_config = GenerationConfig(eos_token_id=END)
     hook = InjectionHook().attach(model, 1)
     found = generate_completions(
-        model, tiny_tokenizer(), hook, prompts, vectors, max_new_tokens=12, batch_size=4
+        model, tiny_tokenizer(), hook, prompts, vectors, Sampling(max_new_tokens=12), batch_size=4
     )
     assert [completion for (completion,) in found] == expected
     assert len({tuple(completion) for completion in expected}) > 1
 
 
-def complete(model, prompts, vectors, hook=None, **kwargs):
-    hook = hook or InjectionHook().attach(model, 1)
+def complete(model, prompts, vectors, num_samples=1, temperature=0.0, max_new_tokens=64, **kwargs):
+    hook = InjectionHook().attach(model, 1)
+    sampling = Sampling(num_samples, temperature, max_new_tokens)
     try:
-        return generate_completions(model, tiny_tokenizer(), hook, prompts, vectors, **kwargs)
+        return generate_completions(
+            model, tiny_tokenizer(), hook, prompts, vectors, sampling, **kwargs
+        )
     finally:
         hook.detach()
 
@@ -95,7 +98,7 @@ def test_a_models_own_sampling_defaults_do_not_truncate_the_distribution():
     torch.manual_seed(0)
     settings = {"temperature": 1.0, "max_new_tokens": 1, "batch_size": 1000}
     (samples,) = complete(model, [prompt], [row_KD], num_samples=3000, **settings)
-    firsts = torch.tensor([sample[0] if sample else END for sample in samples])
+    firsts = torch.tensor([sample[0] for sample in samples])
     expected_V = first_token_distribution(model, prompt, row_KD)
     found_V = torch.bincount(firsts, minlength=len(expected_V)) / len(firsts)
     # 3000 draws of this distribution are .1 away from it in total variation, its 20 likeliest
@@ -132,28 +135,36 @@ def test_low_temperature_is_greedy():
     assert cold == greedy
 
 
-def test_ids_end_before_the_first_end_token():
-    assert cut_at_end([5, 6, END, 7, END, PAD], [END]) == [5, 6]
-    assert cut_at_end([5, 6], [END]) == [5, 6]
-    assert cut_at_end([END], [END]) == []
-
-
-def test_end_tokens_are_the_tokenizers_and_the_models():
-    model = tiny_peft()
-    unwrap(model).generation_config = GenerationConfig(eos_token_id=[7, END])
-    assert end_token_ids(model, tiny_tokenizer()) == [7, END]
-    unwrap(model).generation_config = GenerationConfig()
-    assert end_token_ids(model, tiny_tokenizer()) == [END]
-
-
-def test_a_models_second_end_token_ends_a_completion():
+def test_a_models_second_end_token_ends_a_completion_and_is_kept():
     model = tiny_peft()
     prompts, vectors = rows(1)
     ((plain,),) = complete(model, prompts, vectors, max_new_tokens=8)
-    assert len(plain) > 2
+    assert len(plain) == 8  # cut by the length limit: no end token is invented
     unwrap(model).generation_config = GenerationConfig(eos_token_id=[plain[2]])
     ((cut,),) = complete(model, prompts, vectors, max_new_tokens=8)
-    assert cut == plain[: plain.index(plain[2])]
+    assert cut == plain[: plain.index(plain[2]) + 1]
+
+
+def test_batches_become_smaller_where_memory_is_short():
+    model = tiny_peft()
+    prompts, vectors = rows(5)
+    expected = complete(model, prompts, vectors, max_new_tokens=4)
+
+    def only_two_fit(_module, _args, kwargs):
+        if len(kwargs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError
+
+    handle = unwrap(model).register_forward_pre_hook(only_two_fit, with_kwargs=True)
+    with pytest.warns(UserWarning, match="5 prompts at once do not fit, going on with 2"):
+        assert complete(model, prompts, vectors, max_new_tokens=4) == expected
+    handle.remove()
+    unwrap(model).register_forward_pre_hook(nothing_fits)
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+        complete(model, prompts, vectors, max_new_tokens=4)
+
+
+def nothing_fits(*_):
+    raise torch.OutOfMemoryError
 
 
 def test_progress_counts_finished_prompts():
@@ -177,7 +188,7 @@ def test_the_hook_serves_nobody_afterwards_and_training_mode_returns():
     prompts, vectors = rows(3)
     hook = InjectionHook().attach(model, 1)
     generate = lambda: generate_completions(  # noqa: E731
-        model, tiny_tokenizer(), hook, prompts, vectors, max_new_tokens=6
+        model, tiny_tokenizer(), hook, prompts, vectors, Sampling(max_new_tokens=6)
     )
     assert generate() == generate()  # no dropout
     assert hook.bound is None

@@ -11,6 +11,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.probe import Positions
 from tests.tiny import (
@@ -70,7 +71,7 @@ def test_the_answer_is_that_of_the_steps_by_hand(saved):
         )
     ]
     prompts = [oracle.prompt(layer, 20, question) for question in questions]
-    completions = oracle.complete(prompts, vectors, max_new_tokens=8)
+    completions = oracle.complete(prompts, vectors, Sampling(max_new_tokens=8))
     assert [answer.completion for answer in answers] == [
         oracle.tokenizer.decode(ids, skip_special_tokens=True) for (ids,) in completions
     ]

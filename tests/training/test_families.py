@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpo_ao.oracle.activations import adapter_off, extract_activations, subject_token_ids
+from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, num_decoder_layers
 from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.prompt import end_of_turn_id
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
@@ -55,14 +56,14 @@ def test_a_row_answers_in_a_padded_batch_what_it_answers_alone(oracle):
     assert len({len(prompt.input_ids) for prompt in table.prompts}) > 1
     bos = oracle.tokenizer.bos_token_id
     assert all(prompt.input_ids.count(bos) == (bos is not None) for prompt in table.prompts)
-    together = oracle.complete(table.prompts, table.vectors, max_new_tokens=6)
+    together = oracle.complete(table.prompts, table.vectors, Sampling(max_new_tokens=6))
     for row in range(5):
         part = table.part([row])
-        assert oracle.complete(part.prompts, part.vectors, max_new_tokens=6) == [together[row]]
+        assert oracle.complete(part.prompts, part.vectors, Sampling(max_new_tokens=6)) == [
+            together[row]
+        ]
     # Nearly greedy: several samples of a prompt share one reading of it.
-    sampled = oracle.complete(
-        table.prompts, table.vectors, num_samples=2, temperature=1e-5, max_new_tokens=6
-    )
+    sampled = oracle.complete(table.prompts, table.vectors, Sampling(2, 1e-5, 6))
     assert sampled == [[greedy, greedy] for (greedy,) in together]
 
 
@@ -106,7 +107,10 @@ def test_a_step_is_made_and_what_is_saved_answers_alike(folders, oracle, tmp_pat
     oracle.hook.clear()
     oracle.save_adapter(tmp_path / "adapter")
     again = Oracle.from_pretrained(folders[0], tmp_path / "adapter", device="cpu")
-    answers = [o.complete(table.prompts, table.vectors, max_new_tokens=8) for o in (oracle, again)]
+    answers = [
+        o.complete(table.prompts, table.vectors, Sampling(max_new_tokens=8))
+        for o in (oracle, again)
+    ]
     assert answers[0] == answers[1]
 
 

@@ -12,7 +12,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
-from grpo_ao.oracle.rollout import Rollouts, TransformersRollouts
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sampling import Rollouts
 from grpo_ao.reward import CalibratedReward
 from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.training.correction import Mode
@@ -233,7 +234,7 @@ def test_dropout_of_the_adapter_is_off(tmp_path):
 
 def test_the_tokens_that_are_trained_are_those_that_were_sampled(tmp_path, monkeypatch):
     sampled, trained = [], []
-    rollouts = TransformersRollouts.rollouts
+    rollouts = Oracle.rollouts
     loss = OracleGRPOTrainer._compute_loss
 
     def recording_rollouts(*args, **kwargs):
@@ -246,7 +247,7 @@ def test_the_tokens_that_are_trained_are_those_that_were_sampled(tmp_path, monke
             trained.append(ids[mask.bool()].tolist())
         return loss(self, model, inputs)
 
-    monkeypatch.setattr(TransformersRollouts, "rollouts", recording_rollouts)
+    monkeypatch.setattr(Oracle, "rollouts", recording_rollouts)
     monkeypatch.setattr(OracleGRPOTrainer, "_compute_loss", recording_loss)
     oracle = make_oracle()
     make_trainer(tmp_path, oracle, planted_table(oracle, 6), max_steps=2).train()
@@ -373,13 +374,16 @@ def test_the_seconds_of_a_step_are_those_of_all_its_micro_batches(
         assert row["seconds_step"] == phases + 1 + accumulation
 
 
-class OtherSampler(TransformersRollouts):
+class OtherSampler:
     """Says that it sampled each token with log-probability ``claimed``, as vLLM would say."""
 
     claimed = -3.2
 
-    def rollouts(self, prompts, vectors, num_samples, temperature, max_new_tokens):
-        sampled = super().rollouts(prompts, vectors, num_samples, temperature, max_new_tokens)
+    def __init__(self, oracle):
+        self.oracle = oracle
+
+    def rollouts(self, prompts, vectors, sampling):
+        sampled = self.oracle.rollouts(prompts, vectors, sampling)
         token_ids = sampled.token_ids
         claims = [[[self.claimed - n for n, _ in enumerate(s)] for s in row] for row in token_ids]
         return Rollouts(token_ids, claims)

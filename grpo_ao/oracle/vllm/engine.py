@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.prompt import OraclePrompt
-from grpo_ao.oracle.rollout import Rollouts
+from grpo_ao.oracle.sampling import Rollouts, Sampling, check_counts
 from grpo_ao.oracle.vllm.bank import BankSettings, chunks_that_fit, virtual_ids
 from grpo_ao.oracle.vllm.models import injecting_class
 from grpo_ao.oracle.vllm.plugin import injecting_name
@@ -153,9 +153,7 @@ class InjectingEngine:
         self,
         prompts: Sequence[OraclePrompt],
         vectors: Sequence[Tensor],
-        num_samples: int,
-        temperature: float,
-        max_new_tokens: int,
+        sampling: Sampling,
         end_ids: Sequence[int],
         seeds: Sequence[int],
     ) -> Rollouts:
@@ -164,15 +162,16 @@ class InjectingEngine:
         Raises UserError for a prompt whose placeholders and vectors differ in number, or that
         leaves no room for ``max_new_tokens``.
         """
-        self._check(prompts, vectors, max_new_tokens)
+        check_counts(prompts, vectors)
+        self._check_lengths(prompts, sampling.max_new_tokens)
         result = Rollouts([], [])
         for chunk in chunks_that_fit([len(row_KD) for row_KD in vectors], self.bank.rows):
             ids = self._load([prompts[i] for i in chunk], [vectors[i] for i in chunk])
             params = [
                 self._new_params(
-                    n=num_samples,
-                    temperature=temperature,
-                    max_tokens=max_new_tokens,
+                    n=sampling.num_samples,
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_new_tokens,
                     stop_token_ids=list(end_ids),
                     seed=seed,
                     logprobs=0,
@@ -201,17 +200,8 @@ class InjectingEngine:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM still holds cached blocks: it is used by something else.")
 
-    def _check(
-        self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], max_new_tokens: int
-    ) -> None:
-        if len(prompts) != len(vectors):
-            raise UserError(f"{len(prompts)} prompts, but activations for {len(vectors)}.")
-        for prompt, row_KD in zip(prompts, vectors, strict=True):
-            if len(prompt.positions) != len(row_KD):
-                raise UserError(
-                    f"the prompt {prompt.text!r} has {len(prompt.positions)} placeholders for "
-                    f"{len(row_KD)} vectors."
-                )
+    def _check_lengths(self, prompts: Sequence[OraclePrompt], max_new_tokens: int) -> None:
+        for prompt in prompts:
             if len(prompt.input_ids) + max_new_tokens > self.max_model_len:
                 raise UserError(
                     f"a prompt of {len(prompt.input_ids)} tokens and {max_new_tokens} new ones "

@@ -4,6 +4,7 @@ An adapter travels as its factors, not as merged weights: 349 MB in bfloat16 for
 linear layers of an 8B model, where the weights themselves are 16.4 GB.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import OraclePrompt
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.vllm.weights import LoraFactors
 
 _JSON = "json"
@@ -25,9 +27,7 @@ class RolloutRequest(NamedTuple):
 
     prompts: list[OraclePrompt]
     vectors: list[Tensor]
-    num_samples: int
-    temperature: float
-    max_new_tokens: int
+    sampling: Sampling
     end_ids: list[int]
     seeds: list[int]
 
@@ -56,6 +56,7 @@ def pack_request(request: RolloutRequest) -> bytes:
     values: dict[str, Any] = request._asdict()
     vectors: Sequence[Tensor] = values.pop("vectors")
     values["prompts"] = [[p.text, p.input_ids, p.positions] for p in request.prompts]
+    values["sampling"] = dataclasses.asdict(request.sampling)
     values["counts"] = [len(row_KD) for row_KD in vectors]
     return _pack({"vectors": torch.cat(list(vectors))}, values)
 
@@ -66,7 +67,8 @@ def unpack_request(body: bytes) -> RolloutRequest:
     tensors, values = _unpack(body, [*fields, "counts"])
     vectors = list(tensors["vectors"].split(values.pop("counts")))
     prompts = [OraclePrompt(*prompt) for prompt in values.pop("prompts")]
-    return RolloutRequest(prompts=prompts, vectors=vectors, **values)
+    sampling = Sampling(**values.pop("sampling"))
+    return RolloutRequest(prompts=prompts, vectors=vectors, sampling=sampling, **values)
 
 
 def _pack(tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:

@@ -6,8 +6,8 @@ import torch
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import OraclePrompt
-from grpo_ao.oracle.rollout import RolloutEngine
-from grpo_ao.oracle.vllm.rollouts import (
+from grpo_ao.oracle.sampling import RolloutEngine, Sampling
+from grpo_ao.oracle.vllm.client import (
     ServerRollouts,
     VllmRollouts,
     check_servers,
@@ -51,7 +51,7 @@ def ask(rollouts: RolloutEngine, oracle, seed=0):
     torch.manual_seed(seed)
     vectors = [torch.randn(slots, WIDTH) for slots in (1, 3, 2)]
     prompts = [oracle.prompt(2, len(v), "Is it?") for v in vectors]
-    return rollouts.rollouts(prompts, vectors, 2, 0.9, 5)
+    return rollouts.rollouts(prompts, vectors, Sampling(2, 0.9, 5))
 
 
 def scale_adapter(oracle, factor):
@@ -83,7 +83,7 @@ def test_a_server_answers_as_vllm_beside_the_trainer_does_while_the_adapter_move
 def test_a_request_survives_the_wire():
     prompts = [OraclePrompt("é ?", [1, 2, 3], [1]), OraclePrompt("b", [4, 5], [0, 1])]
     vectors = [torch.randn(1, 4).bfloat16(), torch.randn(2, 4).bfloat16()]
-    sent = RolloutRequest(prompts, vectors, 3, 0.9, 7, [2], [11, 2**31 - 1])
+    sent = RolloutRequest(prompts, vectors, Sampling(3, 0.9, 7), [2], [11, 2**31 - 1])
     got = unpack_request(pack_request(sent))
     assert all(torch.equal(a, b) for a, b in zip(sent.vectors, got.vectors, strict=True))
     assert sent._replace(vectors=[]) == got._replace(vectors=[])
@@ -132,14 +132,16 @@ def test_what_the_engine_refuses_is_said_by_the_server(engine):
         rollouts = ServerRollouts(oracle, url, 100)
         prompt = oracle.prompt(2, 2, "Is it?")
         with pytest.raises(ValueError, match=r"says: .* has 2 placeholders for 3 vectors"):
-            rollouts.rollouts([prompt], [torch.ones(3, WIDTH)], 1, 1.0, 5)
+            rollouts.rollouts([prompt], [torch.ones(3, WIDTH)], Sampling(1, 1.0, 5))
 
 
 def test_a_server_without_an_adapter_does_not_answer_as_the_base_model(engine):
     with served(engine) as url:
         rollouts = ServerRollouts(tiny_oracle(), url, 100)
         body = pack_request(
-            RolloutRequest([OraclePrompt("", [1], [])], [torch.ones(0, WIDTH)], 1, 1.0, 5, [2], [0])
+            RolloutRequest(
+                [OraclePrompt("", [1], [])], [torch.ones(0, WIDTH)], Sampling(1, 1.0, 5), [2], [0]
+            )
         )
         with pytest.raises(ValueError, match="no adapter has been sent yet"):
             rollouts._call("/rollouts", body)

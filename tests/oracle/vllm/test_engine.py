@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from grpo_ao.errors import UserError
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.vllm import engine as engine_module
 from grpo_ao.oracle.vllm import models, plugin
+from grpo_ao.oracle.vllm.client import VllmRollouts
 from grpo_ao.oracle.vllm.engine import check_architecture, check_installed
-from grpo_ao.oracle.vllm.rollouts import VllmRollouts
 from tests.oracle.vllm import fake_vllm
 from tests.oracle.vllm.fake_vllm import FakeLLM, tiny_oracle
 from tests.tiny import WIDTH, tiny_config, tiny_tokenizer, token_id
@@ -35,7 +36,7 @@ def ask(rollouts, count, slots=2, samples=2, seed=0, question="Is it? ?"):
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(slots, WIDTH, generator=generator) for _ in range(count)]
     prompts = [rollouts.oracle.prompt(2, slots, question) for _ in range(count)]
-    return rollouts.rollouts(prompts, vectors, samples, 0.9, 5)
+    return rollouts.rollouts(prompts, vectors, Sampling(samples, 0.9, 5))
 
 
 def test_vllm_is_started_to_inject_as_the_oracle_does(rollouts):
@@ -120,11 +121,11 @@ def test_a_cache_that_cannot_be_emptied_is_an_error(rollouts):
 def test_prompts_that_do_not_fit_are_refused(rollouts):
     prompt = rollouts.oracle.prompt(2, 2, "Is it?")
     with pytest.raises(ValueError, match="has 2 placeholders for 3 vectors"):
-        rollouts.rollouts([prompt], [torch.ones(3, WIDTH)], 1, 1.0, 5)
+        rollouts.rollouts([prompt], [torch.ones(3, WIDTH)], Sampling(1, 1.0, 5))
     with pytest.raises(ValueError, match="1 prompts, but activations for 0"):
-        rollouts.rollouts([prompt], [], 1, 1.0, 5)
+        rollouts.rollouts([prompt], [], Sampling(1, 1.0, 5))
     with pytest.raises(ValueError, match="and 190 new ones exceed the 200 tokens"):
-        rollouts.rollouts([prompt], [torch.ones(2, WIDTH)], 1, 1.0, 190)
+        rollouts.rollouts([prompt], [torch.ones(2, WIDTH)], Sampling(1, 1.0, 190))
 
 
 def test_the_plugin_registers_names_alone_and_keeps_what_is_there(monkeypatch):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.generation import end_token_ids
+from grpo_ao.oracle.ends import end_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import OraclePrompt, placeholder_id
-from grpo_ao.oracle.rollout import Rollouts
+from grpo_ao.oracle.sampling import Rollouts, Sampling
 from grpo_ao.oracle.vllm.bank import BankSettings
 from grpo_ao.oracle.vllm.engine import (
     EngineSettings,
@@ -71,24 +71,12 @@ class VllmRollouts:
         self._engine = InjectingEngine(settings, config, settings_of(oracle))
 
     def rollouts(
-        self,
-        prompts: Sequence[OraclePrompt],
-        vectors: Sequence[Tensor],
-        num_samples: int,
-        temperature: float,
-        max_new_tokens: int,
+        self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
     ) -> Rollouts:
         """Merge the adapter as it is now, and sample; with log-probabilities."""
         self._engine.set_adapter(base_weights(self.oracle.model), lora_factors(self.oracle.model))
-        return self._engine.rollouts(
-            prompts,
-            vectors,
-            num_samples,
-            temperature,
-            max_new_tokens,
-            self._ends,
-            draw_seeds(len(prompts)),
-        )
+        seeds = draw_seeds(len(prompts))
+        return self._engine.rollouts(prompts, vectors, sampling, self._ends, seeds)
 
 
 def check_servers(urls: Sequence[str], processes: int) -> None:
@@ -127,24 +115,12 @@ class ServerRollouts:
             )
 
     def rollouts(
-        self,
-        prompts: Sequence[OraclePrompt],
-        vectors: Sequence[Tensor],
-        num_samples: int,
-        temperature: float,
-        max_new_tokens: int,
+        self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
     ) -> Rollouts:
         """Send the adapter as it is now, then the prompts; with log-probabilities."""
         self._call("/adapter", pack_adapter(lora_factors(self.oracle.model), self._dtype))
-        request = RolloutRequest(
-            list(prompts),
-            list(vectors),
-            num_samples,
-            temperature,
-            max_new_tokens,
-            self._ends,
-            draw_seeds(len(prompts)),
-        )
+        seeds = draw_seeds(len(prompts))
+        request = RolloutRequest(list(prompts), list(vectors), sampling, self._ends, seeds)
         return Rollouts(**self._call("/rollouts", pack_request(request)))
 
     def _call(self, path: str, body: bytes | None) -> dict[str, Any]:

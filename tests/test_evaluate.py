@@ -196,8 +196,7 @@ def few_draws(monkeypatch):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    for name in ("draw_reliability", "draw_risk_coverage", "draw_layers"):
-        monkeypatch.setattr(results, name, lambda *_: None)
+    monkeypatch.setattr(results, "draw_figures", lambda *_: None)
 
 
 def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini):

@@ -1,8 +1,6 @@
 """Tables of a run's benchmark evaluations, laid out from their ``metrics.json``."""
 
-import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from grpo_ao.report.run_record import Evaluation
@@ -54,7 +52,6 @@ def benchmark_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None
         "baseline_columns": {name: COLUMNS[name] for name in _OF_BASELINES},
         "baselines": _baselines(evaluations[-1]),
         "course": [(when(e.name), _oracle(e)["groups"]["all"]) for e in evaluations],
-        "figures": [_figure(path) for path in evaluations[-1].figures],
     }
 
 
@@ -92,9 +89,3 @@ def when(name: str) -> str:
 def _oracle(evaluation: Evaluation) -> dict[str, Any]:
     """Return the metrics of the run's own oracle, which comes first."""
     return next(iter(evaluation.metrics["oracles"].values()))
-
-
-def _figure(path: Path) -> tuple[str, str]:
-    """Return a figure's title and its content as a data address."""
-    content = base64.b64encode(path.read_bytes()).decode()
-    return path.stem.replace("_", " "), f"data:image/svg+xml;base64,{content}"

@@ -1,8 +1,8 @@
 """The run report: one HTML file that shows what a run did, readable without a network.
 
 Everything is computed here and drawn as inline SVG; the page's script only filters the answers,
-moves the cursor of the training curves and links the diagrams' bins to their answers. Texts of
-a run are data of strangers: Jinja escapes them in the page, and the script writes them as text.
+as the address says, and moves the cursor of the training curves. Texts of a run are data of
+strangers: Jinja escapes them in the page, and the script writes them as text.
 """
 
 import base64
@@ -10,8 +10,10 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,15 +23,22 @@ from grpo_ao.calibration import auroc, risk_coverage
 from grpo_ao.files import atomic_write_text, finite
 from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
 from grpo_ao.report.benchmark_tables import benchmark_tables
-from grpo_ao.report.charts import (
-    coverage_chart,
-    line_chart,
-    reliability_chart,
-    running_mean,
-    whisker_chart,
-)
 from grpo_ao.report.formats import number, signed
 from grpo_ao.report.headline import METRICS, Headline, MetricLine, outcome_arrays
+from grpo_ao.report.plots import (
+    CURVE_LEFT,
+    CURVE_WIDTH,
+    Bin,
+    Panel,
+    curve,
+    estimates,
+    gaps,
+    inline_svg,
+    page_svg,
+    reliability_diagram,
+    risk_coverage_diagram,
+    running_mean,
+)
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 
 PAGE = Path(__file__).parent / "template"
@@ -99,8 +108,11 @@ def render_report(record: RunRecord, headline: Headline | None) -> str:
         diagrams=_diagrams(record),
         breakdowns=_breakdowns(record),
         curves=_curves(record),
+        curve_left=CURVE_LEFT,
+        curve_width=CURVE_WIDTH,
         warm_start=_warm_start(record),
         evaluations=benchmark_tables(record.evaluations),
+        figures=_figures(record),
         data=finite(_browsable(record)),
     )
 
@@ -112,13 +124,14 @@ def _tiles(headline: Headline) -> list[tuple[MetricLine, Markup]]:
 
 
 def _whiskers(line: MetricLine) -> Markup:
-    named = [("before", line.before), ("after", line.after)]
-    return whisker_chart([(name, estimate) for name, estimate in named if estimate])
+    named = {"before": line.before, "after": line.after}
+    rows = {when: {when: e} for when, e in named.items() if e and math.isfinite(e.value)}
+    return inline_svg(estimates({"": rows}), METRICS[line.metric][0]) if rows else Markup()
 
 
-def _diagrams(record: RunRecord) -> dict[str, dict[str, Any]]:
-    """Return, by mode, the reliability diagrams by measurement and the chart of coverage."""
-    found: dict[str, dict[str, Any]] = {}
+def _diagrams(record: RunRecord) -> dict[str, dict[str, Markup]]:
+    """Return, by mode, the reliability diagrams by title, and the one of risk and coverage."""
+    found: dict[str, dict[str, Markup]] = {}
     for mode in MODES:
         diagrams, curves = {}, {}
         for when in WHEN:
@@ -127,12 +140,24 @@ def _diagrams(record: RunRecord) -> dict[str, dict[str, Any]]:
             if known:
                 confidence, outcome, _ = outcome_arrays(known)
                 texts = np.array([row["text"] for row in known])
-                view = f"{when} {mode}"
-                diagrams[when] = reliability_chart(view, when, confidence, outcome, texts)
+                panel = Panel(f"{when} training, {mode}", confidence, outcome, texts, tone=when)
+                diagrams[when] = _reliability(panel, f"{when} {mode}")
                 curves[when] = risk_coverage(confidence, outcome)
         if diagrams:
-            found[mode] = {"reliability": diagrams, "coverage": coverage_chart(curves)}
+            label = f"Risk and coverage, {mode} answers"
+            found[mode] = diagrams | {"risk": inline_svg(risk_coverage_diagram(curves), label)}
     return found
+
+
+def _reliability(panel: Panel, view: str) -> Markup:
+    """Draw a measurement; its bins lead to their answers, as the page's script reads addresses."""
+
+    def address(part: Bin) -> str:
+        return f"#answers&view={quote_plus(view)}&low={part.low}&high={part.high}"
+
+    figure = reliability_diagram([replace(panel, link=address)], "right")
+    words = {address(part): str(part) for part in panel.bins}
+    return inline_svg(figure, f"Reliability {panel.title}", words)
 
 
 def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:
@@ -151,8 +176,19 @@ def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:
         earlier = _by_group(before, key) if len(names) > 1 else {}
         lines = [{"name": n, "before": earlier.get(n)} | g for n, g in _by_group(last, key).items()]
         order = {"Layer": lambda line: line["layer"], "Family": lambda line: -line["right"]}
-        tables.append({"title": title, "when": names[-1], "lines": sorted(lines, key=order[title])})
+        lines.sort(key=order[title])
+        figure = _gaps(title, names[-1].split()[0], lines)
+        tables.append({"title": title, "figure": figure, "lines": lines})
     return tables
+
+
+def _gaps(title: str, when: str, lines: Sequence[Row]) -> Markup:
+    measured = {line["name"]: {"before": line["before"], when: line} for line in lines}
+    rows = {
+        name: {w: (g["right"], g["confidence"]) for w, g in groups.items() if g}
+        for name, groups in measured.items()
+    }
+    return inline_svg(gaps(rows), f"Right and confident by {title.lower()}") if rows else Markup()
 
 
 def _family(row: Row) -> str:
@@ -188,18 +224,34 @@ def _curves(record: RunRecord) -> list[dict[str, Any]]:
         values = [row.get(name) for row in record.steps]
         if all(value is None for value in values):
             continue
-        alerts = [
-            (alert["step"], f"step {alert['step']}: {alert['message']}")
-            for alert in record.alerts
-            if ALERT_CURVE.get(alert["alert"], name) == name
-        ]
         label = CURVES.get(name, name.replace("_", " "))
-        chart = line_chart(label, steps, values, alerts)
         last = next(value for value in reversed(values) if value is not None)
+        chart = _curve(label, steps, values, _marks(record, name))
         curves.append(
             {"name": name, "label": label, "chart": chart, "last": last, "main": name in CURVES}
         )
     return curves
+
+
+def _marks(record: RunRecord, name: str) -> dict[str, Row]:
+    """Return the alerts to be marked on a curve, by their address in the list of alerts."""
+    return {
+        f"#alert-{number}": alert
+        for number, alert in enumerate(record.alerts, start=1)
+        if ALERT_CURVE.get(alert["alert"], name) == name
+    }
+
+
+def _curve(
+    label: str, steps: Sequence[int], values: Sequence[float | None], marks: dict[str, Row]
+) -> Markup:
+    known = [value for value in values if value is not None]
+    described = (
+        f"{label}, step {steps[0]} to {steps[-1]}: {number(known[0])} to {number(known[-1])}"
+    )
+    figure = curve(steps, values, {address: alert["step"] for address, alert in marks.items()})
+    words = {address: f"step {a['step']}: {a['message']}" for address, a in marks.items()}
+    return inline_svg(figure, described, words)
 
 
 def _warm_start(record: RunRecord) -> dict[str, Any] | None:
@@ -211,10 +263,17 @@ def _warm_start(record: RunRecord) -> dict[str, Any] | None:
     return {
         "before": record.warm_start["before"],
         "after": record.warm_start["after"],
-        "chart": line_chart("Loss", steps, losses),
+        "chart": _curve("Loss", steps, losses, {}),
         "steps": len(losses),
         "last_loss": float(smooth[-1]),
     }
+
+
+def _figures(record: RunRecord) -> dict[str, Markup]:
+    """Return the figures of the last evaluation by title."""
+    paths = record.evaluations[-1].figures if record.evaluations else []
+    titles = {path: path.stem.replace("_", " ") for path in paths}
+    return {t: page_svg(p.read_text(encoding="utf-8"), t) for p, t in titles.items()}
 
 
 def _browsable(record: RunRecord) -> dict[str, Any]:

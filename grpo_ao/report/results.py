@@ -5,10 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_ao.calibration import risk_coverage
 from grpo_ao.files import atomic_write_json, atomic_write_text
-from grpo_ao.measuring.confidences import PUBLISHED, answers_of, baselines, generated_tokens
+from grpo_ao.measuring.confidences import (
+    METHODS,
+    PUBLISHED,
+    answers_of,
+    baselines,
+    generated_tokens,
+    stated,
+)
 from grpo_ao.measuring.metrics import Answers, Measurement, measure, measure_difference
-from grpo_ao.report.figures import draw_layers, draw_reliability, draw_risk_coverage
+from grpo_ao.report.headline import Estimate
+from grpo_ao.report.plots import (
+    Panel,
+    estimates,
+    reliability_diagram,
+    risk_coverage_diagram,
+    save,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -89,12 +104,44 @@ def write_results(
         "published": PUBLISHED,
         "seconds": round(seconds, 1),
     }
-    draw_reliability(folder / "reliability.png", {name: rows[name] for name in (*others, main)})
-    draw_risk_coverage(folder / "risk_coverage.png", {name: rows[name] for name in (main, *others)})
-    draw_layers(folder / "layers.png", {n: m["layers"] for n, m in metrics["oracles"].items()})
+    draw_figures(folder, rows, {n: m["layers"] for n, m in metrics["oracles"].items()})
     atomic_write_text(folder / "metrics.md", markdown(metrics))
     atomic_write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def draw_figures(
+    folder: Path, rows: Mapping[str, Rows], layers: Mapping[str, Mapping[str, Measurement]]
+) -> None:
+    """Draw each oracle's reliability and layers, and risk and coverage of the first's methods."""
+    main, *others = rows
+    panels = []
+    for name in (*others, main):
+        answers = answers_of(rows[name])
+        known = answers.stated_N
+        confidence, correct = answers.confidence_N[known], answers.correct_N[known]
+        panels.append(Panel(name, confidence, correct, answers.context_N[known]))
+    diagram = reliability_diagram(panels, "share of right answers", smooth=True)
+    save(diagram, folder / "reliability.png")
+    curves = {name: answers_of(rows[main], method) for name, method in METHODS.items()}
+    curves |= {f"stated confidence, {name}": answers_of(rows[name], stated) for name in others}
+    known = {name: answers.take(answers.stated_N.nonzero()[0]) for name, answers in curves.items()}
+    risks = {n: risk_coverage(a.confidence_N, a.correct_N) for n, a in known.items() if len(a)}
+    save(risk_coverage_diagram(risks), folder / "risk_coverage.png")
+    save(estimates(_by_layer(layers)), folder / "layers.png")
+
+
+def _by_layer(
+    layers: Mapping[str, Mapping[str, Measurement]],
+) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Return the estimates of each metric at each layer for each oracle."""
+    return {
+        title: {
+            f"layer {layer}": {n: Estimate(**m[layer][metric]) for n, m in layers.items()}
+            for layer in next(iter(layers.values()))
+        }
+        for metric, title in {"accuracy": "accuracy", "ece10": "ECE", "auroc": "AUROC"}.items()
+    }
 
 
 # The table

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from grpo_ao.measuring.heldout import arrays
-from grpo_ao.report.plots import Panel, reliability_diagram
+from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.reward import ScoredCompletion
 
 MODES = ("sampled", "greedy")
@@ -17,8 +17,10 @@ def draw_reliability(
     path: Path, measured: Mapping[str, Mapping[str, Sequence[ScoredCompletion]]]
 ) -> None:
     """Draw the reliability diagram of each measurement's sampled answers, side by side."""
-    panels = [Panel(when, *_stated(modes["sampled"])) for when, modes in measured.items()]
-    reliability_diagram(path, panels)
+    panels = [
+        Panel(when, *_stated(modes["sampled"]), tone=when) for when, modes in measured.items()
+    ]
+    save(reliability_diagram(panels), path)
 
 
 def _stated(scored: Sequence[ScoredCompletion]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grpo_ao.calibration import auroc, brier, ece
 from grpo_ao.files import append_jsonl, atomic_write_text, read_jsonl
-from grpo_ao.report.plots import Panel, reliability_diagram
+from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.tracking import Reporter
 from grpo_ao.training.alerts import Metrics, check_alerts
 
@@ -150,7 +150,7 @@ class Monitor:
         if self._window:
             path = self._plots / f"reliability_{step:06d}.png"
             title = f"training, up to step {step}"
-            reliability_diagram(path, [Panel(title, *self._window_arrays())])
+            save(reliability_diagram([Panel(title, *self._window_arrays())]), path)
             self._reporter.image(step, "reliability", path)
 
 

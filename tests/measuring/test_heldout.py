@@ -1,6 +1,5 @@
 import asyncio
 
-import numpy as np
 import pytest
 
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
@@ -139,14 +138,3 @@ def test_the_table_has_a_line_a_metric_and_a_column_a_measurement():
 def test_a_run_whose_first_oracle_knew_no_tag_has_its_picture(tmp_path):
     draw_reliability(tmp_path / "reliability.png", measured())
     assert (tmp_path / "reliability.png").stat().st_size > 5000
-
-
-def test_confidences_of_parsed_answers_alone_are_drawn(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        "grpo_ao.report.summary.reliability_diagram", lambda _, panels: drawn.extend(panels)
-    )
-    draw_reliability(tmp_path / "reliability.png", measured())
-    assert [panel.title for panel in drawn] == ["before", "after"]
-    assert len(drawn[0].confidence_N) == 0
-    np.testing.assert_allclose(drawn[1].confidence_N, [0.9, 0.3])

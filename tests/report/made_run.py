@@ -4,6 +4,10 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
+from grpo_ao.report.plots import risk_coverage_diagram, save
+
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & 'quoted'"
 PROBES = 60
 
@@ -54,7 +58,8 @@ def make_run(folder: Path, finished: bool = True, evaluations: bool = False) -> 
     if evaluations:
         for name, accuracy in (("before", 0.5), ("step_000020", 0.6), ("after", 0.75)):
             write_json(folder / "eval" / name / "metrics.json", benchmark_metrics(accuracy))
-            (folder / "eval" / name / "risk_coverage.svg").write_text("<svg></svg>")
+            curves = {"after": (np.array([0.5, 1.0]), np.array([0.0, 0.5]))}
+            save(risk_coverage_diagram(curves), folder / "eval" / name / "risk_coverage.png")
     return folder
 
 

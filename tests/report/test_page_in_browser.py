@@ -158,14 +158,35 @@ def test_more_answers_are_shown_when_asked_for(page):
 
 
 def test_a_bin_of_the_diagram_opens_its_answers_by_keyboard(page):
-    selector = ".reliability.before a.bin[data-low='70']"
-    page.find_element(By.CSS_SELECTOR, selector).send_keys(Keys.ENTER)
+    address = "#answers&view=before+sampled&low=70&high=79"
+    opens_bin(page, address).send_keys(Keys.ENTER)
+    assert page.current_url.endswith(address)
     assert Select(page.find_element(By.ID, "view")).first_selected_option.text == (
         "before training, sampled"
     )
     listed = stated(page)
     assert listed and all(70 <= confidence <= 79 for confidence in listed)
     assert page.switch_to.active_element.get_attribute("id") == "answers"
+
+
+def opens_bin(page, address: str):
+    """The link of a diagram's disc."""
+    links = page.find_elements(By.CSS_SELECTOR, "svg[aria-label^=Reliability] a")
+    (found,) = [link for link in links if link.get_dom_attribute("xlink:href") == address]
+    return found
+
+
+def test_an_address_holds_the_filters(page, address):
+    choose(page, "family", "city")
+    page.find_element(By.ID, "words").send_keys("& question")
+    slide(page, "low", 40)
+    assert page.current_url.endswith("#answers&family=city&words=%26+question&low=40")
+    page.get("about:blank")
+    page.get(f"{address}#answers&family=city&grade=wrong")
+    assert count(page) == f"10 of {PROBES} questions."
+    page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    assert count(page) == f"{PROBES} of {PROBES} questions."
+    assert page.current_url.endswith("#answers")
 
 
 def test_the_step_slider_reads_the_curves_by_keyboard(page):

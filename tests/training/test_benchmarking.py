@@ -20,8 +20,7 @@ def quick(monkeypatch):
     measure, difference = results.measure, results.measure_difference
     monkeypatch.setattr(results, "measure", lambda answers, **_: measure(answers, draws=3))
     monkeypatch.setattr(results, "measure_difference", lambda a, b: difference(a, b, draws=3))
-    for name in ("draw_reliability", "draw_risk_coverage", "draw_layers"):
-        monkeypatch.setattr(results, name, lambda *_: None)
+    monkeypatch.setattr(results, "draw_figures", lambda *_: None)
     monkeypatch.setattr(heldout_confidences, "SAMPLED_PROBES", 2)
 
 

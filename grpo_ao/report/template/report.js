@@ -1,4 +1,5 @@
-// Filters the list of answers, moves the cursor of the training curves, opens a bin's answers.
+// Filters the list of answers as the address says (a bin of a diagram links to one), and moves the
+// cursor of the training curves.
 // Whatever comes from the run is written with textContent: it is never read as HTML.
 "use strict";
 (() => {
@@ -38,11 +39,7 @@
         const value = data.curves[figure.dataset.curve][index];
         figure.querySelector("output").textContent =
           value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−");
-        const x = 42 + ((step - first) / span) * 270;
-        const cursor = figure.querySelector(".cursor");
-        cursor.setAttribute("x1", x);
-        cursor.setAttribute("x2", x);
-        cursor.style.visibility = "visible";
+        figure.style.setProperty("--at", (step - first) / span);
       }
     }
 
@@ -55,11 +52,13 @@
     }
 
     for (const figure of figures) {
-      const chart = figure.querySelector("svg");
+      const chart = figure.querySelector(".chart");
+      const style = getComputedStyle(chart);
+      const [left, width] = ["--left", "--width"].map((n) => Number(style.getPropertyValue(n)));
       chart.addEventListener("pointermove", (event) => {
         const box = chart.getBoundingClientRect();
-        const x = ((event.clientX - box.left) / box.width) * 320;
-        moveTo(nearest(first + ((x - 42) / 270) * span));
+        const at = ((event.clientX - box.left) / box.width - left) / width;
+        moveTo(nearest(first + at * span));
       });
     }
     slider.addEventListener("input", () => moveTo(Number(slider.value)));
@@ -85,6 +84,7 @@
   };
   let found = [];
   let shown = 0;
+  let defaults;
 
   function gap(answer) {
     return answer.score === null ? null : answer.confidence / 100 - answer.score;
@@ -228,14 +228,22 @@
     }
   }
 
-  function openBin(event) {
-    const { view, low, high } = event.currentTarget.dataset;
-    document.querySelector(".filters").reset();
-    $("view").value = view;
-    $("low").value = low;
-    $("high").value = high;
+  // The address holds the filters: "#answers&view=after+sampled&low=70", what is not chosen left out.
+
+  const FILTERS = ["view", "order", "grade", "kind", "family", "words", "low", "high"];
+
+  function writeAddress() {
+    const changed = FILTERS.filter((name) => $(name).value !== defaults[name]);
+    const chosen = new URLSearchParams(changed.map((name) => [name, $(name).value]));
+    history.replaceState(null, "", `#answers${changed.length ? "&" : ""}${chosen}`);
+  }
+
+  function readAddress() {
+    const chosen = new URLSearchParams(location.hash.slice(1));
+    if (!chosen.has("answers")) return;
+    for (const name of FILTERS) $(name).value = chosen.get(name) ?? defaults[name];
     search();
-    $("answers").focus({ preventScroll: true });
+    $("answers").focus();
   }
 
   function startAnswers() {
@@ -244,13 +252,16 @@
     fill($("view"), data.views, (view) => LABELS[view]);
     fill($("kind"), [...new Set(data.items.map((item) => item.kind))].sort());
     fill($("family"), [...new Set(data.items.map((item) => item.family))].sort());
-    form.addEventListener("input", search);
-    form.addEventListener("change", search);
+    defaults = Object.fromEntries(FILTERS.map((name) => [name, $(name).value]));
+    const changed = () => (search(), writeAddress());
+    form.addEventListener("input", changed);
+    form.addEventListener("change", changed);
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("reset", () => setTimeout(search));
+    form.addEventListener("reset", () => setTimeout(changed));
     $("more").addEventListener("click", showMore);
-    document.querySelectorAll("a.bin").forEach((bin) => bin.addEventListener("click", openBin));
+    window.addEventListener("hashchange", readAddress);
     search();
+    readAddress();
   }
 
   startCurves();

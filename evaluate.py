@@ -1,6 +1,8 @@
 """Evaluate calibrated activation oracles on nine benchmarks: ``python evaluate.py --help``."""
 
-from grpo_ao.cli import evaluate_main
+import sys
+
+from grpo_ao.cli import main
 
 if __name__ == "__main__":
-    evaluate_main()
+    main(["evaluate", *sys.argv[1:]])

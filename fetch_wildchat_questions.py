@@ -1,6 +1,8 @@
 """Make a question set from WildChat, or from other texts: ``--help`` shows the flags."""
 
-from grpo_ao.cli import questions_main
+import sys
+
+from grpo_ao.cli import main
 
 if __name__ == "__main__":
-    questions_main()
+    main(["questions", *sys.argv[1:]])

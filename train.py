@@ -1,6 +1,8 @@
 """Train a calibrated activation oracle: ``python train.py --help``."""
 
-from grpo_ao.cli import train_main
+import sys
+
+from grpo_ao.cli import main
 
 if __name__ == "__main__":
-    train_main()
+    main(["train", *sys.argv[1:]])

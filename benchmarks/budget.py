@@ -18,7 +18,8 @@ from grpo_ao.config import TrainConfig
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
 from grpo_ao.measuring.heldout_confidences import SAMPLED_PROBES
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
-from grpo_ao.oracle.loading import load_config, meta_model
+from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, load_config, meta_model
+from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probe import Positions
 from grpo_ao.probes.load import load_probes
 from grpo_ao.run import CHECKED
@@ -74,10 +75,11 @@ def times_benchmarked(config: TrainConfig) -> int:
 
 
 def parameter_counts(config: TrainConfig) -> tuple[int, int]:
-    """Return the numbers of weights of the base and of an all-linear adapter of the rank."""
+    """Return the numbers of weights of the base and of an all-linear adapter like the oracle's."""
     base = meta_model(load_config(config.model))
     count = sum(p.numel() for p in base.parameters())
-    lora = LoraConfig(r=config.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    rank = adapter_config(resolve_files(config.oracle_lora_path, ADAPTER_FILES)).r
+    lora = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = PeftModel(base, lora, low_cpu_mem_usage=True)
     return count, sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo_ao.chat import ChatSettings
+from grpo_ao.checks import trainer_config
 from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.mini.probes import mini_probes
@@ -26,7 +27,6 @@ from grpo_ao.reward import CalibratedReward
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.trl_args import trainer_config
 from tests.judges.endpoint import grade, serving
 
 LATENCY = 0.5

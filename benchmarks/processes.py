@@ -14,14 +14,14 @@ from dataclasses import asdict
 import torch
 from rich.console import Console
 
-from benchmarks.step import PRESETS, make_oracle, make_table, measure_steps
+from benchmarks.step import make_oracle, make_table, measure_steps
 from grpo_ao.processes import Processes, take_over_fsdp
 from grpo_ao.run import avoid_cudnn_attention
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A GRPO step over several processes.")
-    parser.add_argument("--shape", choices=sorted(PRESETS), required=True)
+    parser.add_argument("--shape", choices=("mini", "qwen3-8b"), required=True)
     parser.add_argument("--questions", type=int, default=8, help="of a step, 8 completions each")
     parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")
     options = parser.parse_args()

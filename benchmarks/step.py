@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback
 
-from grpo_ao.config import MINI_WEIGHTS, Preset, make_defaults
+from grpo_ao.checks import trainer_config
+from grpo_ao.config import MINI_WEIGHTS, make_defaults
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import read_residuals
@@ -52,12 +53,10 @@ from grpo_ao.tracking import NoReporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.trl_args import trainer_config
 
 QUESTIONS, SAMPLES = 8, 8
 SLOTS = 20
 PROMPT_TOKENS = 110
-PRESETS: dict[str, Preset] = {"qwen3-8b": "qwen3-8b", "mini": "mini"}
 
 
 @dataclass
@@ -235,7 +234,7 @@ def measure_rollouts(
     repeats: int,
 ) -> Row:
     """Time the rollouts of a step; a decoding step is what two lengths of rollout differ by."""
-    config = make_defaults(PRESETS[report.shape], None)
+    config = make_defaults(report.shape, None)
     prompts, vectors = table.prompts[:QUESTIONS], table.vectors[:QUESTIONS]
     found: list[Rollouts] = []
 
@@ -294,7 +293,7 @@ def make_trainer(
 ) -> tuple[PartTimer, StepTimer]:
     """Make the trainer of a run; ``ours`` is False for TRL's default path."""
     timer = StepTimer()
-    config = replace(make_defaults(PRESETS[shape], None), questions_per_step=questions)
+    config = replace(make_defaults(shape, None), questions_per_step=questions)
     probes = {probe.id: probe for probe in table.probes}
     processes = Processes()
     args = trainer_config(config, processes)
@@ -422,7 +421,7 @@ def sections(oracle: Oracle, table: ProbeTable, report: Report, steps: int) -> I
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One GRPO step beside the limits of its machine.")
-    parser.add_argument("--shape", choices=sorted(PRESETS), required=True)
+    parser.add_argument("--shape", choices=("mini", "qwen3-8b"), required=True)
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     parser.add_argument("--profile", type=Path, help="write a profile of one step here")
     parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")

@@ -1,56 +1,77 @@
-"""The command lines: ``python train.py``, ``python evaluate.py`` and ``grpo-ao``."""
+"""The command ``grpo-ao``: its parsing; what it does is imported when it is known what is asked."""
 
 import asyncio
 import dataclasses
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar
 
 import tyro
-from rich.console import Console
 
 from grpo_ao.config import (
-    Preset,
+    EVAL_PRESETS,
+    PRESETS,
+    EvalConfig,
     TrainConfig,
+    eval_defaults,
     load_config_file,
     make_defaults,
 )
 from grpo_ao.errors import UserError
-from grpo_ao.judges.factory import JudgeFlags
-from grpo_ao.probes.generate import QuestionsConfig, generate_questions
+from grpo_ao.judges.flags import JudgeFlags
+from grpo_ao.probe import Positions
+
+Request = TypeVar("Request")
 
 
-def train_main(arguments: list[str] | None = None) -> None:
-    """Train a calibrated activation oracle; what ``python train.py`` runs."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: list[str] | None = None) -> None:
+    """Run ``grpo-ao COMMAND ...``."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("--help", "-h"):
+        print(_overview())
+        return
+    if command == "--version":
+        print(metadata("grpo-ao")["Version"])
+        return
+    if command not in COMMANDS:
+        raise SystemExit(
+            f"error: there is no command {command}: choose from {', '.join(COMMANDS)}."
+        )
+    with _errors_told():
+        COMMANDS[command](rest)
+
+
+def _overview() -> str:
+    lines = [f"  {name:12} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    return "\n".join(["usage: grpo-ao COMMAND [--help] ...", "", *lines])
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Tell in one sentence what the user must mend; a fault of the program keeps its traceback."""
     try:
-        config = parse_train_config(arguments)
-        _quiet()
-        from grpo_ao.run import run
-
-        run(config)
+        yield
     except UserError as error:
         # Every process of `accelerate launch` finds the same error; one of them says it.
         said = os.environ.get("RANK", "0") == "0"
         raise SystemExit(f"error: {error}" if said else 1) from error
+    except Exception as error:
+        error.add_note(
+            "This is a fault of grpo_ao, not of yours: please report it with the lines above at "
+            f"{_issues()}. A run or an evaluation goes on where it was: the same command, with "
+            "--resume for a run."
+        )
+        raise
 
 
-def evaluate_main(arguments: list[str] | None = None) -> None:
-    """Evaluate oracles on the benchmarks; what ``python evaluate.py`` runs."""
-    from grpo_ao.config import parse_eval_config
-
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        preset, arguments = _take(arguments, "--preset")
-        config = parse_eval_config(preset, arguments)
-        _quiet()
-        from grpo_ao.evaluate import evaluate
-
-        evaluate(config)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+def _issues() -> str:
+    urls = metadata("grpo-ao").get_all("Project-URL") or []
+    return next((url.partition(", ")[2] for url in urls if url.startswith("Issues")), "the project")
 
 
 def _quiet() -> None:
@@ -62,28 +83,15 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def parse_train_config(arguments: list[str]) -> TrainConfig:
-    """Read ``--preset`` and ``--config`` first: they make the defaults of all other flags."""
-    preset, arguments = _take(arguments, "--preset")
-    path, arguments = _take(arguments, "--config")
-    if preset is not None and preset not in get_args(Preset):
-        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(get_args(Preset))}.")
-    defaults = make_defaults(cast("Preset | None", preset), Path(path) if path else None)
-    description = (
-        "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
-        f"{{{','.join(get_args(Preset))}}} and --config FILE (YAML) set the defaults shown here."
-    )
-    visible = tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[TrainConfig]]
-    config = tyro.cli(
-        visible,
-        # Fields of the sections would be flags, and clash with ours of the same name.
-        default=dataclasses.replace(defaults, trl={}, vllm={}),
+def _parse(kind: type[Request], command: str, arguments: list[str]) -> Request:
+    description = " ".join((COMMANDS[command].__doc__ or "").split())
+    return tyro.cli(
+        tyro.conf.OmitArgPrefixes[kind],
         args=arguments,
-        prog="train.py",
+        prog=f"grpo-ao {command}",
         description=description,
         use_underscores=True,
     )
-    return dataclasses.replace(config, trl=defaults.trl, vllm=defaults.vllm)
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -98,9 +106,65 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
+def parse_train_config(arguments: list[str], prog: str = "grpo-ao train") -> TrainConfig:
+    """Read ``--preset`` and ``--config`` first: they make the defaults of all other flags."""
+    preset, arguments = _take(arguments, "--preset")
+    path, arguments = _take(arguments, "--config")
+    defaults = make_defaults(preset, Path(path) if path else None)
+    description = (
+        "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
+        f"{{{','.join(PRESETS)}}} and --config FILE (YAML) set the defaults shown here."
+    )
+    config = tyro.cli(
+        tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[TrainConfig]],
+        # Fields of the sections would be flags, and clash with ours of the same name.
+        default=dataclasses.replace(defaults, trl={}, vllm={}),
+        args=arguments,
+        prog=prog,
+        description=description,
+        use_underscores=True,
+    )
+    return dataclasses.replace(config, trl=defaults.trl, vllm=defaults.vllm)
+
+
+def parse_eval_config(arguments: list[str], prog: str = "grpo-ao evaluate") -> EvalConfig:
+    """Read ``--preset`` first: it makes the defaults of all other flags."""
+    preset, arguments = _take(arguments, "--preset")
+    description = (
+        "Evaluate calibrated activation oracles on nine benchmarks. Before all other flags: "
+        f"--preset {{{','.join(EVAL_PRESETS)}}} sets the defaults shown here."
+    )
+    return tyro.cli(
+        EvalConfig,
+        default=eval_defaults(preset),
+        args=arguments,
+        prog=prog,
+        description=description,
+        use_underscores=True,
+    )
+
+
+def train(arguments: list[str]) -> None:
+    """Train a calibrated activation oracle with GRPO."""
+    config = parse_train_config(arguments)
+    _quiet()
+    from grpo_ao.run import run
+
+    run(config)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Evaluate oracles on the benchmarks of the Activation Oracles paper."""
+    config = parse_eval_config(arguments)
+    _quiet()
+    from grpo_ao.evaluate import evaluate
+
+    evaluate(config)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """Ask an oracle a question about the activations of a text."""
+    """One question about one text."""
 
     text: str
     """Text that the subject reads."""
@@ -117,10 +181,53 @@ class Ask:
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
 
+    def __post_init__(self) -> None:
+        Positions.parse(self.positions)
+        if (self.model is None) != (self.oracle_lora_path is None):
+            raise UserError(
+                "give both --model and --oracle_lora_path, or neither for the mini oracle."
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"the temperature must be 0 (greedy) or more, got {self.temperature}.")
+        if self.layer is not None and self.layer < 0:
+            raise UserError(f"there is no layer {self.layer}: layers count from 0.")
+
+
+def ask(arguments: list[str]) -> None:
+    """Ask an oracle a question about the activations of a text."""
+    request = _parse(Ask, "ask", arguments)
+    _quiet()
+    from grpo_ao.oracle.oracle import Oracle
+
+    if request.model is None or request.oracle_lora_path is None:
+        oracle = Oracle.mini()
+    else:
+        oracle = Oracle.from_pretrained(request.model, request.oracle_lora_path)
+    (answer,) = oracle.ask(
+        [request.text],
+        [request.question],
+        layer=request.layer,
+        positions=request.positions,
+        temperature=request.temperature,
+    )
+    if answer.parsed:
+        print(f"{answer.answer}   (confidence {answer.confidence})")
+    else:
+        print(f"{answer.completion}   (no well-formed confidence)")
+
+
+def questions(arguments: list[str]) -> None:
+    """Make a question set from texts, with a language model behind an endpoint."""
+    from rich.console import Console
+
+    from grpo_ao.probes.generate import QuestionsConfig, generate_questions
+
+    generate_questions(_parse(QuestionsConfig, "questions", arguments), Console())
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgeCheck(JudgeFlags):
-    """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
+    """A judge, and graded items to try it on."""
 
     model: str | None = None
     """Base model of the judge `local` (default: the mini model)."""
@@ -128,17 +235,56 @@ class JudgeCheck(JudgeFlags):
     """Graded items of your own, JSONL with text, question, answer, kind, grade (default: ours)."""
 
 
+def judge_check(arguments: list[str]) -> None:
+    """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
+    request = _parse(JudgeCheck, "judge-check", arguments)
+    from rich.console import Console
+
+    from grpo_ao.judges.agreement import (
+        agreement_table,
+        check_agreement,
+        cost_line,
+        fooled_line,
+        load_items,
+    )
+    from grpo_ao.judges.factory import make_judge
+    from grpo_ao.judges.local import LocalJudge
+
+    items = load_items(request.reference)
+    local = None
+    if request.judge == "local":
+        local = LocalJudge.from_pretrained(request.model or make_defaults("mini").model)
+    judge = make_judge(request, local)
+    asyncio.run(judge.check())
+    report = asyncio.run(check_agreement(judge, items))
+    console = Console(markup=False)
+    console.print(agreement_table(report, f"judge: {request.judge}"))
+    for line in (fooled_line(report), cost_line(report), judge.identity):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write a run's report, report.html, into its folder."""
+    """Where a run is."""
 
     run_dir: tyro.conf.Positional[Path]
     """Folder of a run, finished or not."""
 
 
+def report(arguments: list[str]) -> None:
+    """Write a run's report, report.html, into its folder."""
+    request = _parse(Report, "report", arguments)
+    from grpo_ao.report.headline import headline_of
+    from grpo_ao.report.page import write_report
+    from grpo_ao.report.run_record import read_run
+
+    record = read_run(request.run_dir)
+    print(write_report(record, headline_of(record)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Push:
-    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
+    """What goes where."""
 
     run_dir: tyro.conf.Positional[Path]
     """Folder of a finished run."""
@@ -146,9 +292,23 @@ class Push:
     """Hub repository, USER/NAME; it is made if it is not there."""
 
 
+def push(arguments: list[str]) -> None:
+    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
+    request = _parse(Push, "push", arguments)
+    from grpo_ao.report.card import adapter_of, check_push, push_adapter, write_card
+    from grpo_ao.report.headline import headline_of
+    from grpo_ao.report.run_record import read_run
+
+    record = read_run(request.run_dir)
+    adapter_of(request.run_dir)
+    check_push(request.repository)
+    write_card(record, headline_of(record), request.repository)
+    print(push_adapter(request.run_dir, request.repository))
+
+
 @dataclasses.dataclass(frozen=True)
 class VllmServe:
-    """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
+    """What is served, and where."""
 
     model: str
     """Base model of the oracle that is trained."""
@@ -165,105 +325,18 @@ class VllmServe:
     config: Path | None = None
     """YAML file with further arguments of vLLM's LLM in its section `vllm:`."""
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run ``grpo-ao``."""
-    subcommands = tyro.extras.SubcommandApp()
-    subcommands.command(name="ask")(ask)
-    subcommands.command(name="judge-check")(judge_check)
-    subcommands.command(name="questions")(questions)
-    subcommands.command(name="report")(report)
-    subcommands.command(name="push")(push)
-    subcommands.command(name="vllm-serve")(vllm_serve)
-    try:
-        subcommands.cli(args=arguments, prog="grpo-ao")
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise UserError(f"--port must lie between 1 and 65535, got {self.port}.")
+        if self.max_model_len < 1:
+            raise UserError(f"--max_model_len must be at least 1, got {self.max_model_len}.")
+        if not 0 < self.gpu_memory < 1:
+            raise UserError(f"--gpu_memory must lie between 0 and 1, got {self.gpu_memory}.")
 
 
-def ask(request: tyro.conf.OmitArgPrefixes[Ask]) -> None:
-    """Ask an oracle a question about the activations of a text."""
-    from grpo_ao.oracle.oracle import Oracle
-
-    mini = make_defaults("mini", None)
-    if (request.model is None) != (request.oracle_lora_path is None):
-        raise UserError("give both --model and --oracle_lora_path, or neither for the mini oracle.")
-    oracle = Oracle.from_pretrained(
-        request.model or mini.model, request.oracle_lora_path or mini.oracle_lora_path
-    )
-    (answer,) = oracle.ask(
-        [request.text],
-        [request.question],
-        layer=request.layer,
-        positions=request.positions,
-        temperature=request.temperature,
-    )
-    if answer.parsed:
-        print(f"{answer.answer}   (confidence {answer.confidence})")
-    else:
-        print(f"{answer.completion}   (no well-formed confidence)")
-
-
-def judge_check(request: tyro.conf.OmitArgPrefixes[JudgeCheck]) -> None:
-    """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
-    from grpo_ao.judges.agreement import (
-        agreement_table,
-        check_agreement,
-        cost_line,
-        fooled_line,
-        load_items,
-    )
-    from grpo_ao.judges.factory import make_judge
-    from grpo_ao.judges.local import LocalJudge
-
-    items = load_items(request.reference)
-    local = None
-    if request.judge == "local":
-        local = LocalJudge.from_pretrained(request.model or make_defaults("mini", None).model)
-    judge = make_judge(request, local)
-    asyncio.run(judge.check())
-    report = asyncio.run(check_agreement(judge, items))
-    console = Console()
-    console.print(agreement_table(report, f"judge: {request.judge}"))
-    for line in (fooled_line(report), cost_line(report), judge.identity):
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def questions(config: tyro.conf.OmitArgPrefixes[QuestionsConfig]) -> None:
-    """Make a question set from texts, with a language model behind an endpoint."""
-    generate_questions(config, Console())
-
-
-def questions_main() -> None:
-    """Make a question set; what ``python fetch_wildchat_questions.py`` runs."""
-    main(["questions", *sys.argv[1:]])
-
-
-def report(request: tyro.conf.OmitArgPrefixes[Report]) -> None:
-    """Write a run's report, report.html, into its folder."""
-    from grpo_ao.report.headline import headline_of
-    from grpo_ao.report.page import write_report
-    from grpo_ao.report.run_record import read_run
-
-    record = read_run(request.run_dir)
-    print(write_report(record, headline_of(record)))
-
-
-def push(request: tyro.conf.OmitArgPrefixes[Push]) -> None:
-    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
-    from grpo_ao.report.card import adapter_of, check_push, push_adapter, write_card
-    from grpo_ao.report.headline import headline_of
-    from grpo_ao.report.run_record import read_run
-
-    record = read_run(request.run_dir)
-    adapter_of(request.run_dir)
-    check_push(request.repository)
-    write_card(record, headline_of(record), request.repository)
-    print(push_adapter(request.run_dir, request.repository))
-
-
-def vllm_serve(request: tyro.conf.OmitArgPrefixes[VllmServe]) -> None:
+def vllm_serve(arguments: list[str]) -> None:
     """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
+    request = _parse(VllmServe, "vllm-serve", arguments)
     from grpo_ao.oracle.vllm.server import start_server
 
     server = start_server(
@@ -283,3 +356,15 @@ def _vllm_section(path: Path) -> dict[str, Any]:
     if values.keys() != {"vllm"}:
         raise UserError(f"{path} must hold a section `vllm:` and nothing else.")
     return values["vllm"]
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "ask": ask,
+    "questions": questions,
+    "judge-check": judge_check,
+    "report": report,
+    "push": push,
+    "vllm-serve": vllm_serve,
+}

@@ -2,57 +2,60 @@
 
 The first tier is ``TrainConfig``: what a user of activation oracles sets. The second is ``trl``:
 any field of TRL's ``GRPOConfig``, for the rest. Later sources win: defaults, ``--preset``,
-``--config`` (YAML), flags.
+``--config`` (YAML), flags. What can be refused of the settings alone is refused here, and light
+to import: neither torch nor TRL is needed to read a command line.
 """
 
 import copy
 import dataclasses
 import inspect
-import math
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-import tyro
 import yaml
-from trl.trainer.grpo_config import GRPOConfig
+from pydantic import TypeAdapter, ValidationError
 
-from grpo_ao.credit import Credit, ScaleRewards
 from grpo_ao.errors import UserError
-from grpo_ao.judges.factory import JudgeFlags
+from grpo_ao.files import MINI_WEIGHTS
+from grpo_ao.judges.flags import CHANGEABLE, JudgeFlags
 from grpo_ao.probe import Positions
-from grpo_ao.probes.benchmarks import BENCHMARKS, Suite, check_benchmarks
+from grpo_ao.probes.names import BENCHMARKS, Suite, check_benchmarks
 
-Preset = Literal["mini", "qwen3-8b", "gemma-3-27b"]
-# What the trainer itself decides; to set it a second time in `trl:` would contradict a flag.
-_OWNED_BY_FLAGS = {
-    "output_dir": "--output_dir",
-    "num_generations": "--num_generations",
-    "beta": "--kl_penalty",
-    "learning_rate": "--lr",
-    "temperature": "--temperature",
-    "max_completion_length": "--max_new_tokens",
-    "max_steps": "--max_steps",
-    "seed": "--seed",
-    "scale_rewards": "--scale_rewards",
-    "save_steps": "--save_steps",
-    "report_to": "--report_to",
-    "gradient_checkpointing": "--gradient_checkpointing",
-    "activation_checkpointing": "--gradient_checkpointing",
-}
-_UNTRUNCATED = "completions are sampled from the distribution that their log-probabilities are of"
-# What would make the gradient another one than that of the reward.
-_SETTLED = {
-    "disable_dropout": "log-probabilities and completions are of the model without dropout",
-    "use_vllm": "TRL's own vLLM does not inject the activations; --rollout vllm does",
-    "top_p": _UNTRUNCATED,
-    "top_k": _UNTRUNCATED,
-    "min_p": _UNTRUNCATED,
-    "repetition_penalty": _UNTRUNCATED,
-    "generation_kwargs": _UNTRUNCATED,
-}
+Destination = Literal["none", "wandb", "tensorboard", "trackio"]
+# Larger numbers of anything cannot be meant, and overflow in what they are handed to.
+_LARGEST = 2**31 - 1
+# An advantage compares completions of one question; half of a benchmark's answers are Yes.
+_AT_LEAST_2 = ("num_generations", "eval_contexts", "num_contexts")
+_MAY_BE_ZERO = ("seed", "max_steps", "calibration_lambda", "kl_penalty")
+_MAY_BE_ZERO += ("judge_input_price", "judge_output_price")
+_SHARES = ("max_unscored", "vllm_gpu_memory")
+
+
+def _check_numbers(config: "TrainConfig | EvalConfig") -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not abs(value) <= _LARGEST:  # NaN neither
+            raise UserError(f"--{name} must be a number up to {_LARGEST}, got {value}.")
+        if name in _SHARES and not 0 <= value <= 1:
+            raise UserError(f"--{name} must lie between 0 and 1, got {value}.")
+        if name in _MAY_BE_ZERO and value < 0:
+            raise UserError(f"--{name} must be 0 or more, got {value}.")
+        if name in _AT_LEAST_2 and value < 2:
+            raise UserError(f"--{name} must be at least 2, got {value}.")
+        if name not in (*_SHARES, *_MAY_BE_ZERO) and value <= 0:
+            raise UserError(f"--{name} must be above 0, got {value}.")
+
+
+def _check_reading(layer_percents: tuple[int, ...], positions: tuple[str, ...]) -> None:
+    if not layer_percents or not all(0 < p < 100 for p in layer_percents):
+        raise UserError(f"--layer_percents must lie between 1 and 99, got {layer_percents}.")
+    for spec in positions:
+        Positions.parse(spec)
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ class TrainConfig(JudgeFlags):
     """Question set: a Hub id, a JSONL file, or `mini` for the mini world."""
     strict: bool = False
     """Make a broken row of the question set an error; else it is reported and left out."""
-    output_dir: Path = Path("runs/qwen3-8b")
+    output_dir: Path = field(default=Path("runs/qwen3-8b"), metadata=CHANGEABLE)
     """Folder of this run. An existing run is refused unless --resume is given."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=CHANGEABLE)
     """Go on with the run in output_dir from its last checkpoint."""
     seed: int = 0
     """Seed of sampling, of the order of probes and of the warm start."""
@@ -95,10 +98,13 @@ class TrainConfig(JudgeFlags):
     """Weight of the KL divergence from the warm-started oracle (TRL's beta)."""
     calibration_lambda: float = 0.5
     """Weight of the squared calibration error in the reward; above 0.5 sandbagging pays."""
-    credit: Credit = "split"
+    reward: str | None = None
+    """MODULE:FUNCTION of confidence and informativeness, both in [0, 1], in place of the reward
+    above."""
+    credit: Literal["joint", "split"] = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""
-    scale_rewards: ScaleRewards = "none"
+    scale_rewards: Literal["group", "batch", "none"] = "none"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     temperature: float = 0.9
     """Sampling temperature of completions. Sampling is never truncated (top_p 1, no top_k)."""
@@ -106,14 +112,12 @@ class TrainConfig(JudgeFlags):
     """Longest completion, in tokens."""
     rollout: Literal["transformers", "vllm"] = "transformers"
     """Who completes the prompts of a step: the oracle's own model, or vLLM."""
-    vllm_gpu_memory: float = 0.3
+    vllm_gpu_memory: float = field(default=0.3, metadata=CHANGEABLE)
     """Share of the GPU's memory that vLLM takes, its copy of the weights included."""
-    vllm_servers: tuple[str, ...] = ()
+    vllm_servers: tuple[str, ...] = field(default=(), metadata=CHANGEABLE)
     """Addresses of `grpo-ao vllm-serve` on other GPUs, one for each training process; without
     them vLLM runs beside the trainer."""
 
-    lora_rank: int = 64
-    """Rank that the adapter must have; another one is an error."""
     warm_start: Literal["measured", "random", "none"] = "measured"
     """Number that the tag is taught with before GRPO: the measured accuracy of the oracle's own
     samples on that question, or a random one. none: the adapter knows the tag already."""
@@ -128,10 +132,10 @@ class TrainConfig(JudgeFlags):
     warm_start_lr: float = 1e-5
     """Peak learning rate of the warm start."""
 
-    judge_cache: Path | None = None
+    judge_cache: Path | None = field(default=None, metadata=CHANGEABLE)
     """File that keeps the judge's grades, for any number of runs (default: grades.sqlite beside
     output_dir)."""
-    max_unscored: float = 0.2
+    max_unscored: float = field(default=0.2, metadata=CHANGEABLE)
     """Largest share of completions that the judge may leave ungraded, in the mean of ten steps and
     in each measurement: above it the run stops, with a checkpoint."""
 
@@ -148,13 +152,13 @@ class TrainConfig(JudgeFlags):
     """Contexts of each benchmark."""
     eval_steps: int = 250
     """Steps between measurements on the benchmarks."""
-    report_to: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
+    report_to: Destination = field(default="none", metadata=CHANGEABLE)
     """Where metrics go besides metrics.jsonl."""
-    push_to_hub: str | None = None
+    push_to_hub: str | None = field(default=None, metadata=CHANGEABLE)
     """Hub repository, USER/NAME, to which the adapter goes at the end, with its model card."""
-    plot_every: int = 50
+    plot_every: int = field(default=50, metadata=CHANGEABLE)
     """Steps between reliability diagrams and tables of sample rollouts."""
-    save_steps: int = 50
+    save_steps: int = field(default=50, metadata=CHANGEABLE)
     """Steps between checkpoints."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
@@ -167,68 +171,18 @@ class TrainConfig(JudgeFlags):
     """Any further argument of vLLM's LLM (in the YAML file's section `vllm:`)."""
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_trl()
-        Positions.parse(self.positions)
+        super().__post_init__()
+        _check_numbers(self)
+        _check_reading(self.layer_percents, (self.positions,))
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
-        if self.eval_contexts < 2:
-            raise UserError(f"--eval_contexts must be at least 2, got {self.eval_contexts}.")
-
-    def _check_numbers(self) -> None:
-        if not (self.calibration_lambda >= 0 and math.isfinite(self.calibration_lambda)):
-            raise UserError(
-                f"--calibration_lambda must be 0 or more, got {self.calibration_lambda}: "
-                "a negative weight would reward miscalibration."
-            )
-        if self.num_generations < 2:
-            raise UserError(
-                f"--num_generations must be at least 2, got {self.num_generations}: "
-                "an advantage compares the completions of one question."
-            )
-        if not self.kl_penalty >= 0:
-            raise UserError(f"--kl_penalty must be 0 or more, got {self.kl_penalty}.")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature must be above 0, got {self.temperature}.")
-        if not self.layer_percents or not all(0 < p < 100 for p in self.layer_percents):
-            raise UserError(
-                f"--layer_percents must lie between 1 and 99, got {self.layer_percents}."
-            )
-        if self.max_steps < 0:
-            raise UserError(f"--max_steps must be 0 or more, got {self.max_steps}.")
-        positive = ("questions_per_step", "max_new_tokens", "eval_probes", "eval_steps")
-        positive += ("warm_start_probes", "warm_start_samples", "warm_start_steps", "save_steps")
-        positive += ("warm_start_batch", "plot_every", "lora_rank", "lr", "warm_start_lr")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be above 0, got {getattr(self, name)}.")
-        if not 0 <= self.max_unscored <= 1:
-            raise UserError(f"--max_unscored must lie between 0 and 1, got {self.max_unscored}.")
-        if not 0 < self.vllm_gpu_memory < 1:
-            raise UserError(
-                f"--vllm_gpu_memory must lie between 0 and 1, got {self.vllm_gpu_memory}."
-            )
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise UserError(f"--num_prompts must be at least 1, got {self.num_prompts}.")
-
-        if self.vllm_servers and self.vllm:
-            raise UserError(
-                "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "
-                "elsewhere: leave one out."
-            )
-
-    def _check_trl(self) -> None:
-        known = {f.name for f in dataclasses.fields(GRPOConfig) if f.init}
-        for name in self.trl:
-            if name in _OWNED_BY_FLAGS:
-                raise UserError(f"'{name}' in section trl: is set by {_OWNED_BY_FLAGS[name]}.")
-            if name in _SETTLED:
-                raise UserError(f"'{name}' in section trl: cannot be set: {_SETTLED[name]}.")
-            if name not in known:
-                raise UserError(f"section trl: has '{name}', which TRL's GRPOConfig does not know.")
 
 
-MINI_WEIGHTS = Path(__file__).resolve().parent / "mini" / "weights"
+def changeable_names(config: type) -> frozenset[str]:
+    """Return the settings that a resumed run may change, since no result depends on them."""
+    fields = dataclasses.fields(config)
+    return frozenset(f.name for f in fields if f.metadata.get("changeable"))
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-8b": {},
@@ -249,7 +203,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl_penalty": 0.0,
         "temperature": 1.0,
         "max_new_tokens": 24,
-        "lora_rank": 16,
         "warm_start_probes": 9600,
         "warm_start_samples": 3,
         "warm_start_steps": 300,
@@ -262,9 +215,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-6 as the number that it is; YAML 1.1 reads it as a text."""
+    """Reads 1e-6 as the number that it is, and takes no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuse a key that is given twice: YAML would keep the last, without a word."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key '{key}' is given twice")
+        return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 reads 1e-6, without a point, as a text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -277,60 +239,55 @@ def load_config_file(path: Path) -> dict[str, Any]:
 
     Raises UserError for a field that does not exist or holds a value of another type.
     """
-    if not path.is_file():
-        raise UserError(f"there is no configuration file at {path}.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a mapping of settings.")
+    values = _read_yaml(path)
     kinds = get_type_hints(TrainConfig)
     for name, value in values.items():
         if name not in kinds:
             raise UserError(f"{path} sets '{name}', which is no setting of a training run.")
-        values[name] = _converted(value, kinds[name])
-        if not _fits(values[name], kinds[name]):
-            wanted = inspect.formatannotation(kinds[name])
-            raise UserError(f"{path} sets '{name}' to {value!r}, which is not of type {wanted}.")
+        kind = kinds[name]
+        if kind == dict[str, Any] and value is None:  # a section without entries
+            value = {}
+        try:
+            # As JSON, a list is a tuple and a text a path, but a text is never a number.
+            written = json.dumps(value, default=repr)
+            values[name] = TypeAdapter(kind).validate_json(written, strict=True)
+        except (ValidationError, TypeError) as error:
+            wanted = inspect.formatannotation(kind)
+            raise UserError(
+                f"{path} sets '{name}' to {value!r}, which is not of type {wanted}."
+            ) from error
     return values
 
 
-def _converted(value: Any, kind: Any) -> Any:
-    """Return what YAML cannot write, or writes otherwise, as the field's type."""
-    kinds = (kind, *get_args(kind))
-    if Path in kinds and isinstance(value, str):
-        return Path(value)
-    if float in kinds and type(value) is int:
-        return float(value)
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(value)
-    if get_origin(kind) is dict and value is None:  # a section without entries
-        return {}
-    return value
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no configuration file at {path}.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {said}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply to be a configuration.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a mapping of settings.")
+    return values
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in parts
-    if origin is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(type(entry) is parts[0] for entry in value)
-    if origin is dict or kind is Path:
-        return isinstance(value, origin or Path)
-    return type(value) is kind
-
-
-def make_defaults(preset: Preset | None, config: Path | None) -> TrainConfig:
+def make_defaults(preset: str | None, path: Path | None = None) -> TrainConfig:
     """Combine defaults, preset and file, in that order; ``trl`` sections are merged."""
-    values = copy.deepcopy(PRESETS[preset]) if preset else {}
-    if config is not None:
-        from_file = load_config_file(config)
+    values = copy.deepcopy(PRESETS[_known(preset, PRESETS)]) if preset is not None else {}
+    if path is not None:
+        from_file = load_config_file(path)
         merged = values.get("trl", {}) | from_file.get("trl", {})
         values |= from_file | {"trl": merged}
     return TrainConfig(**values)
+
+
+def _known(preset: str, presets: Mapping[str, Any]) -> str:
+    if preset not in presets:
+        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(presets)}.")
+    return preset
 
 
 @dataclass(frozen=True)
@@ -363,27 +320,15 @@ class EvalConfig:
     """Longest completion, in tokens."""
     batch_size: int = 256
     """Sequences that are completed together: only speed and memory depend on it."""
-    report_to: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
+    report_to: Destination = "none"
     """Where metrics, figures and tables go besides the output folder."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         check_benchmarks(self.benchmarks)
-        for spec in self.positions:
-            Positions.parse(spec)
         if not self.positions:
             raise UserError("--positions names none.")
-        if not self.layer_percents or not all(0 < p < 100 for p in self.layer_percents):
-            raise UserError(
-                f"--layer_percents must lie between 1 and 99, got {self.layer_percents}."
-            )
-        if self.num_contexts < 2:
-            raise UserError(
-                f"--num_contexts must be at least 2, got {self.num_contexts}: half of the answers "
-                "are Yes."
-            )
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        _check_reading(self.layer_percents, self.positions)
         if self.suite == "mini" and self.data_dir is not None:
             raise UserError("--data_dir has no part in the mini world's suite: leave it out.")
 
@@ -409,18 +354,6 @@ EVAL_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_eval_config(preset: str | None, arguments: list[str]) -> EvalConfig:
-    """Read the flags; a preset makes their defaults."""
-    if preset is not None and preset not in EVAL_PRESETS:
-        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(EVAL_PRESETS)}.")
-    description = (
-        "Evaluate calibrated activation oracles on nine benchmarks. Before all other flags: "
-        f"--preset {{{','.join(EVAL_PRESETS)}}} sets the defaults shown here."
-    )
-    return tyro.cli(
-        EvalConfig,
-        default=EvalConfig(**EVAL_PRESETS.get(preset or "", {})),
-        args=arguments,
-        prog="evaluate.py",
-        description=description,
-    )
+def eval_defaults(preset: str | None) -> EvalConfig:
+    """Return the settings of an evaluation, those of a preset where one is named."""
+    return EvalConfig(**(EVAL_PRESETS[_known(preset, EVAL_PRESETS)] if preset is not None else {}))

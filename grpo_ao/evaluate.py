@@ -107,7 +107,7 @@ def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> Ru
     folder = RunFolder(config.output_dir, resume=record.exists())
     data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
-        folder.write_record(config.settings() | {"seed": 0}, data)
+        folder.write_record(config.settings(), data)
     except ValueError as error:
         raise UserError(
             f"{config.output_dir} holds rows of another evaluation; {error} Give another "

@@ -8,21 +8,19 @@ import json
 import math
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from grpo_ao import __version__
 from grpo_ao.errors import UserError
 
-# What may differ on resuming: the flag itself, and the folder, which may have been moved.
-_FREE_ON_RESUME = {"resume", "output_dir"}
-# Nor does a grade depend on how the judge is reached, and what an outage needs may change.
-_FREE_ON_RESUME |= {"judge_api_key_env", "judge_concurrency", "judge_cache", "max_unscored"}
-_FREE_ON_RESUME |= {"judge_input_price", "judge_output_price"}
+MINI_WEIGHTS = Path(__file__).resolve().parent / "mini" / "weights"
 UNFINISHED = ".unfinished-"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
@@ -169,64 +167,116 @@ def text_digest(texts: Sequence[str]) -> str:
 class RunFolder:
     """A run's folder, locked by this process until it ends.
 
-    Raises UserError if a run is there and ``resume`` is not given, if there is none to resume, and
-    if another process is at work in it.
+    Nothing is written before ``write_record``: a start that is refused leaves no folder behind.
+    Raises UserError if a run is there and ``resume`` is not given, if there is none to resume, if
+    another process is at work in it, and for a path that cannot hold a run.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
-        record = path / "run.json"
+        self._lock = None
+        try:
+            self._check(resume)
+            if path.exists():
+                self._take()
+        except OSError as error:
+            raise _unusable(path, error.strerror or "it cannot be written") from error
+
+    def _check(self, resume: bool) -> None:
+        record = self.path / "run.json"
+        if self.path.resolve() in (Path.cwd(), Path("/")):
+            raise _unusable(self.path, "a run needs a folder of its own")
         if record.exists() and not resume:
             raise UserError(
-                f"{path} holds a run already: go on with it by --resume, or give another "
+                f"{self.path} holds a run already: go on with it by --resume, or give another "
                 "--output_dir."
             )
         if resume and not record.exists():
-            raise UserError(f"there is no run to resume in {path}.")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / ".lock").open("w")
+            raise UserError(f"there is no run to resume in {self.path}.")
+        above = next(p for p in (self.path, *self.path.resolve().parents) if p.exists())
+        if not above.is_dir():
+            raise _unusable(self.path, f"{above} is a file")
+        if not os.access(above, os.W_OK):
+            raise _unusable(self.path, f"{above} cannot be written to")
+
+    def _take(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is running in {path}: wait for it.") from error
+            raise UserError(f"another process is running in {self.path}: wait for it.") from error
 
-    def write_record(self, config: dict, data: dict[str, str]) -> None:
-        """Write ``run.json``, or, on resuming, refuse settings that differ from the first ones."""
+    def write_record(
+        self,
+        config: dict[str, Any],
+        data: dict[str, str],
+        changeable: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``run.json``, or, on resuming, refuse settings that differ from the first ones.
+
+        Those of ``changeable`` may differ, and are recorded as they are now; one that the record
+        of an older version lacks counts as its default.
+        """
         path = self.path / "run.json"
-        if path.exists():
-            _check_same(json.loads(path.read_text()), config, data)
+        now = {"config": json.loads(json.dumps(config, default=str)), "data": data}
+        if path.exists() and self._lock is not None:
+            record = json.loads(path.read_text())
+            _check_same(record, now, changeable, defaults or {})
+            kept = {"resume", "output_dir"}.union(now["config"].keys() - set(changeable))
+            changed = {name: v for name, v in now["config"].items() if name not in kept}
+            atomic_write_json(path, record | {"config": record["config"] | changed})
             return
-        record = {
-            "command": sys.argv,
-            "config": config,
-            "data": data,
-            "seed": config["seed"],
-            "git_commit": git_commit(Path(__file__).resolve().parent),
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        atomic_write_json(path, record)
+        try:
+            if self._lock is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._take()
+            atomic_write_json(path, now | _circumstances())
+        except OSError as error:
+            raise _unusable(self.path, error.strerror or "it cannot be written") from error
 
 
-def _check_same(record: dict, config: dict, data: dict[str, str]) -> None:
-    now = json.loads(json.dumps({"config": config, "data": data}))
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"--output_dir {path} cannot be used: {reason}.")
+
+
+def _circumstances() -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "id": secrets.token_hex(8),
+        "command": sys.argv,
+        "git_commit": git_commit(Path(__file__).resolve().parent),
+        "versions": {"grpo_ao": __version__} | versions,
+        "python": platform.python_version(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _check_same(
+    record: dict, now: dict, changeable: Collection[str], defaults: Mapping[str, Any]
+) -> None:
+    known = json.loads(json.dumps(dict(defaults), default=str))
+    version = record["versions"].get("grpo_ao", "an older version")
+    by = "" if version == __version__ else f", by grpo_ao {version} (this is {__version__}),"
     for part in ("config", "data"):
         for name, value in now[part].items():
-            before = record[part].get(name)
-            if before != value and name not in _FREE_ON_RESUME:
+            before = record[part].get(name, known.get(name))
+            if before != value and name not in changeable:
                 raise UserError(
-                    f"cannot resume: '{name}' was {before!r} in this run and is {value!r} now."
+                    f"cannot resume: '{name}' was {before!r} in this run{by} and is {value!r} now."
                 )
 
 
 def record_judge(folder: Path, identity: str) -> None:
-    """Write the judge's identity (JSON) into ``run.json``; on resuming, refuse another judge."""
+    """Write the judge's identity (JSON) into ``run.json``; on resuming, refuse another judge.
+
+    The same judge may have moved to another address.
+    """
     path = folder / "run.json"
     record, judge = json.loads(path.read_text()), json.loads(identity)
     if "judge" not in record:
         atomic_write_json(path, record | {"judge": judge})
-    elif record["judge"] != judge:
+    elif record["judge"] | {"endpoint": None} != judge | {"endpoint": None}:
         raise UserError(
             f"cannot resume: the judge was {record['judge']} in this run and is {judge} now."
         )

@@ -18,11 +18,8 @@ T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
 # What accelerate's launcher may set, and what to do instead of anything else.
 _FSDP_OPTIONS = {
-    "FSDP_VERSION": ("2", "launch with configs/accelerate/fsdp.yaml"),
-    "FSDP_RESHARD_AFTER_FORWARD": (
-        "true",
-        "leave it out, or launch with configs/accelerate/ddp.yaml",
-    ),
+    "FSDP_VERSION": ("2", "launch with FSDP version 2"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "leave it out, or launch without FSDP"),
     "FSDP_OFFLOAD_PARAMS": ("false", "divide the model over more processes instead"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "use --gradient_checkpointing"),
 }
@@ -37,7 +34,7 @@ def take_over_fsdp() -> bool:
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise UserError(
             "DeepSpeed ZeRO-3 divides the adapter too, but rollouts and measurements need it "
-            "whole: launch with configs/accelerate/fsdp.yaml, which divides the base model alone."
+            "whole: launch with FSDP, which divides the base model alone."
         )
     if os.environ.pop("ACCELERATE_USE_FSDP", "false") != "true":
         return False

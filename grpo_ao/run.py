@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from transformers import set_seed
 
-from grpo_ao.config import TrainConfig
+from grpo_ao.checks import check_start, trainer_config, warnings_of
+from grpo_ao.config import TrainConfig, changeable_names
 from grpo_ao.errors import UserError
 from grpo_ao.files import (
     RunFolder,
@@ -52,11 +53,9 @@ from grpo_ao.training.checkpoints import (
     load_adapter,
     make_trainable,
 )
-from grpo_ao.training.checks import check_divided, check_rollouts, check_start, warnings_of
 from grpo_ao.training.fine_tuning import Target, fine_tune
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.trl_args import check_divides, trainer_config
 from grpo_ao.training.warm_start import make_targets, sample_answers
 
 LEAST_PARSE_RATE = 0.95
@@ -72,7 +71,6 @@ def run(config: TrainConfig) -> dict:
     started = time.perf_counter()
     divided = take_over_fsdp()
     processes = Processes()
-    check_divides(config, processes.count)
     avoid_cudnn_attention()
     console = Console(stderr=True, quiet=not processes.is_main)
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
@@ -81,10 +79,7 @@ def run(config: TrainConfig) -> dict:
         # The judge `local` is the model itself, so it can be tried only once that is loaded.
         judge = None if config.judge == "local" else tried_judge(config)
         base_folder = resolve_files(config.model, ["config.json"])
-        check_start(config, processes.device)
-        check_rollouts(config, processes.count)
-        if divided:
-            check_divided(config, processes.count)
+        check_start(config, processes, divided)
         train, heldout = load_probes(config, console, num_layers_of(base_folder))
         if config.judge == "reference":
             check_references([*train, *heldout])
@@ -93,11 +88,15 @@ def run(config: TrainConfig) -> dict:
             console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
         if config.push_to_hub is not None and processes.is_main:
             check_push(config.push_to_hub)
-        record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         data = {"train": data_digest(train), "heldout": data_digest(heldout)}
         data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
         if folder is not None:
-            folder.write_record(record, data)
+            free = changeable_names(TrainConfig)
+            # A value that stopped the run before GRPO can be mended without losing the warm start.
+            if last_checkpoint(config.output_dir / "checkpoints") is None:
+                free |= {"trl"}
+            defaults = dataclasses.asdict(TrainConfig())
+            folder.write_record(dataclasses.asdict(config), data, free, defaults)
             if judge is not None:
                 record_judge(folder.path, judge.identity)
     run_state = Run(config, processes, console, train, heldout, benchmarks, judge, divided)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from grpo_ao.checks import trainer_config
 from grpo_ao.config import TrainConfig
 from grpo_ao.epistemic import ParsedOutput
 from grpo_ao.judges.protocol import Grade
@@ -19,7 +20,6 @@ from grpo_ao.reward import CalibratedReward, RewardTerms, ScoredCompletion
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.trl_args import trainer_config
 from tests.tiny import WIDTH, add_adapter, tiny_model, tiny_tokenizer
 
 LAYER = 2

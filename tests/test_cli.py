@@ -2,13 +2,16 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from grpo_ao.cli import main, parse_train_config
+from grpo_ao.cli import COMMANDS, main, parse_train_config
 from grpo_ao.config import MINI_WEIGHTS, TrainConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 TEXT = "My name is Anna and I live in Rome. How do I fix the pipe? I am in a hurry, please answer."
 QUESTION = "What is the topic?"
 
@@ -48,13 +51,12 @@ def test_ask_reads_other_layers_and_positions(capsys):
         (["--temperature", "-1"], "the temperature must be 0"),
     ],
 )
-def test_what_cannot_be_asked_is_one_sentence(arguments, message):
+def test_what_cannot_be_asked_is_one_sentence(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         main(["ask", "--text", TEXT, "--question", QUESTION, *arguments])
-    said = str(caught.value.code)
-    assert said.startswith("error: ")
-    assert message in said
-    assert "\n" not in said
+    # The parser says it in a frame, and ends with 2.
+    framed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in (framed if caught.value.code == 2 else str(caught.value.code))
 
 
 def test_the_help_of_train_shows_every_default(capsys):
@@ -74,9 +76,69 @@ def test_the_help_of_train_shows_every_default(capsys):
         assert found, field.name
 
 
-def test_train_py_is_the_same_command():
-    source = (Path(__file__).resolve().parents[1] / "train.py").read_text()
-    assert "train_main()" in source
+def test_the_help_names_every_command(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones():
+    with pytest.raises(SystemExit, match="no command trian: choose from train, evaluate, ask"):
+        main(["trian"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_help(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: grpo-ao {command}" in capsys.readouterr().out
+
+
+def test_a_fault_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
+    def broken(*_):
+        raise KeyError("missing")
+
+    monkeypatch.setattr("grpo_ao.report.run_record.read_run", broken)
+    with pytest.raises(KeyError) as caught:
+        main(["report", "somewhere"])
+    (note,) = caught.value.__notes__
+    assert "please report it" in note
+
+
+PARSING = """
+import sys
+from grpo_ao.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    heavy = {"torch", "transformers", "trl", "datasets", "openai"} & set(sys.modules)
+    print("imported:", *heavy)
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "ask", "report", "push"])
+def test_a_command_line_is_read_without_the_heavy_libraries(command):
+    done = subprocess.run(
+        [sys.executable, "-c", PARSING, command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [("train", "train"), ("evaluate", "evaluate"), ("fetch_wildchat_questions", "questions")],
+)
+def test_the_scripts_are_the_same_commands(script, command):
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--nope"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"grpo-ao {command} --help" in done.stdout + done.stderr
 
 
 def test_a_rollout_server_takes_arguments_of_vllm_from_a_file(monkeypatch, tmp_path):

@@ -7,15 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from grpo_ao.cli import evaluate_main
-from grpo_ao.config import EVAL_PRESETS, EvalConfig, parse_eval_config
+from grpo_ao.cli import main, parse_eval_config
+from grpo_ao.config import EVAL_PRESETS, EvalConfig
 from grpo_ao.evaluate import check_lengths, evaluate, oracle_names
 from grpo_ao.measuring import ask as asking
 from grpo_ao.measuring.ask import Asking, ask_probes, probes_of_items
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 from grpo_ao.probe import Positions
-from grpo_ao.probes.benchmarks import BENCHMARKS, Item, load_items
+from grpo_ao.probes.benchmarks import Item, load_items
+from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.report import results
 from tests.tiny import add_adapter, tiny_tokenizer
 
@@ -30,7 +31,7 @@ def test_the_flags_are_those_of_the_configuration():
         "--model m --oracle_lora_path a --compare b c --benchmarks ner --num_contexts 10 "
         "--positions all --layer_percents 50"
     )
-    config = parse_eval_config(None, [*line.split()])
+    config = parse_eval_config([*line.split()])
     assert config == EvalConfig(
         model="m",
         oracle_lora_path="a",
@@ -40,7 +41,7 @@ def test_the_flags_are_those_of_the_configuration():
         positions=("all",),
         layer_percents=(50,),
     )
-    assert parse_eval_config("mini", []) == EvalConfig(**EVAL_PRESETS["mini"])
+    assert parse_eval_config(["--preset", "mini"]) == EvalConfig(**EVAL_PRESETS["mini"])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_bad_setting_is_one_sentence(settings, message):
 
 def test_an_unknown_preset_is_one_sentence():
     with pytest.raises(SystemExit, match="--preset maxi is unknown: choose from mini"):
-        evaluate_main(["--preset", "maxi"])
+        main(["evaluate", "--preset", "maxi"])
 
 
 def test_adapters_are_named_by_the_end_of_their_paths(tmp_path):
@@ -293,7 +294,7 @@ def test_the_nine_real_data_sets_with_qwen3s_tokenizer(
         "--max_new_tokens": "2",
         "--layer_percents": "50",
     }
-    evaluate_main([part for pair in arguments.items() for part in pair])
+    main(["evaluate", *(part for pair in arguments.items() for part in pair)])
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
     # 9 benchmarks, 2 contexts, 2 position modes, 1 layer.
     assert len(rows) == 9 * 2 * 2

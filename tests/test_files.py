@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from grpo_ao import __version__
 from grpo_ao import files as module
 from grpo_ao.errors import UserError
 from grpo_ao.files import (
@@ -228,6 +229,7 @@ def test_digests_depend_on_the_texts_and_their_order():
 
 def test_a_new_run_makes_its_folder(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "mini", resume=False)
+    folder.write_record(CONFIG, DATA)
     assert folder.path.is_dir()
 
 
@@ -296,11 +298,12 @@ def test_the_record_says_what_was_run(tmp_path, monkeypatch):
     found = record(tmp_path)
     assert found["config"] == CONFIG | {"layer_percents": [25, 50]}
     assert found["data"] == DATA
-    assert found["seed"] == 7
     assert found["command"] == ["train.py", "--preset", "mini"]
     assert found["python"] == platform.python_version()
     packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-    assert found["versions"] == {name: version(name) for name in packages}
+    assert found["versions"] == {"grpo_ao": __version__} | {
+        name: version(name) for name in packages
+    }
     assert found["started"].startswith("20")
 
 
@@ -346,7 +349,9 @@ def test_without_git_there_is_no_commit(tmp_path, monkeypatch, error):
 
 
 def resume(folder, config=CONFIG, data=DATA):
-    RunFolder(folder, resume=True).write_record(config | {"resume": True}, data)
+    changeable = ("resume", "output_dir", "report_to")
+    folder = RunFolder(folder, resume=True)
+    folder.write_record(config | {"resume": True}, data, changeable, {"new_setting": 3})
 
 
 @pytest.fixture
@@ -369,12 +374,40 @@ def test_the_same_settings_resume_and_the_record_stays_the_first(stopped):
         ("seed", 8, "7", "8"),
         ("layer_percents", (25,), r"\[25, 50\]", r"\[25\]"),
         ("trl", {"max_grad_norm": 0.5}, r"\{\}", r"\{'max_grad_norm': 0.5\}"),
-        ("new_setting", 3, "None", "3"),
+        ("new_setting", 4, "3", "4"),
+        ("unknown_setting", 3, "None", "3"),
     ],
 )
 def test_a_changed_setting_is_refused_by_name(stopped, name, value, was, now):
     with pytest.raises(ValueError, match=f"cannot resume: '{name}' was {was} .* is {now} now"):
         resume(stopped, CONFIG | {name: value})
+
+
+def test_what_no_result_depends_on_may_change_and_is_recorded(stopped):
+    resume(stopped, CONFIG | {"report_to": "wandb", "new_setting": 3})
+    assert record(stopped)["config"]["report_to"] == "wandb"
+
+
+def test_the_version_that_made_the_run_is_named(stopped):
+    found = record(stopped)
+    found["versions"]["grpo_ao"] = "0.0.1"
+    atomic_write_json(stopped / "run.json", found)
+    said = rf"in this run, by grpo_ao 0.0.1 .this is {__version__}., and is 3 now"
+    with pytest.raises(UserError, match=said):
+        resume(stopped, CONFIG | {"unknown_setting": 3})
+
+
+@pytest.mark.parametrize("path", [".", "/", "file/run", "a" * 300, "/proc/run"])
+def test_a_path_that_cannot_hold_a_run_is_one_sentence(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"^--output_dir .* cannot be used: [^\n]*\.$"):
+        RunFolder(Path(path), resume=False).write_record(CONFIG, DATA)
+
+
+def test_a_start_that_is_refused_later_leaves_no_folder(tmp_path):
+    RunFolder(tmp_path / "runs" / "one", resume=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_changed_data_are_refused_by_name(stopped):

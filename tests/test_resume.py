@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_ao.cli import train_main
+from grpo_ao.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -121,7 +121,7 @@ def test_a_run_writes_what_the_readme_promises(uninterrupted):
 def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match=r"^error: .* holds a run already"):
-        train_main(command(uninterrupted)[2:])
+        main(["train", *command(uninterrupted)[2:]])
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after == before
 

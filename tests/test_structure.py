@@ -13,8 +13,8 @@ FILES = {
 }
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
-    *("discrimination", "intervals"),
-    *("files", "tracking", "processes", "chat", "completions", "errors"),
+    *("discrimination", "intervals", "errors", "extensions"),
+    *("files", "tracking", "processes", "chat", "completions"),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.
 FLOORS = (
@@ -24,8 +24,10 @@ FLOORS = (
     {"report"},
     {"training"},
     {"config"},
+    {"checks"},
     {"run", "evaluate"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

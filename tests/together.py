@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from grpo_ao.cli import train_main
+from grpo_ao.cli import main as grpo_ao
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.heldout import complete_table
 from grpo_ao.oracle.activations import read_residuals
@@ -166,10 +166,11 @@ def main(folder: Path) -> None:
     small |= {"warm_start_steps": 1, "warm_start_batch": 3, "max_steps": 2, "save_steps": 2}
     small |= {"questions_per_step": 3, "num_generations": 2}
     flags = [text for name, value in small.items() for text in (f"--{name}", str(value))]
-    train_main(["--preset", "mini", "--output_dir", str(folder / "run"), *flags])
+    train = ["train", "--preset", "mini", *flags, "--output_dir"]
+    grpo_ao([*train, str(folder / "run")])
     # What accelerate's launcher sets for configs/accelerate/fsdp.yaml.
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    train_main(["--preset", "mini", "--output_dir", str(folder / "divided_base" / "run"), *flags])
+    grpo_ao([*train, str(folder / "divided_base" / "run")])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
+from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import InjectionHook
@@ -90,6 +91,14 @@ class Oracle:
             base, adapter_folder, device, dtype, revision, load_in_4bit, divided
         )
         return cls(model, load_tokenizer(base, revision), spec)
+
+    @classmethod
+    def mini(cls) -> "Oracle":
+        """Load the oracle that ships with the package: 3.9 million parameters, of a made-up world.
+
+        It answers within a second on a CPU, and states a confidence that it was not trained for.
+        """
+        return cls.from_pretrained(MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle")
 
     def save_adapter(self, folder: str | Path) -> None:
         """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""

@@ -8,20 +8,20 @@ contexts. Half of the answers that are measured are Yes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from grpo_ao.errors import UserError
 from grpo_ao.judges.reference import words
 from grpo_ao.mini.probes import mini_items
 from grpo_ao.probe import Split, split_of, stable_hash, text_key, unit_draw
 from grpo_ao.probes.benchmark_sources import Context, load_contexts, load_templates
+from grpo_ao.probes.names import (
+    IN_DISTRIBUTION,
+    OUT_OF_DISTRIBUTION,
+    Suite,
+    check_benchmarks,
+)
 from grpo_ao.probes.templates import TEMPLATES, Templates
 
-Suite = Literal["paper", "mini"]
-IN_DISTRIBUTION = ("geometry_of_truth", "relations", "sst2", "md_gender", "snli", "ner", "tense")
-"""What the public oracles were trained on."""
-OUT_OF_DISTRIBUTION = ("ag_news", "singular_plural")
-BENCHMARKS = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION)
 INSTRUCTION = "Answer with 'Yes' or 'No' only. "
 _HELDOUT_TEMPLATES = 0.3
 
@@ -63,17 +63,6 @@ def groups(suite: Suite, benchmarks: Sequence[str]) -> dict[str, tuple[str, ...]
         "out_of_distribution": tuple(b for b in benchmarks if b in OUT_OF_DISTRIBUTION),
     }
     return {name: members for name, members in parts.items() if members}
-
-
-def check_benchmarks(benchmarks: Sequence[str]) -> None:
-    """Raise UserError for a name that is none of the nine."""
-    for benchmark in benchmarks:
-        if benchmark not in BENCHMARKS:
-            raise UserError(
-                f"there is no benchmark '{benchmark}': choose from {', '.join(BENCHMARKS)}."
-            )
-    if not benchmarks:
-        raise UserError("--benchmarks names none.")
 
 
 def load_items(

@@ -1,54 +1,161 @@
-"""Our configuration in TRL's terms."""
+"""The section ``trl:`` of a configuration: which fields of TRL's ``GRPOConfig`` a user may set."""
 
+import json
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 from trl.trainer.grpo_config import GRPOConfig
 
-from grpo_ao.config import TrainConfig
 from grpo_ao.errors import UserError
-from grpo_ao.processes import Processes
+
+SET_BY_FLAG = {
+    "output_dir": "--output_dir",
+    "num_generations": "--num_generations",
+    "beta": "--kl_penalty",
+    "learning_rate": "--lr",
+    "temperature": "--temperature",
+    "max_completion_length": "--max_new_tokens",
+    "max_steps": "--max_steps",
+    "num_train_epochs": "--max_steps",
+    "seed": "--seed",
+    "scale_rewards": "--scale_rewards",
+    "save_steps": "--save_steps",
+    "save_strategy": "--save_steps",
+    "report_to": "--report_to",
+    "run_name": "--output_dir",
+    "gradient_checkpointing": "--gradient_checkpointing",
+    "activation_checkpointing": "--gradient_checkpointing",
+    "push_to_hub": "--push_to_hub",
+    "hub_model_id": "--push_to_hub",
+    "resume_from_checkpoint": "--resume",
+    "eval_steps": "--eval_steps",
+}
+_NOT_PASSED = {
+    "completions are sampled from the distribution that their log-probabilities are of": (
+        "top_p top_k min_p repetition_penalty generation_kwargs"
+    ),
+    "log-probabilities and completions are of the model without dropout": "disable_dropout",
+    "TRL's own vLLM does not inject the activations; --rollout vllm does": (
+        "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex "
+        "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
+        "vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length "
+        "vllm_tensor_parallel_size"
+    ),
+    "completions come from the oracle's own rollouts": (
+        "chat_template_kwargs cache_implementation use_transformers_continuous_batching "
+        "transformers_continuous_batching_config use_transformers_paged "
+        "max_tool_calling_iterations ds3_gather_for_generation use_cache"
+    ),
+    "a run has one reward": "reward_weights multi_objective_aggregation",
+    "the KL reference is the oracle as GRPO finds it": (
+        "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps"
+    ),
+    "the run loads the model": "model_init_kwargs trust_remote_code cast_lm_head_to_fp32",
+    "the trainer addresses each row's activations itself": (
+        "remove_unused_columns label_names train_sampling_strategy length_column_name "
+        "dataloader_drop_last auto_find_batch_size neftune_noise_alpha label_smoothing_factor "
+        "torch_compile torch_compile_backend torch_compile_mode use_liger_kernel "
+        "liger_kernel_config"
+    ),
+    "the launcher decides it": (
+        "parallelism_config fsdp fsdp_config deepspeed local_rank use_cpu bf16 fp16"
+    ),
+    "the run measures the oracle itself": (
+        "eval_strategy eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start "
+        "eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
+        "include_for_metrics batch_eval_metrics bf16_full_eval fp16_full_eval do_train do_eval "
+        "do_predict load_best_model_at_end metric_for_best_model greater_is_better "
+        "num_generations_eval"
+    ),
+    "the run keeps metrics.jsonl and rollouts.jsonl itself": (
+        "logging_strategy logging_first_step logging_nan_inf_filter log_on_each_node "
+        "include_num_input_tokens_seen disable_tqdm log_completions log_multimodal "
+        "num_completions_to_print log_unique_prompts log_completions_hub_repo project "
+        "trackio_space_id trackio_bucket_id trackio_static_space_id"
+    ),
+    "a checkpoint holds all that a resumed run needs": (
+        "save_only_model save_on_each_node enable_jit_checkpoint ignore_data_skip "
+        "restore_callback_states_from_checkpoint"
+    ),
+    "--push_to_hub sends the adapter once, at the end": (
+        "hub_token hub_private_repo hub_strategy hub_always_push hub_revision"
+    ),
+    "TRL calls it vllm_importance_sampling_clip_max": "vllm_importance_sampling_cap",
+}
+REFUSED = {name: reason for reason, names in _NOT_PASSED.items() for name in names.split()}
+_PASSED_ON = (
+    "per_device_train_batch_size gradient_accumulation_steps generation_batch_size "
+    "steps_per_generation num_iterations shuffle_dataset data_seed full_determinism "
+    "lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules "
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm average_tokens_across_devices "
+    "loss_type epsilon epsilon_high delta importance_sampling_level top_entropy_quantile "
+    "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg "
+    "vespo_lambda_neg entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max "
+    "entropy_coef_delta entropy_target mask_truncated_completions off_policy_mask_threshold "
+    "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_mode "
+    "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min router_aux_loss_coef "
+    "gradient_checkpointing_kwargs activation_checkpointing_kwargs pad_to_multiple_of tf32 "
+    "torch_empty_cache_steps logging_steps log_level log_level_replica save_total_limit "
+    "accelerator_config dataloader_num_workers dataloader_pin_memory dataloader_in_order "
+    "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
+    "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph "
+    "ddp_backend ddp_timeout debug skip_memory_metrics"
+)
+PASSED_ON = frozenset(_PASSED_ON.split())
+# GRPOConfig takes any text here; the trainer would find out at its first step.
+_CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "vllm_importance_sampling_mode": (
+        *("token_truncate", "token_mask"),
+        *("sequence_truncate", "sequence_mask"),
+    ),
+}
+_COUNTS = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size"),
+    *("steps_per_generation", "num_iterations", "logging_steps", "save_total_limit"),
+)
 
 
-def check_divides(config: TrainConfig, processes: int) -> None:
-    """Refuse a step whose completions cannot be divided evenly over the processes."""
-    size = config.questions_per_step * config.num_generations
-    if size % processes and "per_device_train_batch_size" not in config.trl:
-        raise UserError(
-            f"{config.questions_per_step} questions x {config.num_generations} completions a step "
-            f"are {size}, which cannot be divided over {processes} processes: change "
-            "--questions_per_step or the number of processes."
-        )
+def check_fields(section: Mapping[str, Any]) -> None:
+    """Raise UserError for a field that may not be set, and for a value that it cannot have."""
+    kinds = get_type_hints(GRPOConfig)
+    for name, value in section.items():
+        where = f"'{name}' in section trl:"
+        if name in SET_BY_FLAG:
+            raise UserError(f"{where} is set by {SET_BY_FLAG[name]}.")
+        if name in REFUSED:
+            raise UserError(f"{where} cannot be set: {REFUSED[name]}.")
+        if name not in PASSED_ON or name not in kinds:
+            raise UserError(f"section trl: has '{name}', which TRL's GRPOConfig does not know.")
+        if not fits(value, kinds[name]):
+            raise UserError(f"{where} cannot be {value!r}.")
+        if value not in _CHOICES.get(name, (value,)):
+            raise UserError(f"{where} is {value!r}: choose from {', '.join(_CHOICES[name])}.")
+        if name in _COUNTS and value is not None and not value >= 1:
+            raise UserError(f"{where} must be at least 1, got {value!r}.")
 
 
-def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
-    """Translate our configuration into TRL's; the section ``trl`` adds to it.
+def fits(value: Any, kind: Any) -> bool:
+    """Return whether a value of a YAML file is one of type ``kind``: no text for a number."""
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True)
+    except (ValidationError, TypeError):
+        return False
+    return True
 
-    A step's completions are divided over the processes: their number changes no step. Sampling is
-    untruncated: log-probabilities of a truncated distribution would be of another one.
+
+def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPOConfig:
+    """Build TRL's configuration of our settings and the section, which wins.
+
+    Raises UserError, in one sentence, for what TRL or transformers refuse of the section.
     """
-    on_cuda = processes.device.type == "cuda"
-    completions = config.questions_per_step * config.num_generations
-    settings = {
-        "output_dir": str(config.output_dir / "checkpoints"),
-        "per_device_train_batch_size": completions // processes.count,
-        "gradient_accumulation_steps": 1,
-        "num_generations": config.num_generations,
-        "max_completion_length": config.max_new_tokens,
-        "temperature": config.temperature,
-        "top_p": 1.0,
-        "top_k": 0,
-        "beta": config.kl_penalty,
-        "learning_rate": config.lr,
-        "scale_rewards": config.scale_rewards,
-        "max_steps": config.max_steps,
-        "save_steps": config.save_steps,
-        "seed": config.seed,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "bf16": on_cuda,
-        "use_cpu": not on_cuda,
-        # Every trained weight takes part in every step (see make_trainable).
-        "ddp_find_unused_parameters": False,
-        "disable_dropout": True,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    return GRPOConfig(**(settings | config.trl))
+    check_fields(section)
+    if not section:
+        return GRPOConfig(**settings)
+    try:
+        return GRPOConfig(**{**settings, **section})
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"TRL refuses the section trl: {said}.") from error

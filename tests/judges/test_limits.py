@@ -9,7 +9,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from grpo_ao import run as run_module
-from grpo_ao.cli import parse_train_config, train_main
+from grpo_ao.cli import main, parse_train_config
 from grpo_ao.config import TrainConfig
 from grpo_ao.epistemic import ParsedOutput
 from grpo_ao.judges.limits import WINDOW, LimitedJudge, UnscoredLimit, tried_judge
@@ -105,12 +105,12 @@ def test_the_judge_is_tried_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     arguments = ["--output_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"error: .*OPENROUTER_API_KEY is not set"):
-        train_main(arguments)
+        main(["train", *arguments])
     monkeypatch.setenv(KEY_ENV, "wrong")
     with serving(lambda _: error(401, "no such user")) as endpoint:
         arguments += ["--judge_base_url", endpoint.base_url, "--judge_api_key_env", KEY_ENV]
         with pytest.raises(SystemExit, match=rf"error: .*refuses the key in {KEY_ENV}"):
-            train_main(arguments)
+            main(["train", *arguments])
     assert len(endpoint.seen) == 1
 
 

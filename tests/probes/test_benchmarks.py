@@ -10,10 +10,7 @@ from grpo_ao.probe import Split, split_of
 from grpo_ao.probes import benchmark_sources
 from grpo_ao.probes.benchmark_sources import Context, entities, load_contexts, load_templates
 from grpo_ao.probes.benchmarks import (
-    BENCHMARKS,
-    IN_DISTRIBUTION,
     INSTRUCTION,
-    check_benchmarks,
     groups,
     load_items,
     make_items,
@@ -21,6 +18,7 @@ from grpo_ao.probes.benchmarks import (
     split_templates,
     training_items,
 )
+from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, check_benchmarks
 from grpo_ao.probes.templates import TEMPLATES, Templates
 
 CONTEXTS = [Context(f"text {n}", ("a", "b"), ("c",)) for n in range(400)]

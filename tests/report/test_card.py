@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from grpo_ao.cli import main, train_main
+from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.report import card
 from grpo_ao.report.card import check_push, push_adapter, write_card
@@ -221,8 +221,17 @@ def test_a_run_that_could_not_push_does_not_start(tmp_path, monkeypatch):
         "4",
     ]
     with pytest.raises(SystemExit) as caught:
-        train_main(
-            ["--preset", "mini", "--output_dir", str(folder), "--push_to_hub", "me/oracle", *small]
+        main(
+            [
+                "train",
+                "--preset",
+                "mini",
+                "--output_dir",
+                str(folder),
+                "--push_to_hub",
+                "me/oracle",
+                *small,
+            ]
         )
     assert "there is no token of the Hugging Face Hub" in str(caught.value)
     assert not (folder / "run.json").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_ao.cli import train_main
+from grpo_ao.cli import main
 from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.measuring import heldout_confidences
 from grpo_ao.report import results
@@ -31,7 +31,7 @@ def metrics(folder: Path, name: str) -> dict:
 def test_a_run_asks_its_benchmarks_before_during_and_after(tmp_path, quick):
     folder = tmp_path / "run"
     flags = f"--benchmarks ner tense --eval_contexts 2 --eval_steps 1 --output_dir {folder}"
-    train_main(f"{RUN} {flags}".split())
+    main(f"train {RUN} {flags}".split())
     assert sorted(p.name for p in (folder / "eval").iterdir()) == ["after", "before", "step_000001"]
     assert list(metrics(folder, "before")["oracles"]) == ["before"]
     after = metrics(folder, "after")

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
+from grpo_ao.checks import check_rollouts
 from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.errors import UserError
-from grpo_ao.training.checks import check_rollouts
 from tests.oracle.vllm import fake_vllm
 
 

@@ -1,0 +1,176 @@
+"""What a run refuses, or warns of, before a model is loaded: the cheapest first."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from trl.trainer.grpo_config import GRPOConfig
+
+from grpo_ao.config import TrainConfig
+from grpo_ao.errors import UserError
+from grpo_ao.oracle.loading import ADAPTER_FILES, check_sources, load_config
+from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.spec import load_spec
+from grpo_ao.oracle.vllm.client import check_servers
+from grpo_ao.oracle.vllm.engine import check_architecture, check_arguments, check_installed
+from grpo_ao.processes import Processes
+from grpo_ao.tracking import check_destination
+from grpo_ao.training.trl_args import grpo_config
+
+
+def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> None:
+    """Raise UserError for what is missing or does not fit; ``sharded`` is the base (FSDP)."""
+    check_processes(config, processes.count)
+    if sharded:
+        check_sharded(config, processes.count)
+    trainer_config(config, processes)
+    check_destination(config.report_to)
+    _check_context(config)
+    check_rollouts(config, processes.count)
+    adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
+    check_sources(config.model, adapter, processes.device, load_in_4bit=config.load_in_4bit)
+
+
+def _check_together(config: TrainConfig) -> None:
+    if config.reward is not None and config.calibration_lambda != TrainConfig.calibration_lambda:
+        raise UserError("--calibration_lambda has no part in your own --reward: leave it out.")
+    if config.vllm_servers and config.vllm:
+        raise UserError(
+            "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "
+            "elsewhere: leave one out."
+        )
+    if config.rollout != "vllm" and (config.vllm_servers or config.vllm):
+        raise UserError(
+            "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
+        )
+    if config.rollout == "vllm" and config.load_in_4bit:
+        raise UserError(
+            "--rollout vllm needs an unquantized base model: leave out --load_in_4bit, or use "
+            "--rollout transformers."
+        )
+
+
+def check_processes(config: TrainConfig, processes: int) -> None:
+    """Refuse a step that cannot be divided evenly, and GPUs that no process of the run would use.
+
+    Without a launcher transformers' trainer would spread a batch over all visible GPUs by itself.
+    """
+    if processes == 1 and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process: choose one by "
+            "CUDA_VISIBLE_DEVICES=0, or start a process on each with `accelerate launch`."
+        )
+    size = config.questions_per_step * config.num_generations
+    if size % processes and "per_device_train_batch_size" not in config.trl:
+        raise UserError(
+            f"{config.questions_per_step} questions x {config.num_generations} completions a step "
+            f"are {size}, which cannot be divided over {processes} processes: change "
+            "--questions_per_step or the number of processes."
+        )
+
+
+def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
+    """Translate our configuration into TRL's; the section ``trl`` adds to it.
+
+    A step's completions are divided over the processes: their number changes no step. Sampling is
+    untruncated: log-probabilities of a truncated distribution would be of another one.
+    """
+    on_cuda = processes.device.type == "cuda"
+    completions = config.questions_per_step * config.num_generations
+    settings: dict[str, Any] = {
+        "output_dir": str(config.output_dir / "checkpoints"),
+        "per_device_train_batch_size": completions // processes.count,
+        "gradient_accumulation_steps": 1,
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "beta": config.kl_penalty,
+        "learning_rate": config.lr,
+        "scale_rewards": config.scale_rewards,
+        # A run without GRPO has its section checked all the same.
+        "max_steps": max(config.max_steps, 1),
+        "save_steps": config.save_steps,
+        "seed": config.seed,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": on_cuda,
+        "use_cpu": not on_cuda,
+        # Every trained weight takes part in every step (see make_trainable).
+        "ddp_find_unused_parameters": False,
+        "disable_dropout": True,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return grpo_config(settings, config.trl)
+
+
+def _check_context(config: TrainConfig) -> None:
+    longest = getattr(load_config(config.model).get_text_config(), "max_position_embeddings", None)
+    if longest is not None and config.max_new_tokens >= longest:
+        raise UserError(
+            f"--max_new_tokens {config.max_new_tokens} does not fit into the {longest} positions "
+            f"of {config.model}."
+        )
+
+
+def check_rollouts(config: TrainConfig, processes: int) -> None:
+    """Raise UserError where vLLM could not complete the prompts of this run."""
+    _check_together(config)
+    if config.rollout != "vllm":
+        return
+    check_architecture(load_config(config.model))
+    if config.vllm_servers:
+        check_servers(config.vllm_servers, processes)
+    else:
+        check_installed()
+        check_arguments(config.vllm)
+
+
+def check_sharded(config: TrainConfig, processes: int) -> None:
+    """Raise UserError where this run cannot shard the base's weights (FSDP)."""
+    if processes == 1:
+        raise UserError(
+            "FSDP divides the base model's weights over processes, but there is one alone: launch "
+            "with --num_processes 2 or more, or without FSDP."
+        )
+    if config.load_in_4bit:
+        raise UserError(
+            "FSDP does not divide a base model in 4 bits: leave out --load_in_4bit, or launch "
+            "without FSDP."
+        )
+    if config.judge == "local":
+        raise UserError(
+            "--judge local reads with the base model while other processes may not, but FSDP "
+            "divides it: use --judge api, or launch without FSDP."
+        )
+    if config.rollout == "vllm" and not config.vllm_servers:
+        raise UserError(
+            "vLLM in the trainer's process merges into whole base weights, but FSDP divides them: "
+            "name --vllm_servers, or use --rollout transformers."
+        )
+
+
+def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
+    """Return a sentence for each setting that is allowed and probably not wanted."""
+    found = []
+    if config.calibration_lambda > 0.5:
+        least = 1 / (2 * config.calibration_lambda)
+        found.append(
+            f"--calibration_lambda {config.calibration_lambda:g} is above 0.5: an answer that is "
+            f"better than the stated confidence by more than {least:.2f} loses reward, so that "
+            "the oracle learns to answer worse than it can; 0.5 or less never does that."
+        )
+    known = load_spec(config.oracle_lora_path).single_layers
+    unknown = sorted(set(layers) - set(known)) if known else []
+    if unknown:
+        found.append(
+            f"the adapter was trained to read layers {_listed(known)}, and this run reads "
+            f"{_listed(unknown)}: set --layer_percents to depths that it knows."
+        )
+    return found
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))

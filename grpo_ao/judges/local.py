@@ -26,8 +26,8 @@ from grpo_ao.oracle.loading import (
     load_tokenizer,
     meta_model,
 )
-from grpo_ao.oracle.prompt import render_user_turn
 from grpo_ao.oracle.store import model_fingerprint
+from grpo_ao.oracle.turn import render_user_turn
 from grpo_ao.probe import QuestionKind
 
 LETTER_REPLY = "Reply with the letter of the grade alone."

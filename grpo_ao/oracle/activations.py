@@ -14,8 +14,8 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device
 from grpo_ao.oracle.norms import fused_norms
-from grpo_ao.oracle.prompt import render_user_turn
 from grpo_ao.oracle.sharding import is_sharded
+from grpo_ao.oracle.turn import user_turn
 from grpo_ao.probe import Positions
 
 BATCH_TOKENS = 16_384
@@ -32,8 +32,7 @@ Begun = Callable[[], list[list[Tensor]]]
 
 def subject_token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenise a text as the subject reads it: one user turn, no generation prompt."""
-    rendered = render_user_turn(tokenizer, text, answer_next=False)
-    return tokenizer.encode(rendered, add_special_tokens=False)
+    return user_turn(tokenizer, text, answer_next=False).input_ids
 
 
 def select_positions(token_ids: Sequence[int], positions: Positions, text: str) -> range:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.injection import stack_positions
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.oracle.turn import user_turn
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,13 @@ def build_oracle_prompt(
     if num_vectors < 1:
         raise UserError(f"an oracle prompt needs at least one activation, got {num_vectors}.")
     before, run, after = spec.prefix(layer, num_vectors)
-    text = render_user_turn(tokenizer, before + run + after + question, answer_next=True)
+    turn = user_turn(tokenizer, before + run + after + question, answer_next=True)
+    text, input_ids = turn.text, turn.input_ids
     start = text.find(before + run + after)
     if start < 0:
         raise UserError(f"the chat template changes the oracle's prefix in the prompt {text!r}.")
     run_start = start + len(before)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    input_ids: list[int] = encoding["input_ids"]
-    positions = _tokens_within(encoding["offset_mapping"], run_start, run_start + len(run))
+    positions = _tokens_within(turn.offsets, run_start, run_start + len(run))
     placeholder = placeholder_id(tokenizer, spec.special_token)
     found = sum(input_ids[p] == placeholder for p in positions)
     if not found == len(positions) == num_vectors:
@@ -55,23 +55,6 @@ def build_oracle_prompt(
             f"place) for {num_vectors} vectors."
         )
     return OraclePrompt(text, input_ids, positions)
-
-
-def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: bool) -> str:
-    """Render one user turn through the chat template; ``answer_next`` opens the assistant's."""
-    if not tokenizer.is_fast:
-        raise UserError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
-    if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template: an instruction-tuned one is needed.")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=False,
-        add_generation_prompt=answer_next,
-        enable_thinking=False,
-    )
-    if not isinstance(text, str):
-        raise TypeError(f"the chat template gave {type(text).__name__}, not text.")
-    return text
 
 
 def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> int:

@@ -16,7 +16,7 @@ from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, judge_prompt
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, decoder_of
-from grpo_ao.oracle.prompt import render_user_turn
+from grpo_ao.oracle.turn import render_user_turn
 from tests.tiny import (
     ARCHITECTURES,
     LAYERS,

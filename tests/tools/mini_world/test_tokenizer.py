@@ -2,8 +2,9 @@ import pytest
 
 from grpo_ao.epistemic import render_oracle_output
 from grpo_ao.oracle.activations import subject_token_ids
-from grpo_ao.oracle.prompt import build_oracle_prompt, render_user_turn
+from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.oracle.turn import render_user_turn
 from tools.mini_world.corpus import pretraining_segments, training_messages
 from tools.mini_world.tokenizer import END, PAD, build_tokenizer, token_id
 

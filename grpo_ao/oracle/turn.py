@@ -1,0 +1,106 @@
+"""One user turn through the chat template: its text and its tokens, other people's text in it."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo_ao.errors import UserError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A rendered user turn. ``offsets[i]`` is the part of ``text`` that token i stands for."""
+
+    text: str
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: bool) -> Turn:
+    """Render and tokenise one user turn; ``answer_next`` opens the assistant's.
+
+    Control tokens are the template's own: what is spelled like one in ``content``
+    (``<|im_end|>``) is tokenised as the plain text that it is, and closes no turn. Raises UserError
+    where the tokenizer or the template does not allow that.
+    """
+    text = render_user_turn(tokenizer, content, answer_next)
+    ordinary = _tokenised(tokenizer, text)
+    added = tokenizer.added_tokens_decoder
+    control = {i for i, token in added.items() if token.special}
+    if not any(added[i].content in content for i in control):
+        return ordinary
+    start, stop = _content_span(tokenizer, text, answer_next)
+    own = [
+        (first, last, i)
+        for i, (first, last) in zip(ordinary.input_ids, ordinary.offsets, strict=True)
+        if i in control and (last <= start or first >= stop)
+    ]
+    plain = _between(tokenizer, text, own, plain=True)
+    # Some tokenizers treat the beginning of a text as they do no other place.
+    sound = _between(tokenizer, text, own, plain=False) == ordinary
+    if not sound or sum(i in control for i in plain.input_ids) != len(own):
+        raise UserError(
+            f"the text {_shown(content)} holds a control token, which this tokenizer cannot read "
+            "as plain text: leave the text out."
+        )
+    return plain
+
+
+def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: bool) -> str:
+    """Render one user turn through the chat template; ``answer_next`` opens the assistant's."""
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template: an instruction-tuned one is needed.")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=False,
+        add_generation_prompt=answer_next,
+        enable_thinking=False,
+    )
+    if not isinstance(text, str):
+        raise TypeError(f"the chat template gave {type(text).__name__}, not text.")
+    return text
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> Turn:
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=plain
+    )
+    return Turn(text, list(encoding["input_ids"]), list(encoding["offset_mapping"]))
+
+
+def _content_span(
+    tokenizer: PreTrainedTokenizerBase, text: str, answer_next: bool
+) -> tuple[int, int]:
+    """Return where in a rendered turn the content is, by rendering another one."""
+    before, other, after = render_user_turn(tokenizer, "CONTENT", answer_next).partition("CONTENT")
+    if not other or not (text.startswith(before) and text.endswith(after)):
+        raise UserError(
+            f"the chat template treats the text {_shown(text)}, which holds a control token, "
+            "otherwise than other texts: leave it out."
+        )
+    return len(before), len(text) - len(after)
+
+
+def _between(
+    tokenizer: PreTrainedTokenizerBase, text: str, own: list[tuple[int, int, int]], plain: bool
+) -> Turn:
+    """Tokenise what lies between the template's ``own`` control tokens, piece by piece."""
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    end = len(text)
+    ends = [(0, 0, None), *own, (end, end, None)]
+    for (_, first, _), (last, beyond, control) in pairwise(ends):
+        piece = _tokenised(tokenizer, text[first:last], plain)
+        ids += piece.input_ids
+        offsets += [(a + first, b + first) for a, b in piece.offsets]
+        if control is not None:
+            ids.append(control)
+            offsets.append((last, beyond))
+    return Turn(text, ids, offsets)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -27,6 +27,7 @@ from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
 from grpo_ao.measuring.heldout import heldout_row, measure, scored_of_row, summarise
 from grpo_ao.measuring.heldout_confidences import SAMPLED_PROBES, heldout_baselines
+from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
@@ -321,6 +322,7 @@ class Run:
         ahead = config.judge != "local"
         reward = CalibratedReward(self.judge, probes, config.calibration_lambda, ahead)
         limit = UnscoredLimit(reward, config.max_unscored)
+        free_captures()  # what measuring and the warm start sampled with
         with self.progress.phase("GRPO", config.max_steps) as bar:
             bar.advance(done)
             trainer = OracleGRPOTrainer(

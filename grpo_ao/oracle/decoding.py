@@ -9,12 +9,15 @@ What differs from transformers' ``generate``, and why:
 - On a GPU a decoder layer is compiled once and serves for all layers, since each is handed its own
   cache; eagerly, norms and rotations cost more than the weights.
 - Tokens are drawn on the device; whether all sequences have ended is asked every few steps.
+- All captures of the process share one stream and one pool of memory, and rows and lengths are
+  rounded up to few sizes. With a stream and a pool for each, none of their memory is used again.
 
 The forward pass is the model's own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,10 +32,41 @@ from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
 from grpo_ao.oracle.sampling import Sampling
 
 ATTENTION = "grpo_ao_decode"
-# On a GPU, cache lengths are rounded up, so that few different shapes are compiled, and whether all
-# have ended is asked every few steps, since the answer has to be waited for.
-_LENGTH_STEP = 64
+# On a GPU, whether all have ended is asked every few steps, since the answer has to be waited for.
 _STEPS_BETWEEN_CHECKS = 8
+_LEAST_LENGTH = 64
+
+
+def bucket(size: int, least: int = 1) -> int:
+    """Round up to ``least`` times a power of two, or to the middle between two of them.
+
+    So no more than a third of the result is in excess, and there are few different results.
+    """
+    power = least
+    while power < size:
+        power *= 2
+    middle = power * 3 // 4
+    return middle if power >= 4 * least and middle >= size else power
+
+
+@dataclass(frozen=True)
+class _SideMemory:
+    """Where graphs are captured. The pool keeps its memory from one capture for the next."""
+
+    stream: torch.cuda.Stream
+    pool: Any  # torch.cuda.MemPool, whose id has two types in torch's own annotations
+
+
+@cache
+def _side_memory(device: torch.device) -> _SideMemory:
+    with torch.cuda.device(device):
+        return _SideMemory(torch.cuda.Stream(), torch.cuda.MemPool())
+
+
+def free_captures() -> None:
+    """Hand back what captured decoding keeps, at the end of a phase that sampled."""
+    _side_memory.cache_clear()
+    torch.cuda.empty_cache()
 
 
 def reason_undecodable(model: PreTrainedModel) -> str | None:
@@ -104,6 +138,7 @@ class Decoder:
         gets its samples' sequences, next to each other.
         """
         device = last_B.device
+        self.on_gpu = device.type == "cuda"
         num_samples, max_new_tokens = sampling.num_samples, sampling.max_new_tokens
         self.model, self.temperature, self.max_new_tokens = (
             model,
@@ -111,21 +146,22 @@ class Decoder:
             max_new_tokens,
         )
         self.ends_E = torch.tensor(list(ends), device=device)
-        mask_BL = mask_BL.repeat_interleave(num_samples, dim=0)
-        rows, prompt = mask_BL.shape
-        self.on_gpu = device.type == "cuda"
+        prompt = mask_BL.shape[1]
+        self.used_rows = rows = len(mask_BL) * num_samples
         length = prompt + max_new_tokens
         if self.on_gpu:
-            length = -(-length // _LENGTH_STEP) * _LENGTH_STEP
-        self.token_B1 = last_B.repeat_interleave(num_samples)[:, None].contiguous()
+            rows, length = bucket(rows), bucket(length, _LEAST_LENGTH)
+        # Rows in excess repeat the last one, and have ended.
+        source_B = (torch.arange(rows, device=device) // num_samples).clamp(max=len(mask_BL) - 1)
+        self.token_B1 = last_B[source_B][:, None]
         self.step_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.column_1 = torch.full((1,), prompt - 1, device=device)
         self.columns_L = torch.arange(length, device=device)
-        self.pads_B1 = prompt - mask_BL.sum(dim=1, keepdim=True)
-        self.caches = [_grow(x, num_samples, length, self.column_1) for x in prefix.layers]
+        self.pads_B1 = prompt - mask_BL.sum(dim=1, keepdim=True)[source_B]
+        self.caches = [_grow(x, source_B, length, self.column_1) for x in prefix.layers]
         self.tokens_BN = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
         self.logits_BV = torch.empty(0)
-        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.ended_B = torch.arange(rows, device=device) >= self.used_rows
 
     def run(self) -> Int64[Tensor, "batch new"]:
         """Decode until all sequences have ended, or ``max_new_tokens``; return their tokens.
@@ -133,21 +169,30 @@ class Decoder:
         What lies behind an end token has no meaning.
         """
         steps = self._run_captured() if self.on_gpu else self._run(self.step, 0)
-        return self.tokens_BN[:, :steps]
+        return self.tokens_BN[: self.used_rows, :steps]
 
     def _run_captured(self) -> int:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        side = _side_memory(self.tokens_BN.device)
+        side.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side.stream):
             self.step()  # Compiles, and sets up what must not be set up within a capture.
+            self._make_room()
             graph = torch.cuda.CUDAGraph()
             # Not torch.cuda.graph(), which hands all cached memory back to the driver first.
-            graph.capture_begin()
-            self.step()
-            graph.capture_end()
+            graph.capture_begin(pool=side.pool.id)
+            try:
+                self.step()
+            finally:
+                graph.capture_end()
             steps = self._run(graph.replay, 1)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(side.stream)
         return steps
+
+    def _make_room(self) -> None:
+        """Hand cached memory back where little is free: within a capture torch cannot."""
+        free, _ = torch.cuda.mem_get_info(self.tokens_BN.device)
+        if free < 8 * self.logits_BV.nbytes:
+            torch.cuda.empty_cache()
 
     def _run(self, step: Callable[[], None], done: int) -> int:
         between = _STEPS_BETWEEN_CHECKS if self.on_gpu else 1
@@ -190,23 +235,26 @@ def sample(logits_BV: Float[Tensor, "batch vocabulary"], temperature: float) -> 
     """Draw a token a row from the whole distribution; at temperature 0 the likeliest."""
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
-    probabilities_BV = (logits_BV / temperature).softmax(dim=-1)
     # The first of exponential clocks to ring, as in torch.multinomial, whose own draws of them are
-    # slow on a CPU.
-    clocks_BV = torch.rand_like(probabilities_BV).log_().neg_()
-    return (probabilities_BV / clocks_BV).argmax(dim=-1)
+    # slow on a CPU: argmax of p / clock, that is of logit - temperature * log(clock), in the one
+    # tensor of (rows, vocabulary) that it takes.
+    scores_BV = torch.rand_like(logits_BV).log_().neg_().log_()
+    return scores_BV.mul_(-temperature).add_(logits_BV).argmax(dim=-1)
 
 
-def _grow(layer: object, samples: int, length: int, column_1: Tensor) -> LayerCache:
-    """Copy a prompt's keys and values into the cache of each of its samples."""
+def _grow(layer: object, source_B: Tensor, length: int, column_1: Tensor) -> LayerCache:
+    """Copy a prompt's keys and values into the cache of each of its samples.
+
+    ``source_B`` says which prompt each row of the result continues.
+    """
     if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
         raise TypeError(f"the cache of a layer is a {type(layer).__name__}, without keys.")
 
     def grown(prefix: Tensor) -> Tensor:
-        rows, heads, known, dim = prefix.shape
-        full = prefix.new_zeros(rows, samples, heads, length, dim)
-        full[:, :, :, :known] = prefix[:, None]
-        return full.view(rows * samples, heads, length, dim)
+        _, heads, known, dim = prefix.shape
+        full = prefix.new_zeros(len(source_B), heads, length, dim)
+        full[:, :, :known] = prefix[source_B]
+        return full
 
     return LayerCache(grown(layer.keys), grown(layer.values), column_1)
 

@@ -3,7 +3,14 @@ import torch
 from transformers import DynamicCache
 
 from grpo_ao.oracle import generation
-from grpo_ao.oracle.decoding import Decoder, decode_attention, grouped_attention, sample
+from grpo_ao.oracle.decoding import (
+    Decoder,
+    bucket,
+    decode_attention,
+    free_captures,
+    grouped_attention,
+    sample,
+)
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, unwrap
@@ -141,3 +148,37 @@ def test_what_cannot_be_decoded_says_so():
     unwrap(model).config.layer_types = ["full_attention", "chunked_attention"] * 2
     with pytest.warns(UserWarning, match="chunked_attention"), pytest.raises(KeyError):
         complete(model)
+
+
+def test_sizes_are_rounded_up_to_few():
+    assert [bucket(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 100)] == [1, 2, 3, 4, 6, 8, 12, 16, 128]
+    assert [bucket(n, 64) for n in (1, 64, 65, 129, 193, 300)] == [64, 64, 128, 192, 256, 384]
+    # Whatever is asked for up to 4096 rows: 24 sizes, none with more than a third in excess.
+    sizes = {bucket(n) for n in range(1, 4097)}
+    assert len(sizes) == 24
+    assert all(n <= bucket(n) <= 1.5 * n for n in range(1, 4097))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures need a GPU")
+def test_many_shapes_reserve_as_much_gpu_memory_as_two():
+    model = tiny_model()
+    torch.nn.Module.to(model, "cuda")
+    hook = InjectionHook().attach(model, 1)
+
+    def sample_batch(count, samples, new):
+        prompts, vectors = rows(count)
+        sampling = Sampling(samples, 1.0, new)
+        found = generate_completions(
+            model, tiny_tokenizer(), hook, prompts, vectors, sampling, batch_size=count * samples
+        )
+        assert [len(group) for group in found] == [samples] * count
+        return torch.cuda.memory_reserved()
+
+    sample_batch(64, 8, 200)
+    reserved = sample_batch(63, 8, 190)
+    for number in range(100):
+        found = sample_batch(1 + 7 * number % 63, 1 + number % 8, 10 + number)
+        assert found <= reserved
+    hook.detach()
+    free_captures()
+    assert torch.cuda.memory_reserved() < reserved

@@ -1,35 +1,41 @@
-"""Ask an endpoint that speaks OpenAI's chat completions, and outlast its failures."""
+"""Ask an endpoint that speaks OpenAI's chat completions, and outlast its failures.
+
+Retries, waits and Retry-After are the openai client's. What it leaves open is bounded here, under
+it: the time of an attempt up to its last byte, the size of a reply, how long an endpoint may go
+without a usable one, and where a request may go (one host, no redirects, no headers for another).
+"""
 
 import asyncio
+import ipaddress
+import json
 import logging
 import os
-import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
+from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import httpx2
 import openai
-from openai import AsyncOpenAI
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 
-from grpo_ao.completions import EndpointError, decode_completion
+from grpo_ao.chat_completion import ReplyError, fault_of
 from grpo_ao.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 OPENROUTER = "https://openrouter.ai/api/v1"
 OPENROUTER_KEY = "OPENROUTER_API_KEY"
-# What ``complete`` raises where the endpoint, and not its reply, is at fault.
-ChatFailure = (openai.APIError, EndpointError, TimeoutError)
-# gRPC's factor. With 2 a batch waits twice as long for the unlucky few that fail five times.
-_GROWTH = 1.6
-# Words by which endpoints say that they take no JSON schema.
-_SCHEMA_WORDS = ("response_format", "response format", "json_schema", "schema", "grammar")
+_LONGEST_REPLY = 1_000_000  # bytes
+_SHORTEST_SECRET = 8  # characters; what is shorter ("none") may be an ordinary word of a reply
+# What an endpoint may refuse to take, and the words by which it says so.
+_REFUSABLE = {
+    "temperature": ("temperature",),
+    "max_tokens": ("max_tokens",),
+    "max_completion_tokens": ("max_completion_tokens",),
+    "response_format": ("response_format", "response format", "json_schema", "schema", "grammar"),
+}
 _NO_MODEL = re.compile(
     r"(invalid|unknown|valid) model|model.*(not exist|not found|unknown|invalid)", re.IGNORECASE
 )
@@ -37,6 +43,18 @@ _NO_MODEL = re.compile(
 
 class ChatError(UserError):
     """Nothing can be asked at all; the message is one sentence for the user."""
+
+
+class EndpointError(Exception):
+    """The endpoint, and not its reply, is at fault.
+
+    The message is one line; ``status`` is that of HTTP, None where nothing came back in time.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        words = " ".join(message.split()).rstrip(".")
+        super().__init__(words if len(words) <= 300 else words[:297] + "...")
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -52,13 +70,11 @@ class ChatSettings:
     timeout: float = 60.0
     """Seconds that one attempt may take, up to the end of its reply."""
     max_attempts: int = 12
-    """Attempts of one request: with the other defaults over a minute or so."""
-    backoff: float = 0.5
-    """Seconds at most before the second attempt, drawn from 0 on; the bound grows with each."""
-    longest_wait: float = 60.0
-    """Seconds between attempts at most; where the endpoint asks for more there is no other."""
+    """Attempts of one request, with waits of about a minute in all between them."""
+    patience: float = 300.0
+    """Seconds without any usable reply after which the endpoint is given up."""
     temperature: float | None = 0.0
-    """None: not sent (OpenAI's reasoning models refuse it)."""
+    """None: not sent."""
     max_tokens: int | None = 1024
     """Longest reply in tokens, thinking included. None: not sent."""
     input_price: float | None = None
@@ -66,17 +82,32 @@ class ChatSettings:
     output_price: float | None = None
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ChatError(f"the base URL {self.base_url!r} is not an http or https address.")
-        if self.api_key_env == OPENROUTER_KEY and not f".{url.hostname}".endswith(".openrouter.ai"):
+        url = self.url
+        if url.userinfo or url.query or url.fragment:
+            # The address is written into run.json, reports and cards; it is not repeated here.
             raise ChatError(
-                f"the key in {OPENROUTER_KEY} is not sent to {url.hostname}: name the environment "
+                f"the base URL of {url.host} must hold no user, password, query or fragment: put "
+                "the key into an environment variable, and name that for the key."
+            )
+        if self.api_key_env == OPENROUTER_KEY and not f".{url.host}".endswith(".openrouter.ai"):
+            raise ChatError(
+                f"the key in {OPENROUTER_KEY} is not sent to {url.host}: name the environment "
                 "variable with the key of that endpoint, or None if it needs no key."
             )
-        positive = (self.concurrency, self.max_attempts, self.timeout, self.backoff)
-        if min(positive) <= 0:
-            raise ChatError("concurrency, attempts, timeout and backoff must be above 0.")
+        if min(self.concurrency, self.max_attempts, self.timeout, self.patience) <= 0:
+            raise ChatError("concurrency, attempts, timeout and patience must be above 0.")
+
+    @property
+    def url(self) -> httpx2.URL:
+        """The base URL, read; ChatError where it is none."""
+        shown = "" if "@" in self.base_url else f" {self.base_url.partition('?')[0]!r}"
+        try:
+            url = httpx2.URL(self.base_url)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ChatError(f"the base URL{shown} is not an http or https address.") from error
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65_535:
+            raise ChatError(f"the base URL{shown} is not an http or https address.")
+        return url
 
     def api_key(self) -> str:
         """Read the key from its environment variable; ChatError if there is none."""
@@ -88,173 +119,253 @@ class ChatSettings:
                 f"the endpoint {self.base_url} needs a key, and the environment variable "
                 f"{self.api_key_env} is not set: set it to that endpoint's key."
             )
+        if not key.isascii() or not key.isprintable():
+            raise ChatError(f"what {self.api_key_env} holds is no key: it is not printable ASCII.")
         return key
 
 
 class ChatEndpoint:
-    """An endpoint, and what has been learned of it: whether it takes a JSON schema."""
+    """An endpoint, and what has been learned of it: what it does not take, whether it answers."""
 
     def __init__(self, settings: ChatSettings) -> None:
         self.settings = settings
-        self.structured = True
+        self.refused: set[str] = set()
+        self.given_up: str | None = None
+        self.heard_at = monotonic()
+        self.answers_as: str | None = None
 
     @asynccontextmanager
     async def connect(self, max_attempts: int | None = None) -> AsyncIterator["Connection"]:
         """Open connections for one event loop; ``max_attempts`` overrides the settings'.
 
-        Raises ChatError where the key is missing.
+        An endpoint that was given up is tried once more, not for another ``patience``. Raises
+        ChatError where the key is missing.
         """
         settings = self.settings
-        # Retries and timeouts are ours: the client's timeout starts anew with every byte.
-        async with AsyncOpenAI(
-            api_key=settings.api_key(), base_url=settings.base_url, max_retries=0, timeout=None
+        if self.given_up is None:
+            self.heard_at = monotonic()
+        self.given_up = None
+        key = settings.api_key()
+        async with openai.AsyncOpenAI(
+            api_key=key,
+            base_url=settings.base_url,
+            max_retries=(max_attempts or settings.max_attempts) - 1,
+            http_client=_BoundedClient(self, key),
         ) as client:
-            yield Connection(self, client, max_attempts or settings.max_attempts)
+            if not f".{settings.url.host}".endswith(".openai.com"):
+                # The client reads OPENAI_ORG_ID and OPENAI_PROJECT_ID for whatever host it asks.
+                client.organization = client.project = None
+            yield Connection(self, client)
+
+    def request_body(self, prompt: str, schema: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of ``chat.completions.create``, less what is refused here."""
+        settings = self.settings
+        body: dict[str, Any] = {
+            "model": settings.model,
+            "messages": [{"role": "user", "content": prompt}],
+        }
+        if settings.temperature is not None:
+            body["temperature"] = settings.temperature
+        if settings.max_tokens is not None:
+            # OpenAI's reasoning models take the length by this name alone.
+            renamed = "max_tokens" in self.refused
+            body["max_completion_tokens" if renamed else "max_tokens"] = settings.max_tokens
+        form = {"name": "reply", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+        return {name: value for name, value in body.items() if name not in self.refused}
+
+    def refuses(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
+        """Whether an error is about a part of ``body`` that can be left out, and is from now on."""
+        said = _told(error).lower()
+        if "context length" in said:
+            return False
+        for name, words in _REFUSABLE.items():
+            if name in body and (error.param == name or any(word in said for word in words)):
+                if name not in self.refused:
+                    where = self.settings.base_url
+                    _LOG.warning("%s takes no %s; asking without: %s", where, name, said)
+                self.refused.add(name)
+                return True
+        return False
+
+    def heard(self) -> None:
+        """Note a usable reply."""
+        self.heard_at, self.given_up = monotonic(), None
+
+    def failed(self, said: str) -> None:
+        """Note a failed attempt, and give the endpoint up where none has succeeded for long."""
+        if monotonic() - self.heard_at > self.settings.patience:
+            self.given_up = f"given up after {self.settings.patience:g} s without a reply: {said}"
+
+
+class _BoundedClient(openai.DefaultAsyncHttpxClient):
+    """Sends to one endpoint: so many requests at once, in bounded time, with bounded replies.
+
+    A reply of status 200 that is no completion leaves here with the status that it should have had,
+    so that the openai client retries it as such.
+    """
+
+    def __init__(self, endpoint: ChatEndpoint, key: str) -> None:
+        url = endpoint.settings.url
+        try:
+            # trust_env reads netrc too, whose password would take the key's place.
+            super().__init__(
+                trust_env=False,
+                proxy=_proxy_for(url),
+                verify=httpx2.create_ssl_context(),
+                follow_redirects=False,
+                timeout=None,
+            )
+        except (ValueError, ImportError) as error:
+            raise ChatError(
+                f"the proxy that the environment names for {url.host} cannot be used: set NO_PROXY "
+                "for that host, or name an http proxy."
+            ) from error
+        self._endpoint = endpoint
+        # An echoed key must not get into messages, reports and caches.
+        self._secret = key.encode() if len(key) >= _SHORTEST_SECRET else None
+        # A slot is held while an attempt lasts and not while the client waits for the next one.
+        self._slots = asyncio.Semaphore(endpoint.settings.concurrency)
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send, and return a response that has been read to its end."""
+        request.headers["accept-encoding"] = "identity"
+        options["stream"] = True
+        async with self._slots:
+            if self._endpoint.given_up is not None:
+                raise EndpointError(self._endpoint.given_up)
+            try:
+                async with asyncio.timeout(self._endpoint.settings.timeout):
+                    response = await super().send(request, **options)
+                    body = await _read(response)
+            except TimeoutError as error:
+                self._endpoint.failed("no reply in time")
+                raise httpx2.ReadTimeout("no reply in time", request=request) from error
+            except httpx2.RequestError as error:
+                self._endpoint.failed(f"no connection: {error}")
+                raise
+        return self._judged(response, body)
+
+    def _judged(self, response: httpx2.Response, body: bytes | str) -> httpx2.Response:
+        if isinstance(body, bytes) and self._secret is not None:
+            body = body.replace(self._secret, b"***")
+        status, body = _status_of(response, body)
+        headers = {k: v for k, v in response.headers.items() if k.startswith("retry-after")}
+        if status == 429 and b"insufficient_quota" in body:
+            headers["x-should-retry"] = "false"
+            self._endpoint.given_up = "the account at the endpoint has no quota left"
+        elif status == 200:
+            self._endpoint.heard()
+        elif status == 429 or status >= 500:
+            self._endpoint.failed(f"HTTP {status}")
+        return httpx2.Response(status, headers=headers, content=body, request=response.request)
+
+
+async def _read(response: httpx2.Response) -> bytes | str:
+    """Return the body, or what is wrong with it."""
+    try:
+        # Not asked for: a thousandfold of what is sent may be in it.
+        if response.headers.get("content-encoding", "identity") != "identity":
+            return "the endpoint sent a compressed reply"
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > _LONGEST_REPLY:
+                return f"the endpoint sent a reply of more than {_LONGEST_REPLY:,} bytes"
+        return bytes(body)
+    finally:
+        await response.aclose()
+
+
+def _status_of(response: httpx2.Response, body: bytes | str) -> tuple[int, bytes]:
+    """Return the status that a response should have had, and its body."""
+    status, said = response.status_code, body if isinstance(body, str) else None
+    if response.is_redirect:
+        said = f"it redirects to {response.headers.get('location', '')[:80]}, and is not followed"
+    elif response.is_success and isinstance(body, bytes):
+        status, said = fault_of(body) or (200, None)
+    elif said is not None:
+        status = 502
+    if said is not None:
+        body = json.dumps({"error": {"message": said}})
+    return status, body if isinstance(body, bytes) else body.encode()
+
+
+def _proxy_for(url: httpx2.URL) -> str | None:
+    """Return the proxy that the environment names for a host; none for this machine itself."""
+    if _is_loopback(url.host) or proxy_bypass(url.host):
+        return None
+    proxies = getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Connection:
     """An open client: many requests at once, at most ``concurrency`` of them in flight."""
 
-    def __init__(self, endpoint: ChatEndpoint, client: AsyncOpenAI, max_attempts: int) -> None:
-        settings = endpoint.settings
+    def __init__(self, endpoint: ChatEndpoint, client: openai.AsyncOpenAI) -> None:
         self._endpoint = endpoint
         self._client = client
-        self._slots = asyncio.Semaphore(settings.concurrency)
-        # Anything from 0 to a growing bound: who failed together does not come back together.
-        self._exponential = wait_random_exponential(
-            multiplier=settings.backoff, exp_base=_GROWTH, max=settings.longest_wait
-        )
-        self._retrying = AsyncRetrying(
-            stop=stop_after_attempt(max_attempts),
-            wait=self._wait,
-            retry=retry_if_exception(self._may_retry),
-            reraise=True,
-        )
 
     async def complete(self, prompt: str, schema: dict[str, Any]) -> dict[str, Any]:
         """Return the chat completion of one user turn, decoded, with its choices and usage.
 
         The reply follows ``schema`` only where the endpoint takes one: parse it as if it did not.
-        Raises one of ``ChatFailure`` when all attempts have failed or no other could help.
+        Raises EndpointError when all attempts have failed or no other could help, and ReplyError
+        where another model than before has answered.
         """
-        if self._endpoint.structured:
+        while True:
+            body = self._endpoint.request_body(prompt, schema)
             try:
-                return await self._outlast(prompt, schema)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if not _refuses_schema(error):
-                    raise
-                self._fall_back(error)
-        return await self._outlast(prompt, None)
+                create = self._client.chat.completions.with_raw_response.create
+                response = await create(**body)
+            except openai.APIStatusError as error:
+                if error.status_code not in (400, 422) or not self._endpoint.refuses(error, body):
+                    raise EndpointError(_described(error), error.status_code) from error
+            except openai.APITimeoutError as error:
+                raise EndpointError("no reply in time") from error
+            except openai.APIError as error:
+                raise EndpointError(f"no connection: {error.__cause__ or error}") from error
+            else:
+                return self._by_the_same_model(json.loads(response.content))
 
-    async def _outlast(self, prompt: str, schema: dict[str, Any] | None) -> dict[str, Any]:
-        # A copy, because tenacity keeps the state of a call on the object.
-        return await self._retrying.copy()(self._attempt, prompt, schema)
-
-    def _fall_back(self, error: openai.APIStatusError) -> None:
-        if self._endpoint.structured:
-            where = self._endpoint.settings.base_url
-            _LOG.warning("%s takes no JSON schema; asking without: %s", where, describe(error))
-        self._endpoint.structured = False
-
-    async def _attempt(self, prompt: str, schema: dict[str, Any] | None) -> dict[str, Any]:
-        settings = self._endpoint.settings
-        # The slot is given back before a wait, so that waiting keeps nobody from asking.
-        async with self._slots, asyncio.timeout(settings.timeout):
-            response = await self._client.chat.completions.with_raw_response.create(
-                **request_body(settings, prompt, schema)
-            )
-        return decode_completion(response.text)
-
-    def _may_retry(self, error: BaseException) -> bool:
-        asked = retry_after(error)
-        return is_transient(error) and (asked or 0.0) <= self._endpoint.settings.longest_wait
-
-    def _wait(self, state: RetryCallState) -> float:
-        outcome = state.outcome
-        error = outcome.exception() if outcome is not None else None
-        asked = retry_after(error) if error is not None else None
-        if asked is None:
-            return self._exponential(state)
-        # Jitter, so that all who were sent away do not come back at once.
-        return asked + random.uniform(0.0, self._endpoint.settings.backoff)
+    def _by_the_same_model(self, completion: dict[str, Any]) -> dict[str, Any]:
+        name = completion.get("model")
+        if isinstance(name, str):
+            first = self._endpoint.answers_as = self._endpoint.answers_as or name
+            if not (name.startswith(first) or first.startswith(name)):
+                raise ReplyError(f"the model {name[:80]!r} answered, and {first[:80]!r} before")
+        return completion
 
 
-def request_body(
-    settings: ChatSettings, prompt: str, schema: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return the arguments of ``chat.completions.create``."""
-    body: dict[str, Any] = {
-        "model": settings.model,
-        "messages": [{"role": "user", "content": prompt}],
-    }
-    if settings.temperature is not None:
-        body["temperature"] = settings.temperature
-    if settings.max_tokens is not None:
-        body["max_tokens"] = settings.max_tokens
-    if schema is not None:
-        form = {"name": "reply", "strict": True, "schema": schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body
+def _told(error: openai.APIStatusError) -> str:
+    told = error.body.get("message") if isinstance(error.body, dict) else error.body
+    return str(told or error.message)
 
 
-def _refuses_schema(error: openai.APIStatusError) -> bool:
-    said = str(error).lower()
-    return any(word in said for word in _SCHEMA_WORDS)
+def _described(error: openai.APIStatusError) -> str:
+    if error.code == "insufficient_quota":
+        return f"the account at the endpoint has no quota left (HTTP 429: {_told(error)})"
+    return f"HTTP {error.status_code}: {_told(error)}"
 
 
-def is_transient(error: BaseException) -> bool:
-    """Tell failures that another attempt may mend: 429, 5xx, connections and timeouts."""
-    if isinstance(error, openai.APIStatusError | EndpointError):
-        status = error.status_code if isinstance(error, openai.APIStatusError) else error.status
-        return status is not None and (status == 429 or status >= 500)
-    return isinstance(error, openai.APIConnectionError | TimeoutError)
-
-
-def retry_after(error: BaseException) -> float | None:
-    """Return the seconds that a response's Retry-After asks to wait, given as number or date."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    value = error.response.headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
-        return None
-
-
-def describe(error: BaseException) -> str:
-    """Say in one line what an endpoint did."""
-    if isinstance(error, openai.APIStatusError):
-        told = error.body.get("message") if isinstance(error.body, dict) else error.body
-        return _line(f"HTTP {error.status_code}: {told or error.message}")
-    if isinstance(error, openai.APIConnectionError):
-        return _line(f"no connection: {error.__cause__ or error}")
-    if isinstance(error, TimeoutError):
-        return "no reply in time"
-    return _line(str(error))
-
-
-def _line(message: str) -> str:
-    words = " ".join(message.split()).rstrip(".")
-    return words if len(words) <= 300 else words[:297] + "..."
-
-
-def explain(error: BaseException, settings: ChatSettings) -> str:
+def explain(failure: EndpointError, settings: ChatSettings) -> str:
     """Say in one sentence why nothing can be asked, and what to change."""
-    where, said = settings.base_url, describe(error)
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+    where, status = settings.base_url, failure.status
+    if status in (401, 403):
         if settings.api_key_env is None:
-            return f"the endpoint {where} wants a key, and none was sent ({said})."
-        return f"the endpoint {where} refuses the key in {settings.api_key_env} ({said})."
-    if isinstance(error, openai.NotFoundError | openai.BadRequestError) and _NO_MODEL.search(said):
-        return f"the endpoint {where} does not have the model {settings.model!r} ({said})."
-    if isinstance(error, openai.NotFoundError):
-        return f"there are no chat completions at {where} ({said}): check the base URL."
-    if isinstance(error, openai.APIConnectionError | TimeoutError):
-        return f"the endpoint {where} cannot be reached ({said})."
-    return f"the endpoint {where} refuses a trial request to {settings.model!r} ({said})."
+            return f"the endpoint {where} wants a key, and none was sent ({failure})."
+        return f"the endpoint {where} refuses the key in {settings.api_key_env} ({failure})."
+    if status in (400, 404) and _NO_MODEL.search(str(failure)):
+        return f"the endpoint {where} does not have the model {settings.model!r} ({failure})."
+    if status == 404:
+        return f"there are no chat completions at {where} ({failure}): check the base URL."
+    if status is None:
+        return f"the endpoint {where} cannot be reached ({failure})."
+    return f"the endpoint {where} refuses a trial request to {settings.model!r} ({failure})."

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from grpo_ao.completions import Usage
+from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
 from grpo_ao.files import parse_jsonl, read_foreign_jsonl
 from grpo_ao.judges.hostile import hostile_answers

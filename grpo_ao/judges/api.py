@@ -2,21 +2,16 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
 
-from grpo_ao.chat import (
-    ChatEndpoint,
-    ChatFailure,
-    ChatSettings,
-    Connection,
-    describe,
-    explain,
-)
-from grpo_ao.completions import ReplyError, Usage, content_of, usage_of
-from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
+from grpo_ao.chat import ChatEndpoint, ChatSettings, Connection, EndpointError, explain
+from grpo_ao.chat_completion import ReplyError, Usage, content_of, usage_of
+from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, Keep, discard
 from grpo_ao.judges.replies import JSON_REMINDER, JSON_REPLY, grade_schema, parse_grade
 from grpo_ao.judges.rubric import TRIAL, judge_prompt, rubric_version
 
+_LOG = logging.getLogger(__name__)
 # An endpoint that is not there is reported after seconds, not after all attempts of a grade.
 _TRIAL_ATTEMPTS = 3
 _LONGEST_RAW = 2_000
@@ -55,8 +50,8 @@ class ApiJudge:
         async with self._endpoint.connect(_TRIAL_ATTEMPTS) as connection:
             try:
                 grade = await self._ask(connection, TRIAL)
-            except ChatFailure as error:
-                raise JudgeError(explain(error, self.settings)) from error
+            except EndpointError as failure:
+                raise JudgeError(explain(failure, self.settings)) from failure
         if grade.score is None:
             said = "" if grade.raw is None else f" (it said {grade.raw[:80]!r})"
             raise JudgeError(
@@ -64,17 +59,33 @@ class ApiJudge:
                 f"{grade.reason}{said}."
             )
 
-    async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
+    async def grade(self, requests: Sequence[GradeRequest], keep: Keep = discard) -> list[Grade]:
         """Grade at once, ``concurrency`` at a time; ChatError where the key is missing."""
-        async with self._endpoint.connect() as connection, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._grade(connection, request)) for request in requests]
-        return [task.result() for task in tasks]
+        found: dict[int, Grade] = {}
+        async with self._endpoint.connect() as connection:
+            numbered = enumerate(requests)
+            tasks = [asyncio.ensure_future(self._grade(connection, *entry)) for entry in numbered]
+            try:
+                for task in asyncio.as_completed(tasks):
+                    index, grade = await task
+                    keep(index, grade)
+                    found[index] = grade
+            finally:
+                for task in tasks:
+                    task.cancel()
+        return [found[index] for index in range(len(requests))]
 
-    async def _grade(self, connection: Connection, request: GradeRequest) -> Grade:
+    async def _grade(
+        self, connection: Connection, index: int, request: GradeRequest
+    ) -> tuple[int, Grade]:
         try:
-            return await self._ask(connection, request)
-        except ChatFailure as error:
-            return Grade(None, describe(error), None, None, None, None)
+            return index, await self._ask(connection, request)
+        except EndpointError as failure:
+            return index, Grade(None, str(failure), None, None, None, None)
+        # An endpoint can send what nobody has thought of: it costs this grade, not the batch.
+        except Exception as error:  # noqa: BLE001
+            _LOG.warning("a grade is given up", exc_info=error)
+            return index, Grade(None, f"{type(error).__name__}: {error}", None, None, None, None)
 
     async def _ask(self, connection: Connection, request: GradeRequest) -> Grade:
         """Ask, and once more if the reply is no grade; raise what ``complete`` raises."""

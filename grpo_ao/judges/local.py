@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
+from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, Keep, discard
 from grpo_ao.judges.rubric import GRADES, TRIAL, judge_prompt, rubric_version
 from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.oracle.activations import adapter_off, evaluating
@@ -38,9 +38,10 @@ class LocalJudge:
     """Grades by the base model's own probabilities: no second model, no key, no generation.
 
     The model reads rubric, text, question and answer; the probabilities of the grades' letters at
-    the next position give the expected score, which may lie between two levels. Adapters are off
-    and no activations are injected while it reads; gradients, training mode and what the injection
-    hook serves are afterwards as they were.
+    the next position give the expected score, which for an open question may lie between two
+    levels; a closed one is 1 or 0, whichever is likelier. Adapters are off and no activations are
+    injected while it reads; gradients, training mode and what the injection hook serves are
+    afterwards as they were.
 
     A grade costs one forward pass over its prompt, and no generated token. In Qwen3's tokenizer
     that is 245 tokens of rubric for a closed question, 318 for an open one, plus those of the text
@@ -94,7 +95,7 @@ class LocalJudge:
         if grade.score is None:
             raise JudgeError(f"the model {self._name} cannot be a judge: {grade.reason}.")
 
-    async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
+    async def grade(self, requests: Sequence[GradeRequest], keep: Keep = discard) -> list[Grade]:
         """Grade in batches of prompts of like length."""
         rows = [self._encode(self._prompt(request)) for request in requests]
         grades = {i: self._refuse(row) for i, row in enumerate(rows) if len(row) > self._longest}
@@ -104,6 +105,7 @@ class LocalJudge:
                 logits_BV = next_token_logits(self._model, [rows[i] for i in batch])
                 for i, logits_V in zip(batch, logits_BV, strict=True):
                     grades[i] = self._read(logits_V, requests[i].kind, len(rows[i]))
+                    keep(i, grades[i])
         return [grades[i] for i in range(len(rows))]
 
     def _prompt(self, request: GradeRequest) -> str:
@@ -125,6 +127,8 @@ class LocalJudge:
             return Grade(None, "the model gives the grades no probability", None, length)
         shares = (found / mass).tolist()
         score = sum(share * value for share, value in zip(shares, scores, strict=True))
+        if kind == "closed":  # right or wrong: a share would pay an honest oracle for less
+            score = float(score > 0.5)
         shown = " ".join(f"{a} {share:.3f}" for a, share in zip(letters, shares, strict=True))
         # Rounding may put the sum of the shares a hair above 1.
         return Grade(min(score, 1.0), None, f"{shown} (of {mass:.3f})", length)

@@ -1,6 +1,6 @@
 """What a judge is asked and what it says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -29,7 +29,7 @@ class Grade:
 
     ``raw`` is the judge's own reply. Tokens and cost (US dollars) are what getting this grade
     took now, failed replies included: 0 for one that comes from a cache, ``None`` where the judge
-    does not say.
+    does not say. Raises ValueError for a score outside of [0, 1].
     """
 
     score: float | None
@@ -38,6 +38,18 @@ class Grade:
     input_tokens: int | None = 0
     output_tokens: int | None = 0
     cost_usd: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"a grade lies in [0, 1], and a judge gave {self.score}.")
+
+
+Keep = Callable[[int, Grade], None]
+"""Takes each grade of a batch as it comes, with the index of its request."""
+
+
+def discard(index: int, grade: Grade) -> None:
+    """Keep nothing."""
 
 
 @runtime_checkable
@@ -51,7 +63,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class CheckedJudge(Judge, Protocol):
-    """A judge that can be tried before it is relied on, and whose grades can be stored."""
+    """A judge that can be tried before it is relied on."""
 
     @property
     def identity(self) -> str:
@@ -60,4 +72,12 @@ class CheckedJudge(Judge, Protocol):
 
     async def check(self) -> None:
         """Grade one answer for trial; raise JudgeError if the judge cannot grade."""
+        ...
+
+
+class PaidJudge(CheckedJudge, Protocol):
+    """A judge whose grades cost something, and so are stored as they come."""
+
+    async def grade(self, requests: Sequence[GradeRequest], keep: Keep = discard) -> list[Grade]:
+        """Return one grade for each request, each after ``keep`` has had it."""
         ...

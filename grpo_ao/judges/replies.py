@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from grpo_ao.completions import ReplyError
+from grpo_ao.chat_completion import ReplyError
 from grpo_ao.judges.rubric import GRADES
 from grpo_ao.probe import QuestionKind
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_ao.completions import Usage
+from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
 from grpo_ao.files import append_jsonl, read_jsonl
 from grpo_ao.probe import stable_hash

@@ -22,7 +22,7 @@ from grpo_ao.chat import (
     Connection,
     explain,
 )
-from grpo_ao.completions import Usage
+from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.sources import LeftOut, SourceText

@@ -7,8 +7,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
 
-from grpo_ao.chat import ChatFailure, Connection, describe
-from grpo_ao.completions import ReplyError, Usage, content_of, usage_of
+from grpo_ao.chat import Connection, EndpointError
+from grpo_ao.chat_completion import ReplyError, Usage, content_of, usage_of
 from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.probes.filters import wrong_language
 from grpo_ao.probes.rows import parse_row, question_kind
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
     row: dict[str, Any] | None
     reason: str | None
     usage: Usage
-    failure: Exception | None = None
+    failure: EndpointError | None = None
 
 
 async def write_questions(
@@ -81,8 +81,8 @@ async def write_questions(
             row = parse_questions(content_of(completion), source)
         except ReplyError as error:
             reason = str(error)
-        except ChatFailure as error:
-            return Outcome(None, describe(error), spent, error)
+        except EndpointError as failure:
+            return Outcome(None, str(failure), spent, failure)
         else:
             unwanted = wrong_language(row["language"], language)
             return Outcome(None if unwanted else row, unwanted, spent)

@@ -1,5 +1,6 @@
 from typing import Any
 
+import anyio
 import pytest
 import torch
 
@@ -22,12 +23,14 @@ def _one_thread():
 
 @pytest.fixture
 def judge_at(monkeypatch):
-    """Make an API judge for an endpoint, with waits of milliseconds."""
+    """Make an API judge for an endpoint, with waits of milliseconds between attempts."""
     monkeypatch.setenv(KEY_ENV, KEY)
+    sleep = anyio.sleep
+    monkeypatch.setattr(anyio, "sleep", lambda seconds: sleep(seconds / 200))
 
     def make(endpoint: Endpoint, **settings) -> ApiJudge:
         given: dict[str, Any] = {"base_url": endpoint.base_url, "api_key_env": KEY_ENV}
-        given |= {"timeout": 5.0, "backoff": 0.002, "longest_wait": 1.0, "model": "a-model"}
+        given |= {"timeout": 5.0, "model": "a-model"}
         return ApiJudge(ChatSettings(**(given | settings)))
 
     return make

@@ -14,13 +14,18 @@ USAGE = {"prompt_tokens": 100, "completion_tokens": 7}
 
 @dataclass(frozen=True)
 class Response:
-    """What to send: status, body and headers, after ``delay`` seconds; or cut the connection."""
+    """What to send: status, body and headers, after ``delay`` seconds; or cut the connection.
+
+    ``raw`` stands in the place of the body, ``trickle`` is a pause in seconds after each byte.
+    """
 
     status: int = 200
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     drop: bool = False
+    raw: bytes | None = None
+    trickle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,18 @@ class Request:
         return schema["properties"]["grade"]["enum"]
 
 
-def reply(content: str | None, usage: dict | None = USAGE, **response: Any) -> Response:
+def reply(
+    content: Any,
+    usage: Any = USAGE,
+    finish_reason: str = "stop",
+    refusal: str | None = None,
+    model: str | None = None,
+    **response: Any,
+) -> Response:
     """A chat completion that says ``content``."""
-    message = {"role": "assistant", "content": content}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    body: dict[str, Any] = {"object": "chat.completion", "choices": [choice]}
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    body: dict[str, Any] = {"object": "chat.completion", "choices": [choice], "model": model}
     if usage is not None:
         body["usage"] = usage
     return Response(body=json.dumps(body), **response)
@@ -125,13 +137,18 @@ class _Handler(BaseHTTPRequestHandler):
         if response.drop:
             self.close_connection = True
             return
-        body = response.body.encode()
+        body = response.body.encode() if response.raw is None else response.raw
         self.send_response(response.status)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         for name, value in (headers | response.headers).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if response.trickle:
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(response.trickle)
+        else:
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent."""

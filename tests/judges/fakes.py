@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_ao.judges.cache import CachedJudge
-from grpo_ao.judges.protocol import Grade, GradeRequest
+from grpo_ao.judges.protocol import Grade, GradeRequest, Keep, discard
 
 
 def request(number: int) -> GradeRequest:
@@ -30,9 +30,13 @@ class CountingJudge:
     async def check(self) -> None:
         """Can always grade."""
 
-    async def grade(self, requests: Sequence[GradeRequest]) -> list[Grade]:
-        self.asked.extend(requests)
-        return [self._grade(r.answer) for r in requests]
+    async def grade(self, requests: Sequence[GradeRequest], keep: Keep = discard) -> list[Grade]:
+        grades = []
+        for index, request in enumerate(requests):
+            self.asked.append(request)
+            grades.append(self._grade(request.answer))
+            keep(index, grades[-1])
+        return grades
 
     def _grade(self, answer: str) -> Grade:
         if answer in self.unscored:

@@ -1,14 +1,16 @@
 import asyncio
-import itertools
+import gzip
 import json
 import random
 import time
 from email.utils import formatdate
 
+import anyio
 import pytest
 
 from grpo_ao.chat import ChatError, ChatSettings
 from grpo_ao.judges.api import ApiJudge
+from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, rubric_version
@@ -160,21 +162,26 @@ def test_a_slow_reply_is_given_up_and_asked_for_again(judge_at):
     assert found.score == 0.5
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that are waited between attempts, which pass at once."""
+    asked = []
+
+    async def sleep(seconds):
+        asked.append(seconds)
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    return asked
+
+
 @pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_is_obeyed(judge_at, as_date):
-    # A date has whole seconds: 2 from now is more than 1 s.
-    asked = formatdate(time.time() + 2, usegmt=True) if as_date else "0.3"
-    least = 0.9 if as_date else 0.3
-    arrived = []
-
-    def busy_once(_request):
-        arrived.append(time.monotonic())
-        return error(429, retry_after=asked) if len(arrived) == 1 else grade("A")
-
-    with serving(busy_once) as endpoint:
-        (found,) = run(judge_at(endpoint, longest_wait=5.0), OPEN)
+def test_retry_after_is_obeyed(judge_at, waits, as_date):
+    date = formatdate(time.time() + 90, usegmt=True)
+    busy = error(429, retry_after=date if as_date else "90")
+    with serving(in_turn(busy, grade("A"))) as endpoint:
+        (found,) = run(judge_at(endpoint), OPEN)
     assert found.score == 1
-    assert least <= arrived[1] - arrived[0] < 3
+    assert waits[-1] == pytest.approx(90, abs=3)
 
 
 def test_an_endpoint_that_asks_for_too_long_a_wait_is_not_waited_for(judge_at):
@@ -187,21 +194,6 @@ def test_an_endpoint_that_asks_for_too_long_a_wait_is_not_waited_for(judge_at):
 def test_a_retry_after_that_cannot_be_read_is_as_none(judge_at):
     with serving(in_turn(error(429, retry_after="soon"), grade("A"))) as endpoint:
         assert run(judge_at(endpoint), OPEN)[0].score == 1
-
-
-def test_waits_are_drawn_up_to_a_bound_that_grows(judge_at, monkeypatch):
-    monkeypatch.setattr(random, "uniform", lambda _, most: most)
-    arrived = []
-
-    def always_failing(_request):
-        arrived.append(time.monotonic())
-        return error(500)
-
-    with serving(always_failing) as endpoint:
-        run(judge_at(endpoint, backoff=0.02, max_attempts=5), OPEN)
-    waits = [after - before for before, after in itertools.pairwise(arrived)]
-    for wait, bound in zip(waits, (0.02, 0.032, 0.0512, 0.0819), strict=True):
-        assert bound <= wait < bound + 0.5
 
 
 def test_a_lasting_failure_is_none_with_its_reason(judge_at):
@@ -298,6 +290,203 @@ def test_another_400_does_not_turn_schemas_off(judge_at):
         judge = judge_at(endpoint)
         assert [run(judge, OPEN)[0].score for _ in range(2)] == [None, 1]
     assert all("response_format" in request.body for request in endpoint.seen)
+
+
+def refusing(*names):
+    """An endpoint of OpenAI's reasoning models, or one that takes less."""
+
+    def behave(request):
+        for name in names:
+            if name in request.body:
+                instead = "max_completion_tokens" if name == "max_tokens" else "the default"
+                return error(400, f"Unsupported parameter: '{name}'. Use {instead} instead.")
+        return by_number(request)
+
+    return behave
+
+
+def test_the_length_goes_by_the_name_that_the_endpoint_takes(judge_at):
+    with serving(refusing("max_tokens")) as endpoint:
+        judge = judge_at(endpoint)
+        assert [g.score for g in run(judge, *answers(3))] == [1, 0.75, 0.5]
+        assert run(judge, *answers(1))[0].score == 1
+    body = endpoint.seen[-1].body
+    assert body["max_completion_tokens"] == 1024
+    assert "max_tokens" not in body
+
+
+def test_what_an_endpoint_does_not_take_is_left_out(judge_at, caplog):
+    names = ("max_tokens", "max_completion_tokens", "temperature", "response_format")
+    with serving(refusing(*names)) as endpoint:
+        found = run(judge_at(endpoint), *answers(3))
+    assert [g.score for g in found] == [1, 0.75, 0.5]
+    assert endpoint.seen[-1].body.keys() == {"model", "messages"}
+    assert len(caplog.records) == len(names)
+
+
+def test_a_text_that_is_too_long_costs_itself_alone(judge_at):
+    said = "maximum context length is 4096 tokens, you requested 5000 (1024 in max_tokens)"
+    with serving(in_turn(error(400, said), grade("A"))) as endpoint:
+        judge = judge_at(endpoint)
+        assert [run(judge, OPEN)[0].score for _ in range(2)] == [None, 1]
+    assert endpoint.seen[-1].body["max_tokens"] == 1024
+
+
+def test_an_account_without_quota_ends_it_at_once_and_is_said(judge_at):
+    body = {"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}}
+    broke = Response(429, json.dumps(body))
+    with serving(in_turn(broke)) as endpoint:
+        judge = judge_at(endpoint, concurrency=1)
+        found = run(judge, *answers(6))
+        with pytest.raises(JudgeError, match="no quota left"):
+            asyncio.run(judge.check())
+    assert {g.score for g in found} == {None}
+    assert all("no quota left" in str(g.reason) for g in found)
+    assert len(endpoint.seen) == 2
+
+
+def test_a_hanging_endpoint_is_given_up_inside_a_batch(judge_at):
+    with serving(in_turn(grade("A", delay=1.0))) as endpoint:
+        judge = judge_at(endpoint, timeout=0.1, patience=0.25, concurrency=4)
+        found = run(judge, *answers(200))
+        assert len(endpoint.seen) < 40  # of 200 grades with 12 attempts each
+        assert {g.score for g in found} == {None}
+        assert "given up after 0.25 s without a reply: no reply in time" in str(found[-1].reason)
+        before = len(endpoint.seen)
+        run(judge, *answers(200))
+        # The next batch is tried once more, not for another while.
+        assert len(endpoint.seen) - before <= 8
+        endpoint.behaviour = by_number
+        assert run(judge, *answers(1))[0].score == 1
+
+
+def test_an_endpoint_that_sometimes_answers_is_not_given_up(judge_at):
+    with serving(lambda r: by_number(r) if r.number % 3 == 0 else error(503)) as endpoint:
+        found = run(judge_at(endpoint, patience=0.3, concurrency=2), *answers(30))
+    assert [g.score for g in found] == [GRADES["open"][letter_of(n)] for n in range(30)]
+
+
+def test_one_byte_after_the_other_does_not_outlast_the_timeout(judge_at):
+    with serving(in_turn(grade("A", trickle=0.05))) as endpoint:
+        (found,) = run(judge_at(endpoint, timeout=0.3, max_attempts=2), OPEN)
+    assert (found.score, found.reason) == (None, "no reply in time")
+
+
+PLAIN = grade("A").body
+ODD = {
+    "endless": (Response(body=" " * 3_000_000 + PLAIN), "more than 1,000,000 bytes"),
+    "gzip bomb": (
+        Response(raw=gzip.compress(b" " * 10_000_000), headers={"content-encoding": "gzip"}),
+        "a compressed reply",
+    ),
+    "odd charset": (
+        Response(raw=b"\xff\xfe{", headers={"content-type": "application/json; charset=klingon"}),
+        "not JSON",
+    ),
+    "a page": (
+        Response(body="<html>sign in</html>", headers={"content-type": "text/html"}),
+        "not JSON",
+    ),
+    "events": (Response(body=f"data: {PLAIN}\n\ndata: [DONE]\n"), "not JSON"),
+    "a list of parts": (reply([{"type": "text", "text": '{"grade": "A"}'}]), "a list of parts"),
+    "a refusal": (reply('{"grade": "A"}', refusal="I will not."), "the model refused"),
+    "cut off": (reply('{"grade": "A"}', finish_reason="length"), "not whole"),
+    "filtered": (reply('{"grade": "A"}', finish_reason="content_filter"), "not whole"),
+    "digits": (Response(body='{"choices": [], "n": ' + "9" * 5_000 + "}"), "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_reply_is_no_grade_of_its_own_and_costs_no_other(judge_at, name):
+    odd, reason = ODD[name]
+    with serving(lambda r: odd if number_of(r) == 1 else by_number(r)) as endpoint:
+        found = run(judge_at(endpoint, max_attempts=2), *answers(3))
+    assert [g.score for g in found] == [1, None, 0.5]
+    assert reason in str(found[1].reason)
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 2**63, "cost": 10**400}, {"cost": -1}, [], 7])
+def test_odd_usage_is_not_known_and_the_grade_counts(judge_at, tmp_path, usage):
+    with serving(in_turn(grade("A", usage=usage))) as endpoint:
+        judge = CachedJudge(judge_at(endpoint), tmp_path / "grades.sqlite")
+        (found,) = asyncio.run(judge.grade([OPEN]))
+    assert (found.score, found.input_tokens, found.cost_usd) == (1, None, None)
+
+
+def test_another_model_than_before_gives_no_grade(judge_at):
+    names = ["a-model-2026-01", "a-model-2026-01", "another", "another"]
+    with serving(lambda r: grade("A", model=names[r.number])) as endpoint:
+        judge = judge_at(endpoint)
+        found = [run(judge, OPEN)[0] for _ in range(3)]
+    assert [g.score for g in found] == [1, 1, None]
+    assert "'another' answered, and 'a-model-2026-01' before" in str(found[2].reason)
+
+
+def test_redirects_are_not_followed(judge_at):
+    with serving(in_turn(grade("A"))) as elsewhere:
+        moved = Response(307, headers={"location": f"{elsewhere.base_url}/chat/completions"})
+        with serving(in_turn(moved)) as endpoint:
+            (found,) = run(judge_at(endpoint), OPEN)
+    assert found.score is None
+    assert "redirects to http://127.0.0.1" in str(found.reason)
+    assert elsewhere.seen == []
+    assert len(endpoint.seen) == 1
+
+
+def test_a_kill_loses_no_grade_that_has_come(judge_at, tmp_path):
+    def behave(request):
+        return grade("A", delay=0 if number_of(request) < 5 else 0.5)
+
+    path = tmp_path / "grades.sqlite"
+    with serving(behave) as endpoint:
+
+        async def killed():
+            async with asyncio.timeout(0.3):
+                await CachedJudge(judge_at(endpoint), path).grade(answers(10))
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(killed())
+        before = len(endpoint.seen)
+        asyncio.run(CachedJudge(judge_at(endpoint), path).grade(answers(5)))
+        assert len(endpoint.seen) == before
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_a_key_that_is_echoed_is_nowhere_in_what_comes_back(judge_at, status):
+    said = f"no such key: {KEY}"
+    echo = reply(said) if status == 200 else error(status, said)
+    with serving(in_turn(echo)) as endpoint:
+        judge = judge_at(endpoint, max_attempts=2)
+        (found,) = run(judge, OPEN)
+        with pytest.raises(JudgeError) as told:
+            asyncio.run(judge.check())
+    assert KEY not in f"{found} {told.value} {told.value.__cause__}"
+    assert "no such key: ***" in f"{found} {told.value}"
+
+
+def test_openais_own_headers_go_to_no_other_endpoint(judge_at, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-mine")
+    with serving(in_turn(grade("A"))) as endpoint:
+        run(judge_at(endpoint), OPEN)
+    assert "of-mine" not in json.dumps(endpoint.seen[0].headers)
+
+
+@pytest.mark.parametrize("no_proxy", ["", "[::1]", "::1,[::1],*.local"])
+def test_this_machine_is_asked_past_a_proxy(judge_at, monkeypatch, no_proxy):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", no_proxy)
+    with serving(in_turn(grade("A"))) as endpoint:
+        assert run(judge_at(endpoint), OPEN)[0].score == 1
+
+
+def test_another_host_is_asked_through_the_proxy(judge_at, monkeypatch):
+    monkeypatch.setenv("no_proxy", "[::1]")
+    with serving(in_turn(grade("A"))) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.base_url.removesuffix("/v1"))
+        assert run(judge_at(proxy, base_url="http://judge.invalid/v1"), OPEN)[0].score == 1
+    assert proxy.seen[0].path == "http://judge.invalid/v1/chat/completions"
 
 
 def test_half_of_the_requests_failing_loses_and_invents_nothing(judge_at):
@@ -410,14 +599,30 @@ def test_the_key_of_openrouter_goes_nowhere_else():
     [
         ({"base_url": "openrouter.ai/api/v1"}, "not an http or https address"),
         ({"base_url": "https://"}, "not an http or https address"),
+        ({"base_url": "http://host:99999/v1"}, "not an http or https address"),
+        ({"base_url": "http://[::1/v1"}, "not an http or https address"),
+        ({"base_url": "https://me:SECRET@openrouter.ai/v1"}, "no user, password.*environment var"),
+        ({"base_url": "https://SECRET@openrouter.ai/v1"}, "no user, password"),
+        ({"base_url": "me:SECRET@openrouter.ai/v1"}, "not an http or https address"),
+        ({"base_url": "https://openrouter.ai/v1?api-key=SECRET"}, "query or fragment"),
+        ({"base_url": "openrouter.ai/v1?api-key=SECRET"}, "not an http or https address"),
         ({"concurrency": 0}, "must be above 0"),
         ({"timeout": 0.0}, "must be above 0"),
         ({"max_attempts": 0}, "must be above 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, sentence):
-    with pytest.raises(ChatError, match=sentence):
+    with pytest.raises(ChatError, match=sentence) as told:
         ChatSettings(**settings)
+    assert "SECRET" not in str(told.value)
+
+
+@pytest.mark.parametrize("value", ["Zürich-key", "a\nkey"])
+def test_a_key_that_no_header_takes_is_refused_without_being_told(monkeypatch, value):
+    monkeypatch.setenv(KEY_ENV, value)
+    with pytest.raises(ChatError, match="not printable ASCII") as told:
+        ChatSettings(base_url="http://h/v1", api_key_env=KEY_ENV).api_key()
+    assert value not in str(told.value)
 
 
 def test_the_identity_tells_judges_apart():

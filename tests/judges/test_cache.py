@@ -4,13 +4,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.hostile import hostile_answers
-from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
+from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, discard
+from grpo_ao.probe import text_key
 from tests.judges.fakes import CountingJudge, request, score_of
 
 
@@ -33,7 +35,7 @@ def rows_in(path) -> int:
     try:
         (integrity,) = database.execute("PRAGMA integrity_check").fetchone()
         assert integrity == "ok"
-        return database.execute("SELECT count(*) FROM grades").fetchone()[0]
+        return database.execute("SELECT count(*) FROM paid_grades").fetchone()[0]
     finally:
         database.close()
 
@@ -92,7 +94,6 @@ ONE = GradeRequest("t", "q", "a", "open", None)
         replace(ONE, reference=""),
         replace(ONE, text="t\x1fq", question="a", answer=""),
         replace(ONE, text='t", "q', question="a"),
-        replace(ONE, answer="a "),
     ],
 )
 def test_every_part_of_a_request_is_in_the_key(path, other):
@@ -110,7 +111,9 @@ def test_another_judge_has_its_own_grades(path):
 
 
 def test_hostile_answers_are_kept_apart_and_come_back_as_they_were_graded(path):
-    hostile = [replace(ONE, answer=h.answer) for h in hostile_answers()]
+    # One for each key: some differ in white space alone.
+    by_key = {text_key(h.answer): replace(ONE, answer=h.answer) for h in hostile_answers()}
+    hostile = list(by_key.values())
     first, second = CountingJudge(), CountingJudge()
     graded = run(CachedJudge(first, path), *hostile)
     again = run(CachedJudge(second, path), *hostile)
@@ -121,17 +124,14 @@ def test_hostile_answers_are_kept_apart_and_come_back_as_they_were_graded(path):
     assert rows_in(path) == len(hostile)
 
 
-def test_a_long_batch_is_written_on_the_way(path, monkeypatch):
-    monkeypatch.setattr("grpo_ao.judges.cache._CHUNK", 4)
-
-    class Failing(CountingJudge):
-        async def grade(self, requests):
-            if len(self.asked) >= 8:
-                raise RuntimeError
-            return await super().grade(requests)
+def test_each_grade_is_written_as_it_comes(path):
+    class Dying(CountingJudge):
+        async def grade(self, requests, keep=discard):
+            await super().grade(requests[:8], keep)
+            raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        run(CachedJudge(Failing(), path), *[request(n) for n in range(20)])
+        run(CachedJudge(Dying(), path), *[request(n) for n in range(20)])
     assert rows_in(path) == 8
 
 
@@ -144,13 +144,24 @@ def test_more_requests_than_one_statement_takes(path):
     assert [g.score for g in found] == [score_of(r.answer) for r in requests]
 
 
-def test_a_score_outside_of_0_to_1_does_not_get_in(path):
-    class Broken(CountingJudge):
-        async def grade(self, requests):
-            return [Grade(1.5) for _ in requests]
+TWIN = GradeRequest("It is late.\nCaf\u00e9.", "Is it?", "Yes, it is.", "closed", None)
 
-    with pytest.raises(sqlite3.IntegrityError):
-        run(CachedJudge(Broken(), path), ONE)
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        replace(TWIN, text="It is late.\r\nCaf\u00e9."),
+        replace(TWIN, text=" It is  late. Cafe\u0301.\n"),
+        replace(TWIN, answer="Yes, it is. "),
+        replace(TWIN, question="Is\u00a0it?"),
+    ],
+)
+def test_twins_that_differ_in_white_space_or_composition_are_paid_once(path, twin):
+    inner = CountingJudge()
+    judge = CachedJudge(inner, path)
+    assert run(judge, TWIN)[0].score == run(judge, twin)[0].score
+    # The judge reads the text as it is.
+    assert inner.asked == [TWIN]
 
 
 def test_several_processes_share_one_file(path):
@@ -181,17 +192,84 @@ def test_what_was_returned_before_a_kill_is_there_after_it(path):
     assert rows_in(path) >= returned
 
 
-@pytest.mark.parametrize("content", [b"this is a text file, not a database" * 100, None])
-def test_a_file_that_is_no_cache_is_refused_in_one_sentence(path, content):
-    path.parent.mkdir()
-    if content is not None:
-        path.write_bytes(content)
-    else:
-        database = sqlite3.connect(path)
+def filled(path, count=200):
+    run(CachedJudge(CountingJudge(), path), *[request(n) for n in range(count)])
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def no_database(path):
+    path.write_bytes(b"this is a text file, not a database" * 100)
+
+
+def of_the_future(path):
+    with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 9")
-        database.close()
-    with pytest.raises(JudgeError, match="cannot be used as a cache of grades"):
+
+
+def a_table_of_someone_else(path):
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE paid_grades (mine TEXT)")
+
+
+def cut_off(path):
+    filled(path)
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size - 100)
+
+
+def overwritten(path):
+    filled(path)
+    with path.open("rb+") as file:
+        file.seek(4096 * 2)
+        file.write(b"\xff" * 4096)
+
+
+def a_folder(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil", [no_database, of_the_future, a_table_of_someone_else, cut_off, overwritten, a_folder]
+)
+def test_a_file_that_is_no_sound_cache_is_refused_in_one_sentence(path, spoil):
+    path.parent.mkdir()
+    spoil(path)
+    with pytest.raises(
+        JudgeError, match=r"grades\.sqlite cannot be used as a cache of grades"
+    ) as told:
         CachedJudge(CountingJudge(), path)
+    assert "\n" not in str(told.value)
+    assert "--judge_cache" in str(told.value)
+
+
+def test_a_cache_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(JudgeError, match="cannot be used as a cache of grades"):
+        CachedJudge(CountingJudge(), tmp_path / "file" / "grades.sqlite")
+
+
+@pytest.mark.parametrize("change", ["score = 7", "score = -1", "score = 0.123", "score = 'A lot'"])
+def test_a_stored_grade_that_was_changed_is_asked_for_anew(path, change, caplog):
+    filled(path, 5)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"UPDATE paid_grades SET {change}")
+    inner = CountingJudge()
+    judge = CachedJudge(inner, path)
+    for _ in range(2):
+        found = run(judge, *[request(n) for n in range(5)])
+        assert [g.score for g in found] == [score_of(f"answer {n}") for n in range(5)]
+    assert len(inner.asked) == 5
+    assert "5 grades are damaged and asked for anew" in caplog.text
+
+
+def test_a_locked_cache_is_one_sentence(path, monkeypatch):
+    monkeypatch.setattr("grpo_ao.judges.cache._BUSY_SECONDS", 0.05)
+    judge = CachedJudge(CountingJudge(), path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JudgeError, match="database is locked"):
+            run(judge, ONE)
 
 
 def test_identity_and_trial_are_those_of_the_judge_inside(path):

@@ -82,7 +82,7 @@ def scores(judge: LocalJudge, *requests: GradeRequest) -> list[float]:
 
 
 def by_hand(model, request: GradeRequest) -> float:
-    """The expected level from a plain forward pass of one unpadded prompt."""
+    """The expected level from a plain forward pass of one unpadded prompt; closed: 1 or 0."""
     content = judge_prompt(request, "Reply with the letter of the grade alone.")
     prompt = render_user_turn(tiny_tokenizer(), content, answer_next=True)
     ids = torch.tensor([tiny_tokenizer().encode(prompt)])
@@ -90,7 +90,8 @@ def by_hand(model, request: GradeRequest) -> float:
         logits_V = model(input_ids=ids).logits[0, -1]
     letters = [tiny_tokenizer().encode(letter)[0] for letter in GRADES[request.kind]]
     share = logits_V[letters].softmax(-1)
-    return float(share @ torch.tensor(list(GRADES[request.kind].values())))
+    expected = float(share @ torch.tensor(list(GRADES[request.kind].values())))
+    return float(expected > 0.5) if request.kind == "closed" else expected
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -99,8 +100,9 @@ def test_the_grade_is_the_expected_level_of_the_base_model(architecture):
     expected = [by_hand(base, request) for request in REQUESTS]
     found = scores(local(add_adapter(base)), *REQUESTS)
     assert found == pytest.approx(expected, abs=1e-4)
-    assert len(set(found)) == len(found)
-    assert all(0 < score < 1 for score in found)
+    assert len({s for s in found if 0 < s < 1}) == 3
+    for score, request in zip(found, REQUESTS, strict=True):
+        assert (0 < score < 1) is (request.kind == "open")
 
 
 @pytest.mark.usefixtures("full_rubric")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from grpo_ao.completions import ReplyError
+from grpo_ao.chat_completion import ReplyError
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.replies import grade_schema, parse_grade
 from grpo_ao.judges.rubric import GRADES

@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from grpo_ao.chat import ChatError
+from grpo_ao.chat_completion import ReplyError
 from grpo_ao.cli import main
-from grpo_ao.completions import ReplyError
 from grpo_ao.errors import UserError
 from grpo_ao.probes import generate as module
 from grpo_ao.probes import questioning as asking

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
-from grpo_ao.judges.protocol import GradeRequest
+from grpo_ao.judges.protocol import GradeRequest, discard
 from grpo_ao.processes import Processes
 from grpo_ao.training.warm_start import (
     ANSWER_WEIGHT,
@@ -240,10 +240,10 @@ def test_the_judge_is_awaited_once_for_a_chunk(oracle, tmp_path):
     class Batches(CountingJudge):
         sizes: list[int] = []  # noqa: RUF012
 
-        async def grade(self, requests):
+        async def grade(self, requests, keep=discard):
             self.sizes.append(len(requests))
             await asyncio.sleep(0)
-            return await super().grade(requests)
+            return await super().grade(requests, keep)
 
     judge = Batches()
     sample(oracle, planted_table(oracle, 6), judge, tmp_path / "s.jsonl", range(6))

@@ -3,19 +3,13 @@
 import json
 from typing import Any, NamedTuple
 
-_BAD_GATEWAY = 502
+_BAD_REQUEST, _BAD_GATEWAY = 400, 502
+# More than these no reply takes; sums stay within what files and databases hold.
+_MOST_TOKENS, _MOST_DOLLARS = 10**9, 10**6
 
 
 class ReplyError(ValueError):
     """A reply is not what was asked for; the message says how."""
-
-
-class EndpointError(Exception):
-    """An endpoint failed with HTTP status 200; ``status`` is the one it should have had."""
-
-    def __init__(self, status: int | None, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Usage(NamedTuple):
@@ -43,30 +37,30 @@ def _plus(a: Any, b: Any) -> Any:
     return None if a is None or b is None else a + b
 
 
-def decode_completion(body: str) -> dict[str, Any]:
-    """Decode a chat completion.
+def fault_of(body: bytes) -> tuple[int, str] | None:
+    """Say what is wrong with the body of status 200: the status it should have had, and why.
 
-    Raises EndpointError if it is none, or reports an error instead of a choice (OpenRouter does so
-    when a model fails after the HTTP status has been sent).
+    OpenRouter sends an error in place of a choice when a model fails after HTTP's status was sent.
     """
     try:
         completion = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise EndpointError(_BAD_GATEWAY, "the endpoint sent what is not JSON") from error
+    except (ValueError, RecursionError):
+        return _BAD_GATEWAY, "the endpoint sent what is not JSON"
     if not isinstance(completion, dict):
-        raise EndpointError(_BAD_GATEWAY, "the endpoint sent JSON that is not an object")
+        return _BAD_GATEWAY, "the endpoint sent JSON that is not an object"
     for holder in (completion, _first_choice(completion)):
         if error := holder.get("error"):
-            raise _endpoint_error(error)
-    return completion
+            return _status_and_message(error)
+    return None
 
 
-def _endpoint_error(error: Any) -> EndpointError:
+def _status_and_message(error: Any) -> tuple[int, str]:
     if not isinstance(error, dict):
-        return EndpointError(None, str(error))
-    code = error.get("code")
-    status = code if isinstance(code, int) else None
-    return EndpointError(status, str(error.get("message", error)))
+        return _BAD_REQUEST, str(error)
+    match error.get("code"):
+        case int(code) if 400 <= code < 600:
+            return code, str(error.get("message", error))
+    return _BAD_REQUEST, str(error.get("message", error))
 
 
 def _first_choice(completion: dict[str, Any]) -> dict[str, Any]:
@@ -77,14 +71,24 @@ def _first_choice(completion: dict[str, Any]) -> dict[str, Any]:
 
 
 def content_of(completion: dict[str, Any]) -> str:
-    """Return the first choice's text; ReplyError, with the reason that it gives, if it has none."""
+    """Return the first choice's text.
+
+    Raises ReplyError, with the reason, where it has none, was cut off, filtered or refused.
+    """
     choice = _first_choice(completion)
     if not choice:
         raise ReplyError("the endpoint sent no choices")
+    finish = choice.get("finish_reason")
+    if finish in ("length", "content_filter"):
+        raise ReplyError(f"the reply is not whole (finish reason: {finish})")
     match choice.get("message"):
+        case {"refusal": str(refusal)} if refusal.strip():
+            raise ReplyError(f"the model refused: {refusal[:80]!r}")
         case {"content": str(content)} if content.strip():
             return content
-    raise ReplyError(f"the reply has no content (finish reason: {choice.get('finish_reason')})")
+        case {"content": list()}:
+            raise ReplyError("the reply's content is a list of parts and no text")
+    raise ReplyError(f"the reply has no content (finish reason: {str(finish)[:80]})")
 
 
 def usage_of(completion: dict[str, Any]) -> Usage:
@@ -100,8 +104,10 @@ def usage_of(completion: dict[str, Any]) -> Usage:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
+    return value if known else None
 
 
 def _amount(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if known and 0 <= value <= _MOST_DOLLARS else None

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 
 import torch
 from jaxtyping import Float
@@ -22,19 +22,24 @@ from torch import Tensor, nn
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.layers import decoder_of, input_device
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
+from grpo_ao.training.anchor import space_partners
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.packing import pack
 
 # Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
-# In one pass at most: tokens, since rows are padded, and logits (1 GB in float32, several times).
-_TOKENS, _LOGITS = 1024, 2**28
 _START = "start"
+# Tokens of one pass: on a CPU, and the least and the most on a GPU.
+_TOKENS, _MOST_TOKENS = 1024, 16384
+# What a token takes in a pass: for each layer and dimension of the residual stream (the inputs of
+# seven linear maps, in the base's format and in the adapter's), and for each vocabulary entry.
+_BYTES_OF_WIDTH, _BYTES_OF_LOGIT = 100, 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Target:
 
     ``token_ids`` include the end token, and each has its weight. ``origin_ids`` is the same answer
     as the starting oracle wrote it, with a tag or without; the last ``kept`` tokens of both are
-    the same, and are anchored.
+    the same (the first of them up to its leading space), and are anchored.
     """
 
     row: int
@@ -77,16 +82,17 @@ def fine_tune(
     for target in targets:
         by_row[target.row].append(target)
     questions = list(by_row.values())
-    with _starting_adapter(oracle), evaluating(oracle.model), torch.enable_grad():
+    most = tokens_of_a_pass(oracle)
+    with starting_adapter(oracle), evaluating(oracle.model), torch.enable_grad():
         trained = [p for p in oracle.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
         )
-        for batch in islice(_batches(questions, batch_size, rng), steps):
+        for batch in islice(batches(questions, batch_size, rng), steps):
             tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
-            loss = _backward(processes, oracle, table, batch, tokens)
+            loss = _backward(processes, oracle, table, batch, tokens, most)
             processes.sum_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             if not norm.isfinite():
@@ -103,7 +109,7 @@ def fine_tune(
     return losses
 
 
-def _batches(
+def batches(
     questions: Sequence[Sequence[Target]], size: int, rng: random.Random
 ) -> Iterator[list[Sequence[Target]]]:
     """Go through the questions in random order, again and again."""
@@ -116,7 +122,7 @@ def _batches(
 
 
 @contextmanager
-def _starting_adapter(oracle: Oracle) -> Iterator[None]:
+def starting_adapter(oracle: Oracle) -> Iterator[None]:
     """Keep a copy of the adapter, as it is now, in the adapter ``start``.
 
     Its dropout is on, as in every new adapter: to be entered before ``evaluating``.
@@ -151,10 +157,11 @@ def _backward(
     table: ProbeTable,
     batch: Sequence[Sequence[Target]],
     tokens: int,
+    most: int,
 ) -> float:
     """Add the gradient of this process's part of the mean over ``tokens``; return that part."""
     total = 0.0
-    passes = list(_passes(oracle, table, processes.share(batch)))
+    passes = list(passes_of(table, processes.share(batch), most))
     count = len(passes)
     if is_sharded(oracle.model):
         # All processes gather the weights for each pass of the one that makes the most.
@@ -168,16 +175,32 @@ def _backward(
     return total
 
 
-def _passes(
-    oracle: Oracle, table: ProbeTable, share: Sequence[Sequence[Target]]
+def tokens_of_a_pass(oracle: Oracle) -> int:
+    """Return how many tokens one pass may hold, padding included.
+
+    On a GPU, as many as fit into half of the memory that is free: of a token are kept the inputs of
+    every layer's linear maps, in two formats, and its logits, several times. On a CPU larger passes
+    are no faster.
+    """
+    device, config = input_device(oracle.model), decoder_of(oracle.model).config
+    vocabulary = oracle.model.get_output_embeddings().weight.shape[0]
+    if device.type != "cuda":
+        return min(_TOKENS, 2**28 // vocabulary)
+    layers = config.num_hidden_layers * config.hidden_size * _BYTES_OF_WIDTH
+    free, _ = torch.cuda.mem_get_info(device)
+    fitting = free // 2 // (layers + vocabulary * _BYTES_OF_LOGIT)
+    return min(max(fitting, _TOKENS), _MOST_TOKENS)
+
+
+def passes_of(
+    table: ProbeTable, share: Sequence[Sequence[Target]], most: int
 ) -> Iterator[Sequence[Sequence[Target]]]:
-    """Divide questions into passes of like length, in tokens and in logits not too many."""
+    """Divide questions into passes of like length, of ``most`` tokens if that holds one at all."""
 
     def length(question: Sequence[Target]) -> int:
         prompt = table.prompts[question[0].row].input_ids
         return len(prompt) + sum(len(target.token_ids) for target in question)
 
-    most = min(_TOKENS, _LOGITS // oracle.model.get_output_embeddings().weight.shape[0])
     chosen: list[Sequence[Target]] = []
     for question in sorted(share, key=length):
         if chosen and (len(chosen) + 1) * length(question) > most:
@@ -194,13 +217,13 @@ def questions_loss(
     """Return the loss of some questions' targets (nats), summed over completions.
 
     The weighted cross-entropy, and ``ANCHOR_WEIGHT`` times the divergence from the adapter
-    ``start`` in the tokens that are kept, KL(start || now).
+    ``start`` in the tokens that are kept, KL(start || now). Where the two write an answer's first
+    token differently, the tokens that differ by a leading space change places (``anchor``).
     """
     targets = list(chain(*questions))
     with _as_at_the_start(oracle):
-        start_KV = _tails(
-            _log_probs(oracle, table, questions, [t.origin_ids for t in targets]), targets
-        )
+        log_probs = _log_probs(oracle, table, questions, [t.origin_ids for t in targets])
+        start_KV = _carried_over(oracle, _tails(log_probs, targets), targets)
     log_probs = _log_probs(oracle, table, questions, [t.token_ids for t in targets])
     device = log_probs[0].device
     ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)
@@ -209,6 +232,23 @@ def questions_loss(
     cross_N = -torch.cat(log_probs).gather(1, ids_N[:, None])[:, 0]
     divergence_K = (start_KV.exp() * (start_KV - _tails(log_probs, targets))).sum(dim=-1)
     return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * (divergence_K * count_K).sum()
+
+
+def _carried_over(
+    oracle: Oracle, start_KV: Float[Tensor, "kept vocab"], targets: Sequence[Target]
+) -> Float[Tensor, "kept vocab"]:
+    """Return the starting oracle's log-probabilities, as those of the tokens that stand there."""
+    ends = accumulate(target.kept for target in targets)
+    rows = [
+        end - target.kept
+        for end, target in zip(ends, targets, strict=True)
+        if target.kept and target.token_ids[-target.kept] != target.origin_ids[-target.kept]
+    ]
+    if not rows:
+        return start_KV
+    partner_V = space_partners(oracle.tokenizer, start_KV.shape[1]).to(start_KV.device)
+    start_KV[rows] = start_KV[rows][:, partner_V]
+    return start_KV
 
 
 def _tails(log_probs: Sequence[Tensor], targets: Sequence[Target]) -> Float[Tensor, "kept vocab"]:

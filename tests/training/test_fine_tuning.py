@@ -8,11 +8,15 @@ import torch
 
 from grpo_ao.processes import Processes
 from grpo_ao.training import fine_tuning
+from grpo_ao.training.anchor import space_partners
 from grpo_ao.training.fine_tuning import (
     ANCHOR_WEIGHT,
     Target,
+    batches,
     fine_tune,
+    passes_of,
     questions_loss,
+    starting_adapter,
 )
 from tests.rigs import adapter_weights, make_oracle, planted_table
 from tests.tiny import token_id
@@ -69,7 +73,7 @@ def test_the_loss_is_that_of_the_targets_one_by_one(packs, monkeypatch):
         monkeypatch.setattr(fine_tuning, "reason_unmaskable", lambda model: "it is a test")
     oracle, start = make_oracle(), make_oracle()
     table, questions = planted_table(oracle, 5), some_questions(5)
-    with fine_tuning._starting_adapter(oracle), torch.no_grad():
+    with starting_adapter(oracle), torch.no_grad():
         moved(oracle)
         whole = questions_loss(oracle, table, questions).item()
         alone = [by_hand(oracle, start, table, target) for target in chain(*questions)]
@@ -79,12 +83,28 @@ def test_the_loss_is_that_of_the_targets_one_by_one(packs, monkeypatch):
         assert abs(questions_loss(oracle, table, questions).item() - whole) > 1e-2
 
 
+def test_a_first_token_with_a_space_is_held_to_the_one_without():
+    """Taught behind a tag: " ?"; said without one: "?"."""
+    oracle, start = make_oracle(), make_oracle()
+    table = planted_table(oracle, 1)
+    bare, spaced = token_id("?"), token_id("Ġ?")
+    target = Target(0, [5, spaced, 9, END], [0.0] * 4, [bare, 9, END], 3)
+    with starting_adapter(oracle), torch.no_grad():
+        moved(oracle)
+        found = questions_loss(oracle, table, [[target]]).item()
+        was = log_probs_alone(start, table, 0, target.origin_ids)
+        now = log_probs_alone(oracle, table, 0, target.token_ids)[1:]
+    was[0, [bare, spaced]] = was[0, [spaced, bare]]  # no other token has a partner here
+    assert found == pytest.approx(ANCHOR_WEIGHT * (was.exp() * (was - now)).sum().item(), rel=1e-4)
+    assert int((space_partners(oracle.tokenizer, 260) != torch.arange(260)).sum()) == 2
+
+
 def test_at_the_start_nothing_pulls_at_what_is_anchored():
     oracle = make_oracle()
     table = planted_table(oracle, 3)
     ids = [5, 6, 7, END]
     targets = [Target(row, ids, [0.0] * 4, ids, 3) for row in range(3)]
-    with fine_tuning._starting_adapter(oracle), torch.enable_grad():
+    with starting_adapter(oracle), torch.enable_grad():
         loss = questions_loss(oracle, table, [[target] for target in targets])
         loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-4)
@@ -117,11 +137,9 @@ def test_what_is_anchored_stays_while_the_number_is_learned(monkeypatch):
     assert moved < moved_free / 3
 
 
-def test_passes_hold_all_questions_and_no_more_than_they_may(monkeypatch):
-    oracle = make_oracle()
-    table, questions = planted_table(oracle, 9), some_questions(9)
-    monkeypatch.setattr(fine_tuning, "_TOKENS", 120)
-    passes = list(fine_tuning._passes(oracle, table, questions))
+def test_passes_hold_all_questions_and_no_more_than_they_may():
+    table, questions = planted_table(make_oracle(), 9), some_questions(9)
+    passes = list(passes_of(table, questions, most=120))
     assert len(passes) > 1
     assert sorted(q[0].row for q in chain(*passes)) == list(range(9))
     for chosen in passes:
@@ -130,17 +148,17 @@ def test_passes_hold_all_questions_and_no_more_than_they_may(monkeypatch):
             for q in chosen
         ]
         assert len(chosen) == 1 or len(chosen) * max(lengths) <= 120
-    assert list(fine_tuning._passes(oracle, table, [])) == []
+    assert list(passes_of(table, [], most=120)) == []
 
 
 def test_questions_come_again_only_when_all_have_come():
     questions = some_questions(7)
-    found = fine_tuning._batches(questions, 3, random.Random(0))
+    found = batches(questions, 3, random.Random(0))
     rows = [question[0].row for batch in islice(found, 7) for question in batch]
     assert [sorted(rows[n : n + 7]) for n in (0, 7, 14)] == [list(range(7))] * 3
     assert rows[:7] != rows[7:14]
     # A batch may hold more questions than there are.
-    assert len(next(fine_tuning._batches(questions, 17, random.Random(0)))) == 17
+    assert len(next(batches(questions, 17, random.Random(0)))) == 17
 
 
 def tuned(dropout=0.0, seed=0, steps=30, batch_size=3):
@@ -177,7 +195,7 @@ def test_dropout_is_off_and_a_seed_repeats_the_losses():
 
 def test_the_update_does_not_depend_on_how_a_batch_is_divided_into_passes(monkeypatch):
     whole = tuned(steps=4)
-    monkeypatch.setattr(fine_tuning, "_TOKENS", 1)
+    monkeypatch.setattr(fine_tuning, "tokens_of_a_pass", lambda oracle: 1)
     assert tuned(steps=4) == pytest.approx(whole, rel=1e-3)
 
 

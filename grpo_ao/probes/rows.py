@@ -1,8 +1,8 @@
 """Question sets in the format of ``ceselder/wildchat-oracle-questions``.
 
 One row holds a text and its questions. Columns: ``wildchat_question`` (the text), ``language``,
-``oracle_questions`` (a list of strings) and, where they are known, ``question_kinds`` and
-``reference_answers``, lists of the same length.
+``oracle_questions`` (a list of strings) and, where they are known, ``question_kinds``,
+``question_families`` and ``reference_answers``, lists of the same length.
 """
 
 import re
@@ -24,12 +24,13 @@ _ORDER = re.compile(r"answer\s+only\s+with\s+yes\s+or\s+no", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """One text with its questions; ``kinds`` and ``references`` are as long as ``questions``."""
+    """One text with its questions; the other lists are as long as ``questions``."""
 
     text: str
     questions: tuple[str, ...]
     kinds: tuple[QuestionKind, ...]
     references: tuple[str | None, ...]
+    families: tuple[str, ...]
 
 
 def question_kind(question: str) -> QuestionKind:
@@ -65,9 +66,12 @@ def parse_row(row: Any) -> QuestionRow:
     references = _optional(row, "reference_answers", len(asked)) or [None] * len(asked)
     if not all(reference is None or isinstance(reference, str) for reference in references):
         raise UserError("'reference_answers' holds something other than texts and null")
+    families = _optional(row, "question_families", len(asked)) or kinds
+    if not all(isinstance(family, str) and family for family in families):
+        raise UserError("'question_families' holds something other than names")
     # Half of a surrogate pair is valid in JSON, but no tokenizer takes it.
     "".join((text, *asked, *filter(None, references))).encode()
-    return QuestionRow(text, asked, tuple(kinds), tuple(references))
+    return QuestionRow(text, asked, tuple(kinds), tuple(references), tuple(families))
 
 
 def _optional(row: dict, column: str, length: int) -> list | None:
@@ -115,13 +119,14 @@ def probes_of(
 ) -> list[Probe]:
     """Make one probe a question; its layer is drawn from ``layers`` by a hash of its words.
 
-    Questions without a family of their own are grouped by kind. Equal questions about equal texts
-    are one probe.
+    Questions for which the set names no family are grouped by kind. Equal questions about equal
+    texts are one probe.
     """
     probes: dict[str, Probe] = {}
     for row in rows:
-        for question, kind, reference in zip(row.questions, row.kinds, row.references, strict=True):
+        columns = (row.questions, row.kinds, row.references, row.families)
+        for question, kind, reference, family in zip(*columns, strict=True):
             layer = layers[int(unit_draw("layer", row.text, question) * len(layers))]
-            probe = Probe(row.text, question, kind, layer, positions, reference, family=kind)
+            probe = Probe(row.text, question, kind, layer, positions, reference, family)
             probes.setdefault(probe.id, probe)
     return list(probes.values())

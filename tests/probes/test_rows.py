@@ -65,7 +65,11 @@ def test_open_questions(question):
 
 def test_a_row_without_kinds_and_references():
     assert parse_row(SOUND) == QuestionRow(
-        "It is late.", ("Is it late?", "What time is it?"), ("closed", "open"), (None, None)
+        "It is late.",
+        ("Is it late?", "What time is it?"),
+        ("closed", "open"),
+        (None, None),
+        ("closed", "open"),
     )
 
 
@@ -73,6 +77,12 @@ def test_a_rows_own_kinds_and_references_are_taken():
     row = SOUND | {"question_kinds": ["open", "open"], "reference_answers": ["Yes", None]}
     assert parse_row(row).kinds == ("open", "open")
     assert parse_row(row).references == ("Yes", None)
+    assert parse_row(row).families == ("open", "open")
+
+
+def test_a_rows_own_families_are_its_probes():
+    row = parse_row(SOUND | {"question_families": ["hour", "hour"]})
+    assert [probe.family for probe in probes_of([row], [9], LAST)] == ["hour", "hour"]
 
 
 def test_columns_that_are_null_are_as_good_as_absent():
@@ -106,6 +116,8 @@ BROKEN = [
     (SOUND | {"question_kinds": ["open", "yes"]}, "other than 'closed' and 'open'"),
     (SOUND | {"question_kinds": ["open", ["x"]]}, "other than 'closed' and 'open'"),
     (SOUND | {"question_kinds": ["open", None]}, "other than 'closed' and 'open'"),
+    (SOUND | {"question_families": ["hour"]}, "'question_families' is not a list of 2 entries"),
+    (SOUND | {"question_families": ["hour", ""]}, "holds something other than names"),
     (SOUND | {"reference_answers": []}, "'reference_answers' is not a list of 2 entries"),
     (SOUND | {"reference_answers": ["Yes", "\ud800"]}, "surrogates not allowed"),
     (SOUND | {"reference_answers": ["Yes", 12]}, "holds something other than texts and null"),
@@ -232,7 +244,13 @@ def test_a_hub_set_that_cannot_be_read_gives_one_sentence(monkeypatch, error, wo
 
 def many(count):
     return [
-        QuestionRow(f"text {i}", ("Is it late?", "Why?"), ("closed", "open"), ("Yes", None))
+        QuestionRow(
+            f"text {i}",
+            ("Is it late?", "Why?"),
+            ("closed", "open"),
+            ("Yes", None),
+            ("closed", "open"),
+        )
         for i in range(count)
     ]
 

@@ -3,6 +3,10 @@
 The confidence is written before the answer. One scalar for the whole string credits the answer's
 tokens with the confidence's luck, and the confidence's with the answer's. Split credit gives the
 tag's tokens the advantage of the calibration term, the answer's tokens that of informativeness.
+
+The calibration term measures a confidence against one answer's grade, most of which is luck. The
+mean grade of the group's other answers (``TagOutcome`` ``group``) has the same expectation, as far
+as the number that was written does not change the answer behind it, and much less variance.
 """
 
 from collections.abc import Sequence
@@ -15,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 Credit = Literal["joint", "split"]
 ScaleRewards = Literal["group", "batch", "none"]
+TagOutcome = Literal["own", "group"]
 _EPSILON = 1e-4
 
 
@@ -43,6 +48,20 @@ def _nanstd(values: Tensor, dim: int) -> Tensor:
         (values - values.nanmean(dim=dim, keepdim=True)).square().nansum(dim=dim, keepdim=True)
     )
     return (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def means_of_the_others(
+    values_N: Float[Tensor, "completions"], group_size: int
+) -> Float[Tensor, "completions"]:
+    """Return for each value the mean of the others of its group.
+
+    NaN where there are no others, and where the value itself is NaN; NaN values enter no mean.
+    """
+    grouped_PG = values_N.view(-1, group_size)
+    known_PG = ~grouped_PG.isnan()
+    others_PG = known_PG.sum(dim=1, keepdim=True) - 1
+    means_PG = (grouped_PG.nansum(dim=1, keepdim=True) - grouped_PG) / others_PG
+    return means_PG.masked_fill(others_PG < 1, torch.nan).flatten()
 
 
 def tag_lengths(

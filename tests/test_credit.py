@@ -8,7 +8,13 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grpo_ao.config import MINI_WEIGHTS
-from grpo_ao.credit import ScaleRewards, group_advantages, split_advantages, tag_lengths
+from grpo_ao.credit import (
+    ScaleRewards,
+    group_advantages,
+    means_of_the_others,
+    split_advantages,
+    tag_lengths,
+)
 from grpo_ao.epistemic import parse_oracle_output
 
 NAN = math.nan
@@ -93,6 +99,36 @@ def test_groups_do_not_see_each_other(groups, scale):
     together = group_advantages(torch.tensor(groups).flatten(), size, scale)
     alone = [group_advantages(torch.tensor(group), size, scale) for group in groups]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+# The outcome of the group's others
+
+
+def others(values, group_size):
+    found_N = means_of_the_others(torch.tensor(values), group_size)
+    return [None if math.isnan(value) else value for value in found_N.tolist()]
+
+
+def test_a_value_is_left_out_of_its_own_groups_mean():
+    assert others([1.0, 0.0, 0.5, 0.25, 0.25, 1.0], 3) == close(0.25, 0.75, 0.5, 0.625, 0.625, 0.25)
+
+
+def test_what_is_missing_has_no_others_and_is_none():
+    assert others([1.0, NAN, 0.0, NAN, 0.5, NAN], 3) == [0.0, None, 1.0, None, None, None]
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_the_others_of_all_have_the_mean_of_all(groups):
+    values_N = torch.tensor(groups).flatten()
+    torch.testing.assert_close(means_of_the_others(values_N, 4).mean(), values_N.mean())
+
+
+def test_the_others_say_the_same_with_less_variance():
+    generator = torch.Generator().manual_seed(0)
+    graded_N = (torch.rand(80_000, generator=generator) < 0.7).float()
+    others_N = means_of_the_others(graded_N, 8)
+    assert others_N.mean().item() == pytest.approx(0.7, abs=0.01)
+    assert others_N.var().item() == pytest.approx(graded_N.var().item() / 7, rel=0.05)
 
 
 # The tag's tokens

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class Rollouts(NamedTuple):
     logprobs: list[list[list[float]]] | None
 
 
+@runtime_checkable
 class RolloutEngine(Protocol):
     """Completes prompts with the oracle as it is at the time of the call.
 

@@ -8,7 +8,8 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.config import TrainConfig
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.loading import ADAPTER_FILES, check_sources, load_config
+from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
+from grpo_ao.oracle.merging import reason_not_plain
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.vllm.client import check_servers
@@ -28,6 +29,9 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
     _check_context(config)
     check_rollouts(config, processes.count)
     adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
+    reason = reason_not_plain(adapter_config(adapter)) if config.rollout == "vllm" else None
+    if reason:
+        raise UserError(f"--rollout vllm cannot merge {config.oracle_lora_path}: {reason}.")
     check_sources(config.model, adapter, processes.device, load_in_4bit=config.load_in_4bit)
 
 

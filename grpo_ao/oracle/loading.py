@@ -1,9 +1,15 @@
 """Load a base model with an oracle adapter on it, with every check that can come first."""
 
+import pickle
+import re
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.save_and_load import load_peft_weights
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -46,7 +52,11 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
     folder = resolve_files(base, ["config.json"], revision)
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
-    return AutoConfig.from_pretrained(folder)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the config.json of {base} cannot be read: {said}") from error
 
 
 def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -96,13 +106,14 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
     changed by this check).
     """
     config = adapter_config(adapter)
+    _check_weights(adapter)
     misfit = f"the adapter {adapter} does not fit the base model {base}"
     try:
         model = PeftModel(skeleton, config, low_cpu_mem_usage=True)
         result = model.load_adapter(
             str(adapter), "default", torch_device="cpu", low_cpu_mem_usage=True
         )
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise UserError(f"{misfit}: {_first_line(error)}") from error
     except RuntimeError as error:
         raise UserError(
@@ -116,6 +127,27 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
             f"{misfit}: {len(unexpected)} of its weights have no place in the model, first "
             f"{unexpected[0]}."
         )
+    if skeleton.config.tie_word_embeddings and isinstance(
+        skeleton.get_output_embeddings(), BaseTunerLayer
+    ):
+        raise UserError(
+            f"the adapter {adapter} is on the output layer of {base}, whose weights are those of "
+            "its input embeddings: take an adapter on other layers."
+        )
+
+
+def _check_weights(adapter: Path) -> None:
+    if not any(adapter.glob("adapter_model.*")):
+        raise UserError(f"{adapter} holds no adapter_model.safetensors: its weights are missing.")
+    try:
+        weights = load_peft_weights(str(adapter), device="cpu")
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"the weights of the adapter {adapter} are damaged: fetch it anew."
+        ) from error
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise UserError(f"the adapter {adapter} has weights that are not finite: {name}.")
 
 
 def adapter_config(adapter: Path) -> LoraConfig:

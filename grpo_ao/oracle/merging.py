@@ -6,7 +6,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -40,8 +40,29 @@ def _places(model: PreTrainedModel | PeftModel) -> list[_Place]:
     ]
 
 
+def reason_not_plain(config: LoraConfig) -> str | None:
+    """Return what makes an adapter more than ``W0 + scaling * B A``; None for plain LoRA.
+
+    Ranks, alphas and scales (rsLoRA) may differ from layer to layer.
+    """
+    more = {
+        "use_dora": config.use_dora,
+        "bias": config.bias != "none",
+        "lora_bias": config.lora_bias,
+        "modules_to_save": config.modules_to_save,
+        "trainable_token_indices": config.trainable_token_indices,
+        "target_parameters": config.target_parameters,
+        "layer_replication": config.layer_replication,
+    }
+    found = [name for name, is_set in more.items() if is_set]
+    return f"the adapter is no plain LoRA: it sets {', '.join(found)}" if found else None
+
+
 def reason_unmergeable(model: PreTrainedModel | PeftModel) -> str | None:
     """Return why the active adapter cannot be added into the weights; None if it can be."""
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if isinstance(config, LoraConfig) and (reason := reason_not_plain(config)):
+        return reason
     if isinstance(unwrap(model).get_output_embeddings(), BaseTunerLayer):
         return "the adapter changes the output embeddings"
     for _, name, layer in _places(model):

@@ -106,8 +106,8 @@ def test_the_vision_tower_is_no_obstacle():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"use_dora": True}, "more than a plain LoRA layer"),
-        ({"lora_bias": True}, "more than a plain LoRA layer"),
+        ({"use_dora": True}, "no plain LoRA: it sets use_dora"),
+        ({"lora_bias": True}, "no plain LoRA: it sets lora_bias"),
         ({"target_modules": ["q_proj", "lm_head"]}, "output embeddings"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "Embedding"),
     ],
@@ -120,3 +120,21 @@ def test_what_is_more_than_plain_lora_is_refused(settings, reason):
     assert reason in str(reason_unmergeable(model))
     with pytest.raises(ValueError, match="cannot be merged"), merged(model):
         pass
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_alphas_and_scales_of_each_layer_are_merged(rslora):
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        use_rslora=rslora,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"v_proj": 3, "layers.1.mlp.up_proj": 40},
+        target_modules="all-linear",
+        init_lora_weights=False,
+    )
+    model = get_peft_model(tiny_model(), config).eval()
+    assert isinstance(model, PeftModel)
+    expected = logits(model)
+    with merged(model):
+        torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)

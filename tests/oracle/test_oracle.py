@@ -213,3 +213,38 @@ def test_an_adapter_that_is_not_lora_is_one_sentence(saved_without_weights):
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(ValueError, match="not a LoRA adapter"):
         Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "are damaged: fetch it anew"),
+        (lambda path: path.write_bytes(b"not weights"), "are damaged: fetch it anew"),
+        (lambda path: path.unlink(), "its weights are missing"),
+        (
+            lambda path: save_file({k: v / 0 for k, v in load_file(path).items()}, path),
+            "has weights that are not finite: .*lora_",
+        ),
+    ],
+)
+def test_adapter_weights_that_are_damaged_are_one_sentence(saved_without_weights, change, message):
+    base, adapter = saved_without_weights
+    change(adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=message):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+def test_a_pattern_of_modules_that_is_none_is_one_sentence(saved_without_weights):
+    base, adapter = saved_without_weights
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "(q_proj"}))
+    with pytest.raises(UserError, match="does not fit the base model"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+@pytest.mark.parametrize("text", ["{", '{"model_type": "qwen3", "num_hidden_layers": "six"}'])
+def test_a_config_that_cannot_be_read_is_one_sentence(saved_without_weights, text):
+    base, adapter = saved_without_weights
+    (base / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"the config\.json of .* cannot be read"):
+        Oracle.from_pretrained(base, adapter, device="cpu")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import decoder_of, unwrap
+from grpo_ao.oracle.merging import reason_not_plain
 
 ADAPTER = "default"
 
@@ -61,10 +62,8 @@ def lora_factors(model: PeftModel) -> dict[str, LoraFactors]:
     no plain LoRA of linear layers.
     """
     config: Any = model.peft_config[ADAPTER]
-    if config.use_dora or config.modules_to_save or config.bias != "none":
-        raise UserError(
-            "vLLM rollouts merge plain LoRA adapters: without DoRA, modules_to_save and biases."
-        )
+    if reason := reason_not_plain(config):
+        raise UserError(f"vLLM rollouts cannot merge the adapter: {reason}.")
     layers = _lora_layers(model)
     head = unwrap(model).get_output_embeddings()
     if isinstance(head, LoraLayer) or any(m.lora_embedding_A for m in layers.values()):

@@ -97,6 +97,8 @@ def test_the_scale_is_that_of_the_layer():
     [
         ({"use_dora": True, "target_modules": ["q_proj"]}, "plain LoRA"),
         ({"bias": "lora_only", "target_modules": ["q_proj"]}, "plain LoRA"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "it sets lora_bias"),
+        ({"trainable_token_indices": [3], "target_modules": ["q_proj"]}, "trainable_token_indices"),
         ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "plain LoRA"),
         ({"target_modules": ["q_proj", "lm_head"]}, "embeddings or the output layer"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embeddings or the output layer"),

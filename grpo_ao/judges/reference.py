@@ -9,14 +9,19 @@ from grpo_ao.errors import UserError
 from grpo_ao.judges.protocol import Grade, GradeRequest
 from grpo_ao.probe import Probe
 
-_WORD = re.compile(r"\w+(?:'\w+)*")
+# A number's minus and what tells C++ and C# from C are part of the word.
+_WORD = re.compile(r"(?:(?<![\w)\]])-(?=\d))?\w+(?:'\w+)*(?:(?:\+\+|#)(?!\w))?")
 _ARTICLES = {"a", "an", "the"}
+_PLAIN = str.maketrans("\u2019\u2212", "'-")
 
 
 def words(answer: str) -> list[str]:
-    """Return an answer's words, lower-cased, without punctuation and articles."""
-    plain = answer.lower().replace("\u2019", "'")
-    return [word for word in _WORD.findall(plain) if word not in _ARTICLES]
+    """Return an answer's words, lower-cased, without punctuation and articles.
+
+    Where there are articles alone ("A" of a choice of letters) they are its words.
+    """
+    found = _WORD.findall(answer.lower().translate(_PLAIN))
+    return [word for word in found if word not in _ARTICLES] or found
 
 
 def closed_score(answer: str, reference: str) -> float:
@@ -25,6 +30,8 @@ def closed_score(answer: str, reference: str) -> float:
     "Yes, they are" is a Yes; "I know" is no No; an answer that says both yes and no is neither.
     """
     said, right = words(answer), words(reference)
+    if set(right) <= _ARTICLES:
+        said = _WORD.findall(answer.lower())
     if {"yes", "no"} <= set(said):
         return 0.0
     return float(bool(right) and said[: len(right)] == right)

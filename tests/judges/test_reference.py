@@ -35,6 +35,11 @@ def grade(*requests: GradeRequest) -> list[Grade]:
         ("**Yes**", ["yes"]),
         ("Él está en Zürich", ["él", "está", "en", "zürich"]),
         (" ?! ", []),
+        ("The", ["the"]),
+        ("A.", ["a"]),
+        ("-5, \u22125 and 2-5, 3.5", ["-5", "-5", "and", "2", "5", "3", "5"]),
+        ("C++, C# (or F#?)", ["c++", "c#", "or", "f#"]),
+        ("#1 in x++y", ["1", "in", "x", "y"]),
     ],
 )
 def test_words_are_lower_case_without_punctuation_and_articles(answer, expected):
@@ -62,6 +67,12 @@ def test_an_answer_that_opens_with_the_reference_is_right(answer):
         ("?", "No"),
         ("yes", ""),
         ("the", "a"),
+        ("B, not A", "A"),
+        ("-5", "5"),
+        ("5", "-5"),
+        ("\u22125 degrees", "5"),
+        ("C++", "C"),
+        ("C", "C#"),
     ],
 )
 def test_an_answer_that_does_not_open_with_the_references_words_is_wrong(answer, reference):
@@ -72,6 +83,14 @@ def test_an_answer_that_does_not_open_with_the_references_words_is_wrong(answer,
 @pytest.mark.parametrize("answer", ["Yes and no", "No, yes", "Yes. Or is it no?", "no/yes"])
 def test_an_answer_of_both_yes_and_no_is_neither(answer, reference):
     assert closed_score(answer, reference) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("A", "A"), ("A, because of it", "A"), ("the", "The"), ("-5", "\u22125"), ("c++.", "C++")],
+)
+def test_a_letter_a_sign_and_a_plus_count(answer, reference):
+    assert closed_score(answer, reference) == 1.0
 
 
 def test_articles_and_case_do_not_count_in_a_closed_answer():
@@ -92,7 +111,10 @@ def test_articles_and_case_do_not_count_in_a_closed_answer():
         ("moving moving", "moving moving abroad", 4 / 5),
         ("cooking", "moving abroad", 0.0),
         ("", "moving", 0.0),
-        ("the", "the", 0.0),
+        ("the", "the", 1.0),
+        ("the user", "the", 0.0),
+        ("C", "C++", 0.0),
+        ("It is in C++.", "C++", 2 / 5),
     ],
 )
 def test_f1_of_open_answers_by_hand(answer, reference, expected):

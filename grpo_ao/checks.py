@@ -166,6 +166,8 @@ def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
             f"better than the stated confidence by more than {least:.2f} loses reward, so that "
             "the oracle learns to answer worse than it can; 0.5 or less never does that."
         )
+    if (notice := check_destination(config.report_to)) is not None:
+        found.append(notice)
     known = load_spec(config.oracle_lora_path).single_layers
     unknown = sorted(set(layers) - set(known)) if known else []
     if unknown:

@@ -7,12 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import metadata
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from grpo_ao import __version__
 from grpo_ao.config import (
     EVAL_PRESETS,
     PRESETS,
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(_overview())
         return
     if command == "--version":
-        print(metadata("grpo-ao")["Version"])
+        print(__version__)
         return
     if command not in COMMANDS:
         raise SystemExit(
@@ -70,8 +71,12 @@ def _errors_told() -> Iterator[None]:
 
 
 def _issues() -> str:
-    urls = metadata("grpo-ao").get_all("Project-URL") or []
-    return next((url.partition(", ")[2] for url in urls if url.startswith("Issues")), "the project")
+    try:
+        urls = metadata("grpo-ao").get_all("Project-URL") or []
+    except PackageNotFoundError:  # run from a clone that is not installed
+        urls = []
+    found = (url.partition(", ")[2] for url in urls if url.startswith("Issues"))
+    return next(found, "the project's issue tracker")
 
 
 def _quiet() -> None:
@@ -158,6 +163,10 @@ def evaluate(arguments: list[str]) -> None:
     config = parse_eval_config(arguments)
     _quiet()
     from grpo_ao.evaluate import evaluate
+    from grpo_ao.tracking import check_destination
+
+    if (notice := check_destination(config.report_to)) is not None:
+        print(f"warning: {notice}", file=sys.stderr)
 
     evaluate(config)
 

@@ -231,7 +231,7 @@ class RunFolder:
             if self._lock is None:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._take()
-            atomic_write_json(path, now | _circumstances())
+            atomic_write_json(path, now | {"seed": config.get("seed")} | _circumstances())
         except OSError as error:
             raise _unusable(self.path, error.strerror or "it cannot be written") from error
 

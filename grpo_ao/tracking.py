@@ -1,11 +1,14 @@
 """What a user sees of a run under way: progress, and the loggers (wandb, TensorBoard, trackio)."""
 
 import importlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import (
@@ -57,11 +60,11 @@ class NoReporter:
 
 
 class ModuleReporter:
-    """wandb, or trackio, which has the same calls; wandb runs offline where it has no key."""
+    """wandb, or trackio, which has the same calls; ``settings`` are for their ``init``."""
 
-    def __init__(self, module: Any, folder: Path, config: dict) -> None:
+    def __init__(self, module: Any, **settings: Any) -> None:
         self._module = module
-        self._run = module.init(project="grpo_ao", name=folder.name, config=config)
+        self._run = module.init(**settings)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log numbers of a step."""
@@ -111,31 +114,63 @@ class TensorBoardReporter:
         self._writer.add_text(f"alert/{title}", text)
 
 
-def check_destination(destination: Destination) -> None:
-    """Raise UserError with what to install where a destination's package is absent."""
+def check_destination(destination: Destination) -> str | None:
+    """Return what the user should know of a destination before a run, if there is anything.
+
+    Raises UserError where its package is absent or what it logs in with cannot be read.
+    """
     if destination == "none":
-        return
+        return None
     try:
         importlib.import_module(destination)
     except ImportError as error:
         raise UserError(
             f"--report_to {destination} needs its package: pip install {destination}."
         ) from error
+    if destination == "wandb" and "WANDB_MODE" not in os.environ and not _has_wandb_key():
+        return (
+            f"wandb has no key for {_wandb_host()}, so the run is logged offline in its folder: "
+            "`wandb login` before a run, or `wandb sync` after it, sends it there."
+        )
+    return None
+
+
+def _wandb_host() -> str:
+    return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return path.exists() and netrc(path).authenticators(_wandb_host()) is not None
+    except (NetrcParseError, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"wandb cannot read its key from {path} ({error}): mend it, or set WANDB_API_KEY."
+        ) from error
 
 
 def make_reporter(destination: Destination, folder: Path, config: dict) -> Reporter:
-    """Open a destination; UserError with what to install where its package is absent."""
-    check_destination(destination)
+    """Open a destination for the run in ``folder``, which goes on in its wandb run if resumed.
+
+    WANDB_PROJECT names another project than grpo_ao. Raises UserError as ``check_destination``.
+    """
+    notice = check_destination(destination)
     if destination == "none":
         return NoReporter()
     if destination == "tensorboard":
         return TensorBoardReporter(folder)
-    if destination == "wandb" and not os.environ.get("WANDB_API_KEY"):
-        netrc = Path.home() / ".netrc"
-        if not (netrc.exists() and "api.wandb.ai" in netrc.read_text()):
-            os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_DIR", str(folder))
-    return ModuleReporter(importlib.import_module(destination), folder, config)
+    settings: dict[str, Any] = {"name": folder.name, "config": config}
+    settings["project"] = os.environ.get("WANDB_PROJECT", "grpo_ao")
+    if destination == "wandb":
+        if notice is not None:
+            os.environ["WANDB_MODE"] = "offline"
+        os.environ.setdefault("WANDB_DIR", str(folder))
+        record = folder / "run.json"
+        if record.exists():
+            settings |= {"id": json.loads(record.read_text()).get("id"), "resume": "allow"}
+    return ModuleReporter(importlib.import_module(destination), **settings)
 
 
 class PhaseProgress:

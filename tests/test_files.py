@@ -298,6 +298,7 @@ def test_the_record_says_what_was_run(tmp_path, monkeypatch):
     found = record(tmp_path)
     assert found["config"] == CONFIG | {"layer_percents": [25, 50]}
     assert found["data"] == DATA
+    assert found["seed"] == 7
     assert found["command"] == ["train.py", "--preset", "mini"]
     assert found["python"] == platform.python_version()
     packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")

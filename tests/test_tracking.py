@@ -16,6 +16,7 @@ from grpo_ao.tracking import (
     NoReporter,
     Reporter,
     TensorBoardReporter,
+    check_destination,
     make_reporter,
 )
 
@@ -109,7 +110,7 @@ class RecordingModule:
 
 def test_a_module_is_called_as_wandb_documents(tmp_path, picture):
     module = RecordingModule()
-    reporter = ModuleReporter(module, tmp_path / "mini", {"lr": 1e-6})
+    reporter = ModuleReporter(module, project="grpo_ao", name="mini", config={"lr": 1e-6})
     reporter.scalars(1, {"reward": 0.25})
     reporter.image(2, "reliability", picture)
     reporter.table(2, "rollouts", ROWS[:1])
@@ -173,6 +174,7 @@ class StandIn(SimpleNamespace):
         (None, None, "offline"),
         (None, "machine example.com login user password x", "offline"),
         (None, "machine api.wandb.ai login user password x", None),
+        (None, "machine api.wandb.ai.example.com login user password x", "offline"),
         ("0123456789", None, None),
     ],
 )
@@ -202,3 +204,39 @@ def test_a_missing_package_is_named_with_how_to_get_it(tmp_path, monkeypatch, de
     assert str(caught.value) == (
         f"--report_to {destination} needs its package: pip install {destination}."
     )
+
+
+class Recorder(SimpleNamespace):
+    def init(self, **settings):
+        self.settings = settings
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(environment, monkeypatch):
+    module = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    (environment / "run").mkdir()
+    (environment / "run" / "run.json").write_text('{"id": "0a1b"}')
+    make_reporter("wandb", environment / "run", {})
+    assert (module.settings["id"], module.settings["resume"]) == ("0a1b", "allow")
+    assert (module.settings["project"], module.settings["name"]) == ("mine", "run")
+
+
+def test_a_server_of_ones_own_has_its_own_key(environment, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Recorder())
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com/api")
+    (environment / ".netrc").write_text("machine api.wandb.ai login user password x")
+    notice = check_destination("wandb")
+    assert notice is not None
+    assert "no key for wandb.example.com, so the run is logged offline" in notice
+    (environment / ".netrc").write_text("machine wandb.example.com login user password x")
+    assert check_destination("wandb") is None
+
+
+def test_a_netrc_that_cannot_be_read_is_one_sentence(environment, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Recorder())
+    (environment / ".netrc").write_text("machine api.wandb.ai login user passwort x")
+    with pytest.raises(
+        UserError, match=r"cannot read its key from .*\.netrc .*set WANDB_API_KEY\.$"
+    ):
+        check_destination("wandb")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,6 +86,11 @@ def load_spec(adapter: str | Path, revision: str | None = None) -> OracleSpec:
     """
     path = resolve_files(adapter, [SPEC_FILE, "adapter_config.json"], revision) / SPEC_FILE
     if not path.is_file():
+        warnings.warn(
+            f"{adapter} has no {SPEC_FILE}: it is taken for a public oracle, injected at layer 1 "
+            "behind the prefix 'Layer: N' with ' ?' for each activation",
+            stacklevel=2,
+        )
         return OracleSpec()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from grpo_ao.config import (
 from grpo_ao.errors import UserError
 from grpo_ao.judges.flags import JudgeFlags
 from grpo_ao.probe import Positions
+from grpo_ao.terminal import take_any_text
 
 Request = TypeVar("Request")
 
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(
             f"error: there is no command {command}: choose from {', '.join(COMMANDS)}."
         )
+    take_any_text()
     with _errors_told():
         COMMANDS[command](rest)
 
@@ -227,11 +229,10 @@ def ask(arguments: list[str]) -> None:
 
 def questions(arguments: list[str]) -> None:
     """Make a question set from texts, with a language model behind an endpoint."""
-    from rich.console import Console
-
     from grpo_ao.probes.generate import QuestionsConfig, generate_questions
+    from grpo_ao.terminal import terminal
 
-    generate_questions(_parse(QuestionsConfig, "questions", arguments), Console())
+    generate_questions(_parse(QuestionsConfig, "questions", arguments), terminal(stderr=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +248,6 @@ class JudgeCheck(JudgeFlags):
 def judge_check(arguments: list[str]) -> None:
     """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
     request = _parse(JudgeCheck, "judge-check", arguments)
-    from rich.console import Console
-
     from grpo_ao.judges.agreement import (
         agreement_table,
         check_agreement,
@@ -258,6 +257,7 @@ def judge_check(arguments: list[str]) -> None:
     )
     from grpo_ao.judges.factory import make_judge
     from grpo_ao.judges.local import LocalJudge
+    from grpo_ao.terminal import terminal
 
     items = load_items(request.reference)
     local = None
@@ -266,7 +266,7 @@ def judge_check(arguments: list[str]) -> None:
     judge = make_judge(request, local)
     asyncio.run(judge.check())
     report = asyncio.run(check_agreement(judge, items))
-    console = Console(markup=False)
+    console = terminal(stderr=False)
     console.print(agreement_table(report, f"judge: {request.judge}"))
     for line in (fooled_line(report), cost_line(report), judge.identity):
         console.print(line, highlight=False, soft_wrap=True)

@@ -27,6 +27,7 @@ from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.report.results import Rows, write_results
+from grpo_ao.terminal import terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
 _SHOWN = ("accuracy", "ece10", "auroc", "brier", "parse_rate")
@@ -39,7 +40,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Whatever can be refused without a model is refused before one is loaded.
     """
     started = time.perf_counter()
-    console = Console(stderr=True)
+    console = terminal()
     adapters = oracle_names([config.oracle_lora_path, *config.compare])
     items = load_items(config.suite, config.benchmarks, config.num_contexts, config.data_dir)
     model_config = load_config(config.model)

@@ -45,6 +45,7 @@ from grpo_ao.report.page import write_report
 from grpo_ao.report.run_record import read_run
 from grpo_ao.report.summary import MODES, draw_reliability, summary_table
 from grpo_ao.reward import CalibratedReward, ScoredCompletion
+from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
 from grpo_ao.training.benchmarking import BenchmarkCallback, Benchmarking, benchmark_probes
 from grpo_ao.training.checkpoints import (
@@ -73,7 +74,7 @@ def run(config: TrainConfig) -> dict:
     divided = take_over_fsdp()
     processes = Processes()
     avoid_cudnn_attention()
-    console = Console(stderr=True, quiet=not processes.is_main)
+    console = terminal(quiet=not processes.is_main)
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
@@ -86,7 +87,7 @@ def run(config: TrainConfig) -> dict:
             check_references([*train, *heldout])
         benchmarks = benchmark_probes(config, num_layers_of(base_folder))
         for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
-            console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+            console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
             check_push(config.push_to_hub)
         data = {"train": data_digest(train), "heldout": data_digest(heldout)}

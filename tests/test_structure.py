@@ -14,7 +14,7 @@ FILES = {
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
     *("discrimination", "intervals", "errors", "extensions"),
-    *("files", "tracking", "processes", "chat", "chat_completion"),
+    *("files", "tracking", "processes", "chat", "chat_completion", "terminal"),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.
 FLOORS = (

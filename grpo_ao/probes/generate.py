@@ -106,7 +106,7 @@ def generate_questions(config: QuestionsConfig, console: Console) -> None:
         texts = _choose(config, file, console)
         todo = [text for text in texts if not file.is_decided(text.text)]
         done = len(texts) - len(todo)
-        console.print(f"{len(texts)} texts to ask about, {done} of them done.", highlight=False)
+        console.print(f"{len(texts)} texts to ask about, {done} of them done.")
         asking = Asking(settings, config.language, config.max_cost, file, console)
         if todo:
             asyncio.run(asking.run(todo))
@@ -136,8 +136,7 @@ def _choose(config: QuestionsConfig, file: QuestionFile, console: Console) -> li
     if left_out:
         console.print(
             f"{len(left_out)} rows of {config.source} are left out, each with its reason in "
-            f"{file.log_path}. The first: row {left_out[0].number}, {left_out[0].reason}.",
-            highlight=False,
+            f"{file.log_path}. The first: row {left_out[0].number}, {left_out[0].reason}."
         )
     if not chosen:
         raise UserError(f"{config.source} has no text that passes the filters.")

@@ -36,7 +36,7 @@ def load_probes(
         return _long_enough(config, train, console), _long_enough(config, heldout, console)
     loaded = load_rows(config.questions, config.strict)
     for problem in loaded.problems:
-        console.print(problem, highlight=False)
+        console.print(problem)
     probes = probes_of(loaded.rows, layers, positions)
     probes = _long_enough(config, probes, console)
     train = [p for p in probes if split_of(p.text) == "train"]

@@ -62,7 +62,7 @@ class Asking:
             TextColumn("questions"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -89,7 +89,7 @@ class Asking:
                 for _ in range(min(self.settings.concurrency, len(todo) - 1)):
                     group.create_task(self._work(connection, rest, task))
         for entry in self.left_out:
-            self.console.print(f"row {entry.number} is left out: {entry.reason}.", highlight=False)
+            self.console.print(f"row {entry.number} is left out: {entry.reason}.")
 
     async def _work(self, connection: Connection, rest: Iterator[SourceText], task: TaskID) -> None:
         for source in rest:
@@ -139,7 +139,7 @@ class Asking:
             said = f"about {read:,.0f} tokens to read and {written:,.0f} to write"
             cost = _cost(trial, read, written, self.settings)
         dollars = "cost not known" if cost is None else f"about ${cost:.4f}"
-        self.console.print(f"{len(todo)} texts to do: {said}, {dollars}.", highlight=False)
+        self.console.print(f"{len(todo)} texts to do: {said}, {dollars}.")
         if self.max_cost is not None:
             before = (self.file.spent.cost_usd or 0.0) - (trial.cost_usd or 0.0)
             _check_cost(None if cost is None else before + cost, self.max_cost)

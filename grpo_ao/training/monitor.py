@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from grpo_ao.calibration import auroc, brier, ece
 from grpo_ao.files import append_jsonl, atomic_write_text, read_jsonl
 from grpo_ao.report.plots import Panel, reliability_diagram, save
+from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import Reporter
 from grpo_ao.training.alerts import Metrics, check_alerts
 
@@ -82,7 +82,7 @@ class Monitor:
         self._plots = folder / "plots"
         self._reporter = reporter
         self._plot_every = plot_every
-        self._console = Console(stderr=True)
+        self._console = terminal()
         for path in (self._metrics, self._rollouts, self._windows):
             _drop_after(path, resume_at)
         rows = read_jsonl(self._metrics)
@@ -139,7 +139,7 @@ class Monitor:
                 continue
             text = f"{alert.message}. What to do: {alert.what_to_do}."
             append_jsonl(self._metrics, [{"step": step, "alert": alert.name, "message": text}])
-            self._console.print(f"[bold yellow]alert at step {step}:[/] {text}")
+            self._console.print(headed(f"alert at step {step}:", text))
             self._reporter.alert(alert.name, text)
         self._active = {alert.name for alert in alerts}
 

@@ -85,6 +85,8 @@ class TrainConfig(JudgeFlags):
     """Depths at which the subject is read, in per cent of its layers; one is drawn per probe."""
     positions: str = "last:20"
     """Token positions that are read: last:K, window:K@OFFSET, token@OFFSET or all."""
+    strict_positions: bool = False
+    """Make a text with fewer tokens than --positions reads an error; else all it has are read."""
 
     num_generations: int = 8
     """Completions per question (G)."""

@@ -89,7 +89,7 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -
     seen = {(probe.text, probe.positions) for probe in probes}
     lengths = {text: len(subject_token_ids(tokenizer, text)) for text in {t for t, _ in seen}}
     for probe in probes:
-        select_positions(range(lengths[probe.text]), probe.positions, probe.text)
+        select_positions(tokenizer, range(lengths[probe.text]), probe.positions, probe.text)
 
 
 def _adapter_digest(model: str, adapter: str) -> str:

@@ -21,13 +21,13 @@ class Positions:
 
     ``count`` positions that end at ``end_offset`` (-1 is the last token; for Qwen3 that is the
     final newline, -2 ``<|im_end|>``, -3 the last token of the text). ``count=None`` reads every
-    position. A text with fewer than ``count`` positions is an error, unless ``clip`` is set: then
-    the run is cut at the text's start, which is the Activation Oracles evaluation's rule.
+    position. A run is cut where the user's own text begins: what the chat template writes in front
+    of it, such as a system prompt, is never read. ``window`` says how the run is written.
     """
 
     count: int | None
     end_offset: int = -1
-    clip: bool = False
+    window: bool = False
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
@@ -39,7 +39,7 @@ class Positions:
 
     @classmethod
     def parse(cls, spec: str) -> "Positions":
-        """Read ``last:20``, ``window:50@-1`` (clipped), ``token@-3`` or ``all``."""
+        """Read ``last:20``, ``window:50@-1``, ``token@-3`` or ``all``."""
         if spec == "all":
             return cls(None)
         if match := re.fullmatch(r"last:(\d+)", spec):
@@ -47,32 +47,33 @@ class Positions:
         if match := re.fullmatch(r"token@(-\d+)", spec):
             return cls(1, int(match[1]))
         if match := re.fullmatch(r"window:(\d+)@(-\d+)", spec):
-            return cls(int(match[1]), int(match[2]), clip=True)
+            return cls(int(match[1]), int(match[2]), window=True)
         raise UserError(f"positions {spec!r} are not understood: write {_FORMS}.")
 
     def __str__(self) -> str:
         if self.count is None:
             return "all"
-        if self.clip:
+        if self.window:
             return f"window:{self.count}@{self.end_offset}"
         if self.count == 1:
             return f"token@{self.end_offset}"
         if self.end_offset != -1:
-            raise UserError("a window that does not end at -1 is written with clip=True.")
+            raise UserError("a run that does not end at -1 is written with window=True.")
         return f"last:{self.count}"
 
-    def select(self, length: int) -> range:
-        """Return the chosen indices of a turn of ``length`` tokens; raise if it is too short."""
-        if self.count is None:
-            return range(length)
+    def select(self, length: int, start: int = 0) -> range:
+        """Return the chosen indices of a turn of ``length`` tokens whose text begins at ``start``.
+
+        There are fewer than ``count`` of them in a text that is too short. Raises ValueError where
+        there is none.
+        """
         stop = length + self.end_offset + 1
-        start = stop - self.count
-        if stop < 1 or (start < 0 and not self.clip):
+        if stop <= start:
             raise UserError(
-                f"the text has {length} tokens, fewer than the positions '{self}' read: "
-                "ask for fewer positions or give a longer text."
+                f"the text and the end of its turn have {length - start} tokens, and the positions "
+                f"'{self}' end before them: use an offset nearer to the end, or a longer text."
             )
-        return range(max(start, 0), stop)
+        return range(start if self.count is None else max(stop - self.count, start), stop)
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,8 @@ def test_one_layer_is_drawn_by_the_item_alone():
     assert probes_of_items(items[::-1], [1, 2, 3], [LAST], one_layer=True) == probes[::-1]
 
 
-def test_a_text_shorter_than_the_positions_is_refused_before_a_model_is_loaded():
-    probes = probes_of_items([ITEM], [1], [Positions.parse("last:500")], one_layer=False)
+def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_loaded():
+    probes = probes_of_items([ITEM], [1], [Positions.parse("token@-50")], one_layer=False)
     with pytest.raises(ValueError, match="cannot read 'a text'"):
         check_lengths(tiny_tokenizer(), probes)
 

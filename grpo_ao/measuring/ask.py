@@ -145,7 +145,10 @@ def _read_subject(oracle: Oracle, probes: Sequence[Probe]) -> list[Tensor]:
         wanted[probe.text].append(index)
     reads = [
         [
-            (probes[i].layer, select_positions(tokens[text], probes[i].positions, text))
+            (
+                probes[i].layer,
+                select_positions(oracle.tokenizer, tokens[text], probes[i].positions, text),
+            )
             for i in indices
         ]
         for text, indices in wanted.items()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ BATCH_TOKENS = 16_384
 # On a GPU, a batch of this many tokens is as fast as a larger one, and ends before a row that is
 # shorter than this part of its longest, the rest of which would be padding.
 _EVEN_TOKENS, _EVEN = 4096, 0.9
+_SAMPLE = "It is late."
 
 Read = tuple[int, range]
 """A layer index, and the token positions to read at its output."""
@@ -35,13 +36,45 @@ def subject_token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
     return user_turn(tokenizer, text, answer_next=False).input_ids
 
 
-def select_positions(token_ids: Sequence[int], positions: Positions, text: str) -> range:
-    """Return the positions that are read of a tokenised text; UserError if it is too short."""
+def content_start(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the chat template puts in front of a user's text.
+
+    Those that open the turn and, in many templates, a system prompt before it.
+    """
+    return _content_start(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def _content_start(tokenizer: PreTrainedTokenizerBase, _template: str) -> int:
+    rendered = render_user_turn(tokenizer, _SAMPLE, answer_next=False)
+    start = rendered.rindex(_SAMPLE)
+    encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    return sum(stop <= start for _, stop in encoding["offset_mapping"])
+
+
+def select_positions(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[int],
+    positions: Positions,
+    text: str,
+    strict: bool = False,
+) -> range:
+    """Return the positions that are read of a tokenised text, all of them within it.
+
+    Raises UserError for a text of which none can be read and, with ``strict``, for one that has
+    fewer than the positions ask for.
+    """
     try:
-        return positions.select(len(token_ids))
-    except ValueError as error:
+        chosen = positions.select(len(token_ids), content_start(tokenizer))
+        if strict and positions.count is not None and len(chosen) < positions.count:
+            raise UserError(
+                f"it has {len(chosen)} of the {positions.count} positions of '{positions}': ask "
+                "for fewer or give a longer text."
+            )
+    except UserError as error:
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise UserError(f"cannot read {shown!r}: {error}") from error
+    return chosen
 
 
 @contextmanager
@@ -89,7 +122,10 @@ def extract_activations(
     UserError for a text that is too short or a layer that the model does not have.
     """
     rows = [subject_token_ids(tokenizer, text) for text in texts]
-    chosen = [select_positions(row, positions, text) for row, text in zip(rows, texts, strict=True)]
+    chosen = [
+        select_positions(tokenizer, row, positions, text)
+        for row, text in zip(rows, texts, strict=True)
+    ]
     reads = [[(layer, where) for layer in layers] for where in chosen]
     outputs = read_residuals(model, rows, reads, batch_size)
     return [dict(zip(layers, tensors, strict=True)) for tensors in outputs]

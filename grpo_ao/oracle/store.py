@@ -80,10 +80,12 @@ class ActivationStore:
         entries = {_key(probe): probe for probe in probes}
         tokens = {p.text: subject_token_ids(tokenizer, p.text) for p in entries.values()}
         reads = {
-            key: (p.layer, select_positions(tokens[p.text], p.positions, p.text))
+            key: (p.layer, select_positions(tokenizer, tokens[p.text], p.positions, p.text))
             for key, p in entries.items()
         }
-        fingerprint = _fingerprint([model_fingerprint, *_number_format(model)], entries, tokens)
+        fingerprint = _fingerprint(
+            [model_fingerprint, *_number_format(model)], entries, tokens, reads
+        )
         path = Path(folder) / f"activations-{fingerprint[:16]}.safetensors"
         if not _is_current(path, fingerprint, set(entries)):
             tensors = _read(model, entries, tokens, reads, batch_size, progress)
@@ -130,10 +132,17 @@ def _number_format(model: PreTrainedModel | PeftModel) -> list[str]:
     return [str(base.dtype), str(getattr(base.config, "quantization_config", None))]
 
 
-def _fingerprint(model: list[str], entries: dict[str, Probe], tokens: dict[str, list[int]]) -> str:
+def _fingerprint(
+    model: list[str],
+    entries: dict[str, Probe],
+    tokens: dict[str, list[int]],
+    reads: dict[str, Read],
+) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, *model]).encode())
     for key in sorted(entries):
-        digest.update(json.dumps([key, tokens[entries[key].text]]).encode())
+        layer, chosen = reads[key]
+        read = [layer, chosen.start, chosen.stop]
+        digest.update(json.dumps([key, tokens[entries[key].text], read]).encode())
     return digest.hexdigest()
 
 

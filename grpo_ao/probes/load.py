@@ -53,16 +53,28 @@ def load_probes(
 
 
 def _long_enough(config: TrainConfig, probes: list[Probe], console: Console) -> list[Probe]:
-    """Leave out the probes whose text has fewer tokens than the positions that are read."""
+    """Say which texts have fewer tokens than are read; leave out those of which none can be."""
     tokenizer = load_tokenizer(config.model, None)
     lengths = {text: len(subject_token_ids(tokenizer, text)) for text in {p.text for p in probes}}
-    kept, first_problem = [], ""
+    kept, cut, first_problem = [], 0, ""
     for probe in probes:
+        token_ids = range(lengths[probe.text])
         try:
-            select_positions(range(lengths[probe.text]), probe.positions, probe.text)
-            kept.append(probe)
+            chosen = select_positions(
+                tokenizer, token_ids, probe.positions, probe.text, config.strict_positions
+            )
         except ValueError as error:
+            if config.strict_positions:
+                raise UserError(str(error)) from error
             first_problem = first_problem or str(error)
+            continue
+        cut += probe.positions.count is not None and len(chosen) < probe.positions.count
+        kept.append(probe)
+    if cut:
+        console.print(
+            f"{cut} probes have texts shorter than '{config.positions}': they are read from the "
+            "beginning of the text (--strict_positions makes this an error)."
+        )
     if first_problem:
         left_out = len(probes) - len(kept)
         console.print(f"{left_out} probes are left out. The first: {first_problem}")

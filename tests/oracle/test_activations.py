@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ from torch import nn
 from grpo_ao.oracle import activations
 from grpo_ao.oracle.activations import (
     adapter_off,
+    content_start,
     evaluating,
     extract_activations,
     read_residuals,
+    select_positions,
     subject_token_ids,
 )
 from grpo_ao.oracle.layers import decoder_layers
@@ -34,13 +37,43 @@ def by_hidden_states(model, text, layer):
     with torch.no_grad():
         # hidden_states[0] is the embedding, so that layer i's output has index i + 1.
         states = model(input_ids=input_ids, output_hidden_states=True).hidden_states
-    return states[layer + 1][0]
+    return states[layer + 1][0, content_start(tiny_tokenizer()) :]
 
 
 def test_the_subject_reads_one_user_turn_without_generation_prompt():
     ids = subject_token_ids(tiny_tokenizer(), "Hi")
     assert tiny_tokenizer().decode(ids) == "<|im_start|>user\nHi<|im_end|>\n"
     assert tiny_tokenizer().decode(ids[-3]) == "i"
+
+
+def with_system_prompt():
+    """A tokenizer whose template opens with a default system prompt, as SmolLM2's does."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    prompt = "<|im_start|>system\nYou are helpful. It is late.<|im_end|>\n"
+    tokenizer.chat_template = prompt + str(tokenizer.chat_template)
+    return tokenizer
+
+
+@pytest.mark.parametrize("spec", ["last:20", "window:50@-1", "all"])
+def test_a_system_prompt_in_front_of_the_text_is_never_read(spec):
+    tokenizer = with_system_prompt()
+    ids = subject_token_ids(tokenizer, "Hi.")
+    chosen = select_positions(tokenizer, ids, Positions.parse(spec), "Hi.")
+    assert tokenizer.decode([ids[i] for i in chosen]) == "Hi.<|im_end|>\n"
+
+
+def test_the_text_begins_behind_what_opens_its_turn():
+    ids = subject_token_ids(tiny_tokenizer(), "Hi.")
+    start = content_start(tiny_tokenizer())
+    assert tiny_tokenizer().decode(ids[:start]) == "<|im_start|>user\n"
+
+
+def test_strictly_a_text_must_have_all_that_is_read():
+    ids = subject_token_ids(tiny_tokenizer(), "Hi.")
+    five, six = Positions.parse("last:5"), Positions.parse("last:6")
+    assert len(select_positions(tiny_tokenizer(), ids, five, "Hi.", strict=True)) == 5
+    with pytest.raises(ValueError, match=r"'Hi\.': it has 5 of the 6 positions"):
+        select_positions(tiny_tokenizer(), ids, six, "Hi.", strict=True)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -145,8 +178,8 @@ def test_the_dtype_is_the_models():
 def test_a_text_that_is_too_short_is_named_before_any_forward_pass():
     model, calls = tiny_model(), []
     decoder_layers(model)[0].register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match=r"cannot read 'Short\.'.*fewer .* 'last:40'"):
-        extract_activations(model, tiny_tokenizer(), TEXTS[:2], [1], Positions.parse("last:40"))
+    with pytest.raises(ValueError, match=r"cannot read 'Short\.'.*8 tokens.*'token@-9'"):
+        extract_activations(model, tiny_tokenizer(), TEXTS[:2], [1], Positions.parse("token@-9"))
     assert not calls
 
 

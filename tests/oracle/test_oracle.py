@@ -95,8 +95,8 @@ def test_texts_and_questions_come_in_pairs(saved):
         oracle.ask(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="list of texts"):
         oracle.ask("a", ["c"])
-    with pytest.raises(ValueError, match="fewer than the positions"):
-        oracle.ask(["a"], ["c"], positions="last:99")
+    with pytest.raises(ValueError, match="end before them"):
+        oracle.ask(["a"], ["c"], positions="token@-99")
 
 
 def test_a_detached_oracle_is_an_ordinary_model(saved):

@@ -170,8 +170,8 @@ def test_nothing_else_is_left_in_the_folder(tmp_path, subject):
 
 def test_a_text_that_is_too_short_is_refused_before_reading(tmp_path, subject):
     model, calls = subject
-    with pytest.raises(ValueError, match=r"cannot read 'Hi'.*last:99"):
-        build(tmp_path, model, [probe(), probe(text="Hi", positions="last:99")])
+    with pytest.raises(ValueError, match=r"cannot read 'Hi'.*token@-9"):
+        build(tmp_path, model, [probe(), probe(text="Hi", positions="token@-9")])
     assert not calls
 
 

@@ -82,7 +82,19 @@ def test_layers_are_those_of_the_percents_and_positions_the_ones_asked_for(quest
     )
     train, _ = load_probes(config, quiet(), num_layers=36)
     assert {p.layer for p in train} == {9, 27}
-    assert {p.positions for p in train} == {Positions(5, -3, clip=True)}
+    assert {p.positions for p in train} == {Positions(5, -3, window=True)}
+
+
+def test_a_short_text_is_read_as_far_as_it_goes_and_said(questions):
+    config = dataclasses.replace(config_of(questions, strict=False), positions="last:90")
+    console = Console(width=500)
+    with console.capture() as printed:
+        train, heldout = load_probes(config, console, num_layers=8)
+    assert len(train) + len(heldout) == 120
+    assert "120 probes have texts shorter than 'last:90'" in printed.get()
+    strict = dataclasses.replace(config, strict_positions=True)
+    with pytest.raises(ValueError, match=r"Number 0 of .* of the 90 positions"):
+        load_probes(strict, quiet(), num_layers=8)
 
 
 def test_the_mini_world_has_probes_enough_for_the_warm_start_and_every_step():

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,7 +154,11 @@ def read_residuals(
 
     def begin(batch: list[int]) -> Begun:
         layers = {layer for i in batch for layer, _ in reads[i]}
-        resid = _residuals(model, [token_rows[i] for i in batch], layers)
+        if not layers:
+            return lambda: [[] for _ in batch]
+        longest = max(len(token_rows[i]) for i in batch)
+        padded = [[*token_rows[i], *[0] * (longest - len(token_rows[i]))] for i in batch]
+        resid = layer_outputs(model, torch.tensor(padded), layers)
         return _select(resid, [reads[i] for i in batch])
 
     results: list[list[Tensor]] = [[] for _ in token_rows]
@@ -205,8 +209,6 @@ def _select(resid: dict[int, Tensor], reads: Sequence[Sequence[Read]]) -> Begun:
         for b, row in enumerate(reads)
         for layer, where in row
     ]
-    if not pieces:
-        return lambda: [[] for _ in reads]
     return partial(_divide, _to_cpu(torch.cat(pieces)), [len(piece) for piece in pieces], reads)
 
 
@@ -238,17 +240,15 @@ class _DeepestLayerRead(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass at the last layer that is needed."""
 
 
-def _residuals(
-    model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], layers: set[int]
-) -> dict[int, Tensor]:
-    # Returns layer -> resid_BLD of right-padded rows.
-    if not layers:
-        return {}
+def layer_outputs(
+    model: PreTrainedModel | PeftModel, input_ids_BL: Int64[Tensor, "batch seq"], layers: set[int]
+) -> dict[int, Float[Tensor, "batch seq width"]]:
+    """Run a model as it is, as far as the deepest of ``layers``; return the output of each.
+
+    Rows are padded on the right, with any id and without a mask: padding lies behind the text,
+    where causal attention does not look. Its own outputs mean nothing.
+    """
     decoder, modules = decoder_of(model), decoder_layers(model)
-    longest = max(map(len, rows))
-    # Any id pads, and no mask is needed: padding lies behind the text, where causal attention does
-    # not look.
-    input_ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     # Divided weights are gathered by all processes in every layer, or by none.
     last = None if is_sharded(model) else max(layers)
     found: dict[int, Tensor] = {}
@@ -265,9 +265,8 @@ def _residuals(
         return lambda _module, _inputs, output: keep(layer, output)
 
     handles = [modules[layer].register_forward_hook(keeper(layer)) for layer in layers]
-    device = input_device(model)
     try:
-        decoder(input_ids=input_ids_BL.to(device), use_cache=False)
+        decoder(input_ids=input_ids_BL.to(input_device(model)), use_cache=False)
     except _DeepestLayerRead:
         pass
     finally:

@@ -72,7 +72,8 @@ class ActivationStore:
         and quantization, the texts' tokens (so also the chat template and tokenizer), layers and
         positions. So runs that read differently can share a folder, also at the same time; a file
         that no run needs any more can be deleted. A damaged file is replaced; one that is not an
-        activation store is left alone and refused with UserError, as is a text that is too short.
+        activation store is left alone and refused with UserError, as is a text of which nothing
+        would be read.
         ``progress`` is called with the number of texts read; not at all if none had to be.
         """
         if not probes:

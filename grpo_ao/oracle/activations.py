@@ -1,12 +1,13 @@
 """Read the subject: the residual stream of the base model over a text, adapter off."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float, Int64
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,10 +47,9 @@ def content_start(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @lru_cache(maxsize=8)
 def _content_start(tokenizer: PreTrainedTokenizerBase, _template: str) -> int:
-    rendered = render_user_turn(tokenizer, _SAMPLE, answer_next=False)
-    start = rendered.rindex(_SAMPLE)
-    encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    return sum(stop <= start for _, stop in encoding["offset_mapping"])
+    turn = user_turn(tokenizer, _SAMPLE, answer_next=False)
+    start = turn.text.rindex(_SAMPLE)
+    return sum(stop <= start for _, stop in turn.offsets)
 
 
 def select_positions(
@@ -85,11 +85,17 @@ def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     adapter's on when it enables it again).
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    off = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    # PEFT's own context inspects every layer before and after, which takes longer than a step of a
+    # small model.
+    tuned = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     try:
-        with injection_off(model), off:
+        for module in tuned:
+            module.enable_adapters(False)
+        with injection_off(model):
             yield
     finally:
+        for module in tuned:
+            module.enable_adapters(True)
         model.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)

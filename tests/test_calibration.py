@@ -347,7 +347,8 @@ def test_repeated_questions_change_the_calibration_error_and_its_interval_by_not
     confidence = rng.integers(30, 90, 200) / 100
     outcome = (rng.random(200) < confidence - 0.1).astype(float)
     once = calibration_error(confidence, outcome, np.arange(200))
-    six = calibration_error(*(np.repeat(c, 6) for c in (confidence, outcome, np.arange(200))))
+    text = np.arange(200)
+    six = calibration_error(np.repeat(confidence, 6), np.repeat(outcome, 6), np.repeat(text, 6))
     assert six == pytest.approx(once)
 
 

@@ -61,8 +61,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             rows[name] = ask_probes(oracle, name, probes, path, asking, bar.advance)
         oracle.detach()
         _warn_unstated(console, name, rows[name])
-    pooled = groups(config.suite, config.benchmarks)
-    count = len(rows) * (len(pooled) + len(config.benchmarks) + len(layers) + len(positions) + 13)
+    pooled = groups(config.suite, list(dict.fromkeys(item.benchmark for item in items)))
+    count = len(rows) * (
+        len(pooled) + sum(map(len, pooled.values())) + len(layers) + len(positions) + 13
+    )
     with progress.phase("measuring", count) as bar:
         seconds = time.perf_counter() - started
         metrics = write_results(folder.path, config.settings(), rows, pooled, seconds, bar.advance)

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -17,13 +18,16 @@ from datasets import load_dataset
 
 from grpo_ao.errors import UserError
 from grpo_ao.probe import unit_draw
-from grpo_ao.probes.templates import Templates
 
 Row = Mapping[str, Any]
-_REPOSITORY = (
+Templates = Sequence[str] | Mapping[str, Sequence[str]]
+"""Question templates with ``{}`` for a label or an entity, or one list of them for each label."""
+REPOSITORY = (
     "https://raw.githubusercontent.com/adamkarvonen/activation_oracles/main/"
     "datasets/classification_datasets"
 )
+"""The files of Activation Oracles, read one by one; GitHub's API, which lists them, has a limit."""
+LISTING = "github://adamkarvonen:activation_oracles@main/datasets/classification_datasets"
 TEMPLATE_FILE = "question_paraphrases.json"
 _TOPICS = ("World News", "Sports", "Business", "Science/Technology")
 
@@ -47,22 +51,35 @@ def load_contexts(benchmark: str, data_dir: Path | None) -> list[Context]:
 
     Raises UserError, in one sentence, for missing data and for a missing column.
     """
-    contexts = _FOLDER[benchmark](data_dir) if data_dir else _from_network(benchmark)
-    return _merged(contexts)
+    if data_dir:
+        return _merged(_FOLDER[benchmark](data_dir))
+    with _network(benchmark):
+        return _merged(_NETWORK[benchmark]())
 
 
-def load_templates(benchmark: str, data_dir: Path) -> Templates:
-    """Return the question templates that a data folder brings for a benchmark."""
-    path = data_dir / TEMPLATE_FILE
-    if not path.is_file():
-        raise UserError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
-    every = json.loads(path.read_text(encoding="utf-8"))
+def load_templates(benchmark: str, data_dir: Path | None) -> Templates:
+    """Return a benchmark's question templates: the folder's, or those of Activation Oracles.
+
+    Raises UserError, in one sentence, where there are none.
+    """
+    name, text = _template_file(benchmark, data_dir)
+    every = json.loads(text)
     if benchmark not in every:
-        raise UserError(f"{path} has no templates for {benchmark}.")
+        raise UserError(f"{name} has no templates for {benchmark}.")
     templates = every[benchmark]
     if benchmark == "snli":  # the hypothesis stands behind the question
         return [f"{template} {{}}" for template in templates]
     return templates
+
+
+def _template_file(benchmark: str, data_dir: Path | None) -> tuple[str, str]:
+    if data_dir is None:
+        with _network(benchmark):
+            return "question.json", _fetched("paraphrases/question.json")
+    path = data_dir / TEMPLATE_FILE
+    if not path.is_file():
+        raise UserError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
+    return str(path), path.read_text(encoding="utf-8")
 
 
 def _merged(contexts: Iterable[Context]) -> list[Context]:
@@ -265,23 +282,12 @@ _FOLDER = {
 # The Hub, and the repository of Activation Oracles for what is on no Hub
 
 _TRUTH_FILES = ("sp_en_trans", "cities", "smaller_than", "larger_than", "companies_true_false")
-_RELATION_FILES = (
-    *(f"commonsense/{name}" for name in ("fruit_outside_color", "substance_phase")),
-    *(f"commonsense/{name}" for name in ("task_done_by_person", "task_done_by_tool")),
-    "commonsense/word_sentiment",
-    *(f"factual/{name}" for name in ("city_in_country", "country_currency", "country_language")),
-    *(f"factual/{name}" for name in ("country_largest_city", "food_from_country")),
-    *(f"factual/{name}" for name in ("landmark_in_country", "person_plays_instrument")),
-    *(f"factual/{name}" for name in ("person_plays_position_in_sport", "superhero_archnemesis")),
-    "factual/superhero_person",
-    *(f"linguistic/{name}" for name in ("adj_comparative", "adj_superlative", "verb_past_tense")),
-    *(f"linguistic/{name}" for name in ("word_first_letter", "word_last_letter")),
-)
 
 
-def _from_network(benchmark: str) -> list[Context]:
+@contextmanager
+def _network(benchmark: str) -> Iterator[None]:
     try:
-        return list(_NETWORK[benchmark]())
+        yield
     except (ConnectionError, OSError) as error:
         raise UserError(
             f"the data of {benchmark} could not be fetched ({type(error).__name__}): check the "
@@ -295,12 +301,19 @@ def _hub(name: str, split: str, **options: Any) -> Iterator[Row]:
 
 
 def _fetched(path: str) -> str:
-    with fsspec.open(f"{_REPOSITORY}/{path}", "rt", encoding="utf-8") as file:
+    with fsspec.open(f"{REPOSITORY}/{path}", "rt", encoding="utf-8") as file:
         return cast(TextIO, file).read()
 
 
 def _fetched_table(path: str, columns: Sequence[str]) -> Iterator[Row]:
     yield from _parsed(_fetched(path), path, Path(path).suffix, columns)
+
+
+def _relation_names() -> list[str]:
+    """List the repository's relation files, in the order of their names."""
+    filesystem, root = fsspec.url_to_fs(LISTING)
+    found = filesystem.glob(f"{root}/relations/*/*.json")
+    return sorted("/".join(str(path).split("/")[-3:]) for path in found)
 
 
 def _funpedia(rows: Iterable[Row]) -> Iterator[Row]:
@@ -327,17 +340,16 @@ _NETWORK = {
     "geometry_of_truth": lambda: _truths(
         row for name in _TRUTH_FILES for row in _fetched_table(f"gmt/{name}.csv", _TRUTH_COLUMNS)
     ),
-    "relations": lambda: _relation_files(
-        (name, _fetched(f"relations/{name}.json")) for name in _RELATION_FILES
-    ),
+    "relations": lambda: _relation_files((name, _fetched(name)) for name in _relation_names()),
     "sst2": lambda: _reviews(_hub("stanfordnlp/sst2", "train+validation")),
     "md_gender": lambda: _genders(
         _funpedia(
             _hub(
                 "parquet",
                 "train",
-                # The repository itself holds a loading script, which is no longer run.
-                data_files="hf://datasets/facebook/md_gender_bias@~parquet/funpedia/*/*.parquet",
+                # The main branch holds a loading script, which is no longer run.
+                data_files="hf://datasets/facebook/md_gender_bias@refs/convert/parquet/"
+                "funpedia/*/*.parquet",
             )
         )
     ),

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import read_foreign_jsonl
 from grpo_ao.judges.reference import words
 from grpo_ao.mini.probes import mini_items
 from grpo_ao.probe import Split, split_of, stable_hash, text_key, unit_draw
-from grpo_ao.probes.benchmark_sources import Context, load_contexts, load_templates
+from grpo_ao.probes.benchmark_sources import Context, Templates, load_contexts, load_templates
 from grpo_ao.probes.names import (
+    BENCHMARKS,
     IN_DISTRIBUTION,
     OUT_OF_DISTRIBUTION,
     Suite,
     check_benchmarks,
+    is_own,
 )
-from grpo_ao.probes.templates import TEMPLATES, Templates
 
 INSTRUCTION = "Answer with 'Yes' or 'No' only. "
 _HELDOUT_TEMPLATES = 0.3
@@ -50,19 +52,48 @@ def said(answer: str) -> str | None:
     return found.pop().capitalize() if len(found) == 1 else None
 
 
-def groups(suite: Suite, benchmarks: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the groups that are pooled, those that have members.
+def groups(suite: Suite, families: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the groups of families that are pooled, those that have members.
 
     The mini oracle was trained on all nine families, so that there is nothing to tell apart.
     """
-    if suite == "mini":
-        return {"all": tuple(benchmarks)}
-    parts = {
-        "all": tuple(benchmarks),
-        "in_distribution": tuple(b for b in benchmarks if b in IN_DISTRIBUTION),
-        "out_of_distribution": tuple(b for b in benchmarks if b in OUT_OF_DISTRIBUTION),
-    }
+    parts = {"all": tuple(families), "own": tuple(f for f in families if f not in BENCHMARKS)}
+    if suite == "paper":
+        parts["in_distribution"] = tuple(f for f in families if f in IN_DISTRIBUTION)
+        parts["out_of_distribution"] = tuple(f for f in families if f in OUT_OF_DISTRIBUTION)
     return {name: members for name, members in parts.items() if members}
+
+
+_OWN_COLUMNS = ("text", "question", "target", "family")
+
+
+def load_own_items(path: Path) -> list[Item]:
+    """Return all items of a JSONL file: text, question, target (Yes or No) and family.
+
+    The question is asked as it stands. A family is measured as a benchmark is. Raises UserError,
+    in one sentence, for the first row that is none.
+    """
+    items = [_own_item(path, number, row) for number, row in read_foreign_jsonl(path)]
+    if not items:
+        raise UserError(f"{path} has no rows: give {', '.join(_OWN_COLUMNS)} in each.")
+    return items
+
+
+def _own_item(path: Path, number: int, row: object) -> Item:
+    where = f"row {number} of {path}"
+    if not isinstance(row, dict):
+        reason = row if isinstance(row, ValueError) else "it is no object"
+        raise UserError(f"{where} cannot be read: {reason}.")
+    values = [row.get(column) for column in _OWN_COLUMNS]
+    for column, value in zip(_OWN_COLUMNS, values, strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where} has no '{column}': each of {_OWN_COLUMNS} is a text.")
+    text, question, target, family = values
+    if target not in ("Yes", "No"):
+        raise UserError(f"{where} has the target '{target}': benchmarks are answered Yes or No.")
+    if family in BENCHMARKS:
+        raise UserError(f"{where} has the family '{family}', a benchmark's: name it otherwise.")
+    return Item(family, text, question, target)
 
 
 def load_items(
@@ -76,11 +107,15 @@ def load_items(
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"there is no data folder {data_dir}.")
     if suite == "mini":
-        return [Item(*values) for values in mini_items(benchmarks, num_contexts)]
+        own = [item for b in benchmarks if is_own(b) for item in load_own_items(Path(b))]
+        known = [b for b in benchmarks if not is_own(b)]
+        return [Item(*values) for values in mini_items(known, num_contexts)] + own
     items = []
     for benchmark in benchmarks:
-        own = TEMPLATES[benchmark]
-        templates = load_templates(benchmark, data_dir) if data_dir else own
+        if is_own(benchmark):
+            items += load_own_items(Path(benchmark))
+            continue
+        templates = load_templates(benchmark, data_dir)
         contexts = load_contexts(benchmark, data_dir)
         items += make_items(benchmark, contexts, templates, "heldout", num_contexts)
     return items
@@ -124,7 +159,7 @@ def training_items(benchmark: str, data_dir: Path | None, per_context: int) -> l
     For teaching an oracle: Yes and No take turns where a context has labels for both, labels and
     training templates are drawn anew for each. In the order of the contexts' hashes.
     """
-    templates = load_templates(benchmark, data_dir) if data_dir else TEMPLATES[benchmark]
+    templates = load_templates(benchmark, data_dir)
     wordings = split_templates(templates, "train", whole=benchmark in OUT_OF_DISTRIBUTION)
     contexts = _contexts_of(benchmark, load_contexts(benchmark, data_dir), "train")
     drawn = (

@@ -13,11 +13,17 @@ BENCHMARKS = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION)
 
 
 def check_benchmarks(benchmarks: Sequence[str]) -> None:
-    """Raise UserError for a name that is none of the nine."""
+    """Raise UserError for what is neither one of the nine nor a JSONL file."""
     for benchmark in benchmarks:
-        if benchmark not in BENCHMARKS:
+        if benchmark not in BENCHMARKS and not is_own(benchmark):
             raise UserError(
-                f"there is no benchmark '{benchmark}': choose from {', '.join(BENCHMARKS)}."
+                f"there is no benchmark '{benchmark}': choose from {', '.join(BENCHMARKS)}, or "
+                "give a .jsonl file of your own."
             )
     if not benchmarks:
         raise UserError("--benchmarks names none.")
+
+
+def is_own(benchmark: str) -> bool:
+    """Say whether the name is that of a file of one's own."""
+    return benchmark.endswith(".jsonl")

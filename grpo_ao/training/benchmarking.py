@@ -95,7 +95,7 @@ class Benchmarking:
             "layer_percents": self._config.layer_percents,
             "one_layer": True,
         }
-        pooled = groups(_suite(self._config), self._config.benchmarks)
+        pooled = groups(_suite(self._config), list(dict.fromkeys(p.family for p in self.probes)))
         metrics = write_results(folder, settings, measured, pooled, seconds)
         shown = metrics["oracles"][name]["groups"]["all"]
         values = (f"{m} {shown[m]['value']:.3f}" for m in ("accuracy", "ece10", "auroc", "brier"))

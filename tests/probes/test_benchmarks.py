@@ -3,23 +3,31 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+import fsspec
 import pytest
 
 from grpo_ao.errors import UserError
 from grpo_ao.probe import Split, split_of
 from grpo_ao.probes import benchmark_sources
-from grpo_ao.probes.benchmark_sources import Context, entities, load_contexts, load_templates
+from grpo_ao.probes.benchmark_sources import (
+    Context,
+    Templates,
+    entities,
+    load_contexts,
+    load_templates,
+)
 from grpo_ao.probes.benchmarks import (
     INSTRUCTION,
+    Item,
     groups,
     load_items,
+    load_own_items,
     make_items,
     said,
     split_templates,
     training_items,
 )
 from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, check_benchmarks
-from grpo_ao.probes.templates import TEMPLATES, Templates
 
 CONTEXTS = [Context(f"text {n}", ("a", "b"), ("c",)) for n in range(400)]
 WORDINGS = [f"Is it {{}} in wording {n}?" for n in range(10)]
@@ -79,13 +87,13 @@ def test_an_item_does_not_depend_on_the_order_or_the_number_of_contexts():
     assert all(item == known[item.text] for item in some)
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_our_own_templates_are_split_where_contexts_are(benchmark):
-    parts = [
-        split_templates(TEMPLATES[benchmark], split, whole=False) for split in ("train", "heldout")
-    ]
-    flat = [{w for ws in p.values() for w in ws} if isinstance(p, dict) else set(p) for p in parts]
-    assert flat[0] and flat[1] and not flat[0] & flat[1]
+def test_three_in_ten_templates_of_each_label_are_held_out():
+    templates = {label: [f"About {label}, {n}?" for n in range(10)] for label in "ab"}
+    train, heldout = (split_templates(templates, s, whole=False) for s in ("train", "heldout"))
+    assert isinstance(train, dict) and isinstance(heldout, dict)
+    for label, wordings in templates.items():
+        assert (len(train[label]), len(heldout[label])) == (7, 3)
+        assert {*train[label], *heldout[label]} == set(wordings)
 
 
 def test_what_no_oracle_was_trained_on_is_held_out_whole():
@@ -181,6 +189,51 @@ def test_a_training_context_is_asked_several_different_questions(tmp_path):
     for item in four:
         positive = int(item.text.removeprefix("text ")) % 2 == 1
         assert item.target == ("Yes" if ("positive" in item.question) == positive else "No")
+
+
+# A file of one's own
+
+
+OWN = {"text": "It rains.", "question": "Does it rain?", "target": "Yes", "family": "weather"}
+
+
+def own_file(tmp_path, *rows):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_own_items_are_asked_as_they_stand_and_named_by_their_family(tmp_path):
+    path = own_file(tmp_path, OWN, OWN | {"question": "Is it dry?", "target": "No"})
+    items = load_items("mini", ["tense", str(path)], 4, None)
+    assert [item.benchmark for item in items] == ["tense"] * 4 + ["weather"] * 2
+    assert items[4] == Item("weather", "It rains.", "Does it rain?", "Yes")
+    assert load_items("paper", [str(path)], 4, None) == items[4:]
+    families = list(dict.fromkeys(item.benchmark for item in items))
+    assert groups("mini", families) == {"all": ("tense", "weather"), "own": ("weather",)}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"target": "maybe"}, "row 2 of .* has the target 'maybe'"),
+        ({"target": None}, "row 2 of .* has no 'target'"),
+        ({"text": " "}, "row 2 of .* has no 'text'"),
+        ({"family": "sst2"}, "a benchmark's: name it otherwise"),
+    ],
+)
+def test_a_row_that_is_no_item_is_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        load_own_items(own_file(tmp_path, OWN, OWN | change))
+
+
+def test_a_file_without_items_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="has no rows"):
+        load_own_items(own_file(tmp_path))
+    with pytest.raises(UserError, match=r"row 1 of .* cannot be read: it is no object"):
+        load_own_items(own_file(tmp_path, 5))
+    with pytest.raises(UserError, match="there is no file"):
+        load_items("mini", [str(tmp_path / "none.jsonl")], 4, None)
 
 
 # The mini world's suite
@@ -329,18 +382,48 @@ def test_rows_of_the_hub_become_the_same_contexts(monkeypatch):
 
 
 FILES = {
-    ".csv": "statement,label,sentence,n_subjects\nTrue it is.,1,Bob is.,single\n",
-    ".json": '[{"sentence": "It is.", "label": "present"}]',
+    "gmt/cities.csv": "statement,label,city\nTrue it is.,1,Rome\n",
+    "gmt/sp_en_trans.csv": "statement,label\nFalse it is.,0\n",
+    "gmt/smaller_than.csv": "statement,label\nTwo is less.,1\n",
+    "gmt/larger_than.csv": "statement,label\nTwo is more.,0\n",
+    "gmt/companies_true_false.csv": "statement,label\nIt sells.,1\n",
+    "singular_plural/singular_plural.csv": "sentence,n_subjects\nBob is.,single\n",
+    "tense/tense_processed.json": '[{"sentence": "It is.", "label": "present"}]',
+    "relations/factual/b.json": '{"prompt_templates": ["{} is"], "samples": '
+    '[{"subject": "b", "object": "x"}]}',
+    "relations/bias/a.json": '{"prompt_templates": ["{} is"], "samples": '
+    '[{"subject": "a", "object": "x"}]}',
+    "paraphrases/question.json": '{"tense": ["Is it {}?"], "snli": ["So?"]}',
 }
 
 
-def test_files_of_the_oracles_repository_are_read_as_those_of_a_folder(monkeypatch):
-    monkeypatch.setattr(
-        benchmark_sources, "_fetched", lambda path: FILES["." + path.split(".")[-1]]
-    )
-    assert load_contexts("geometry_of_truth", None) == [Context("True it is.", ("",), ())]
+@pytest.fixture
+def repository(monkeypatch):
+    """The repository of Activation Oracles, in memory."""
+    memory = fsspec.filesystem("memory")
+    for path, text in FILES.items():
+        memory.pipe(f"/oracles/{path}", text.encode())
+    monkeypatch.setattr(benchmark_sources, "REPOSITORY", "memory://oracles")
+    monkeypatch.setattr(benchmark_sources, "LISTING", "memory://oracles")
+
+
+def test_files_of_the_oracles_repository_are_read_as_those_of_a_folder(repository):
+    truths = load_contexts("geometry_of_truth", None)
+    assert [c.text for c in truths][:2] == ["False it is.", "True it is."]
+    assert (truths[1].right, truths[1].sample) == (("",), "Rome")
     assert load_contexts("singular_plural", None)[0].right == ("single",)
     assert load_contexts("tense", None)[0].right == ("present",)
+
+
+def test_every_relation_file_of_the_repository_is_read(repository):
+    assert [c.text for c in load_contexts("relations", None)] == ["a is x.", "b is x."]
+
+
+def test_without_a_folder_the_wordings_are_those_of_the_repository(repository):
+    assert load_templates("tense", None) == ["Is it {}?"]
+    assert load_templates("snli", None) == ["So? {}"]
+    with pytest.raises(UserError, match=r"question\.json has no templates for ner"):
+        load_templates("ner", None)
 
 
 def test_no_network_is_one_sentence(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_ao.epistemic import parse_oracle_output
-from grpo_ao.files import append_jsonl, atomic_write_text, read_jsonl
+from grpo_ao.files import append_jsonl, read_jsonl
 from grpo_ao.measuring.confidences import (
     AGREEMENT_SAMPLES,
     AnswerProbability,
@@ -97,17 +97,13 @@ def _key(row: dict) -> tuple[str, str]:
 
 
 def _whole_rows(path: Path, processes: Processes | None) -> list[dict]:
-    """Read the rows; half a row that a killed run left at the end is cut off."""
+    """Read what earlier starts have written."""
     if processes is not None:
         processes.wait()  # or one process would see what another has already written
-    if not path.exists():
-        return []
-    whole, end, rest = path.read_text(encoding="utf-8").rpartition("\n")
-    if rest and (processes is None or processes.is_main):
-        atomic_write_text(path, whole + end)
+    rows = read_jsonl(path)
     if processes is not None:
         processes.wait()
-    return read_jsonl(path)
+    return rows
 
 
 def _ask_chunk(oracle: Oracle, probes: Sequence[Probe], asking: Asking) -> Iterator[dict]:

@@ -1,7 +1,6 @@
 """What an oracle adapter was trained with: ``ao_config.json``, read and written."""
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import atomic_write_text
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.sources import resolve_files
 
@@ -133,8 +133,5 @@ def save_spec(spec: OracleSpec, folder: str | Path) -> Path:
     """Write ``ao_config.json`` into ``folder``, the keys of ``other`` included."""
     values = {**spec.other, **{key: getattr(spec, key) for key in _KEYS}}
     path = Path(folder) / SPEC_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{SPEC_FILE}.{os.getpid()}")
-    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write_text(path, json.dumps(values, indent=2) + "\n")
     return path

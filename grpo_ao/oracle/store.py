@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import written_whole
 from grpo_ao.oracle.activations import Read, read_residuals, select_positions, subject_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.sources import resolve_files
@@ -162,10 +162,6 @@ def _is_current(path: Path, fingerprint: str, wanted: set[str]) -> bool:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], fingerprint: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     metadata = {"format": _FORMAT, "fingerprint": fingerprint}
-    save_file(tensors, unfinished, metadata=metadata)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, metadata=metadata)

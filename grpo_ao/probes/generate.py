@@ -12,11 +12,11 @@ from grpo_ao.chat import ChatSettings
 from grpo_ao.errors import UserError
 from grpo_ao.probes.filters import TextFilter, TextRules
 from grpo_ao.probes.question_file import QuestionFile
-from grpo_ao.probes.questioning import Asking
+from grpo_ao.probes.question_prompt import prompt_version
+from grpo_ao.probes.question_requests import Asking
+from grpo_ao.probes.question_statistics import question_statistics, statistics_table
 from grpo_ao.probes.rows import parse_row
 from grpo_ao.probes.sources import LeftOut, SourceText, read_texts
-from grpo_ao.probes.statistics import question_statistics, statistics_table
-from grpo_ao.probes.writing import prompt_version
 
 # At 0 the questions about different texts are more alike.
 _TEMPERATURE = 0.7

@@ -6,7 +6,6 @@ page is.
 """
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from grpo_ao.calibration import auroc, bootstrap_intervals, ece, equal_width_bins
+from grpo_ao.files import written_whole
 from grpo_ao.report.headline import Estimate
 
 TONES = {
@@ -74,12 +74,9 @@ _STYLE: dict[Any, Any] = {
 
 def save(figure: Figure, path: Path) -> None:
     """Write PNG and SVG beside each other, each as a whole: a reader may look meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
-        unfinished = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
-        with rc_context(_STYLE):
+        with written_whole(path.with_suffix(suffix)) as unfinished, rc_context(_STYLE):
             figure.savefig(unfinished, dpi=150)
-        unfinished.replace(path.with_suffix(suffix))
 
 
 def inline_svg(figure: Figure, label: str, tooltips: Mapping[str, str] | None = None) -> Markup:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from grpo_ao.calibration import auroc, brier, ece
-from grpo_ao.files import append_jsonl, atomic_write_text, read_jsonl
+from grpo_ao.files import append_jsonl, keep_rows, read_jsonl
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import Reporter
@@ -84,7 +84,7 @@ class Monitor:
         self._plot_every = plot_every
         self._console = terminal()
         for path in (self._metrics, self._rollouts, self._windows):
-            _drop_after(path, resume_at)
+            keep_rows(path, lambda row: row["step"] <= resume_at)
         rows = read_jsonl(self._metrics)
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
@@ -152,11 +152,3 @@ class Monitor:
             title = f"training, up to step {step}"
             save(reliability_diagram([Panel(title, *self._window_arrays())]), path)
             self._reporter.image(step, "reliability", path)
-
-
-def _drop_after(path: Path, step: int) -> None:
-    if path.exists():
-        lines = path.read_text().rpartition("\n")[0].splitlines()
-        rows = read_jsonl(path)
-        kept = [line for line, row in zip(lines, rows, strict=True) if row["step"] <= step]
-        atomic_write_text(path, "".join(line + "\n" for line in kept))

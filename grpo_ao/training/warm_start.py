@@ -9,7 +9,6 @@ and no belief.
 """
 
 import asyncio
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.errors import UserError
-from grpo_ao.files import append_jsonl, atomic_write_text
+from grpo_ao.files import append_jsonl, read_jsonl
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.measuring.heldout import complete_table
 from grpo_ao.oracle.ends import end_of_turn_id
@@ -87,14 +86,7 @@ def sample_answers(
 
 
 def _read_samples(path: Path) -> list[Sample]:
-    if not path.exists():
-        return []
-    # A run that was killed while it wrote leaves half a line at the end: it is made again.
-    text = path.read_text()
-    whole = text.rpartition("\n")[0]
-    if not text.endswith("\n"):
-        atomic_write_text(path, whole + "\n" if whole else "")
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rows = read_jsonl(path)
     wanted = {field.name for field in fields(Sample)}
     if any(row.keys() != wanted for row in rows):
         raise UserError(

@@ -19,12 +19,12 @@ from grpo_ao.chat_completion import ReplyError
 from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.probes import generate as module
-from grpo_ao.probes import questioning as asking
+from grpo_ao.probes import question_requests as asking
 from grpo_ao.probes.generate import QuestionsConfig, generate_questions
 from grpo_ao.probes.question_file import QuestionFile
+from grpo_ao.probes.question_prompt import OPEN, SCHEMA, parse_questions
 from grpo_ao.probes.rows import load_rows, parse_row
 from grpo_ao.probes.sources import SourceText
-from grpo_ao.probes.writing import OPEN, SCHEMA, parse_questions
 from tests.judges.endpoint import (
     USAGE,
     Behaviour,

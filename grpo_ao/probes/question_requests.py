@@ -25,8 +25,8 @@ from grpo_ao.chat import (
 from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
 from grpo_ao.probes.question_file import QuestionFile
+from grpo_ao.probes.question_prompt import Outcome, questions_prompt, write_questions
 from grpo_ao.probes.sources import LeftOut, SourceText
-from grpo_ao.probes.writing import Outcome, questions_prompt, write_questions
 
 _TRIAL_ATTEMPTS = 3
 # So many texts one after the other without a reply: the endpoint is gone.

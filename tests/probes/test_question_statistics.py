@@ -1,7 +1,11 @@
 from rich.console import Console
 
+from grpo_ao.probes.question_statistics import (
+    QuestionStatistics,
+    question_statistics,
+    statistics_table,
+)
 from grpo_ao.probes.rows import load_rows, parse_row
-from grpo_ao.probes.statistics import QuestionStatistics, question_statistics, statistics_table
 
 ROWS = [
     {

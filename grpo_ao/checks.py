@@ -36,8 +36,6 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
 
 
 def _check_together(config: TrainConfig) -> None:
-    if config.reward is not None and config.calibration_lambda != TrainConfig.calibration_lambda:
-        raise UserError("--calibration_lambda has no part in your own --reward: leave it out.")
     if config.vllm_servers and config.vllm:
         raise UserError(
             "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "

@@ -100,9 +100,6 @@ class TrainConfig(JudgeFlags):
     """Weight of the KL divergence from the warm-started oracle (TRL's beta)."""
     calibration_lambda: float = 0.5
     """Weight of the squared calibration error in the reward; above 0.5 sandbagging pays."""
-    reward: str | None = None
-    """MODULE:FUNCTION of confidence and informativeness, both in [0, 1], in place of the reward
-    above."""
     credit: Literal["joint", "split"] = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""

@@ -78,7 +78,10 @@ class LocalJudge:
         device = choose_device(None)
         check_fits_device(base, meta_model(load_config(base)), device)
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=default_dtype(device), device_map={"": device}
+            base,
+            dtype=default_dtype(device),
+            device_map={"": device},
+            trust_remote_code=False,
         )
         return cls(model.eval(), load_tokenizer(base), model_fingerprint(base))
 

@@ -53,7 +53,7 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"the config.json of {base} cannot be read: {said}") from error
@@ -65,7 +65,7 @@ def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedT
     Raises UserError, in one sentence, where there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(base, revision=revision)
+        return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise UserError(
             f"the tokenizer of {base} cannot be loaded: {_first_line(error)}"
@@ -244,6 +244,7 @@ def _load_base(
             dtype=dtype,
             device_map={"": device},
             quantization_config=quantization,
+            trust_remote_code=False,
         )
     except OSError as error:
         raise UserError(f"the weights of {base} cannot be loaded: {_first_line(error)}") from error

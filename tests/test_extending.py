@@ -1,18 +1,19 @@
 """The examples of docs/extending.md, run as they stand."""
 
+import asyncio
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.extensions import load_function
+from grpo_ao.judges.factory import make_judge
+from grpo_ao.judges.flags import JudgeFlags
+from grpo_ao.judges.protocol import GradeRequest
 
 DOCUMENT = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
-SMALL = "--warm_start_probes 4 --warm_start_samples 2 --warm_start_steps 1 --warm_start_batch 2 "
-SMALL += "--no_initial_eval --eval_probes 4 --max_steps 1 --questions_per_step 2 "
-SMALL += "--num_generations 2 --output_dir run"
 
 
 @pytest.fixture
@@ -25,9 +26,15 @@ def written(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_judge_of_ones_own_grades_a_run(written):
-    main(f"train --preset mini --judge my_judge:make_judge {SMALL}".split())
-    assert '"word count"' in (written / "run" / "run.json").read_text()
+def test_a_judge_of_ones_own_grades_and_its_grades_are_kept(written):
+    judge = make_judge(JudgeFlags(judge="my_judge:make_judge"), cache=written / "grades.sqlite")
+    asyncio.run(judge.check())
+    requests = [
+        GradeRequest("Hi.", "What is it?", "a greeting", "open", reference)
+        for reference in ("a word", "word", None)
+    ]
+    assert [g.score for g in asyncio.run(judge.grade(requests))] == [1.0, 0.0, None]
+    assert json.loads(judge.identity)["judge"] == "word count"
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,11 @@ from rich.table import Table
 from grpo_ao.cli import parse_train_config
 from grpo_ao.config import TrainConfig
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
-from grpo_ao.measuring.heldout_confidences import SAMPLED_PROBES
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, load_config, meta_model
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probe import Positions
-from grpo_ao.probes.load import load_probes
-from grpo_ao.run import CHECKED
-from grpo_ao.training.benchmarking import benchmark_probes
+from grpo_ao.run import CHECKED, SAMPLED_PROBES, probes_of_run
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Work:
 
 
 def work_of(config: TrainConfig, num_layers: int) -> Work:
-    train, heldout = load_probes(config, Console(stderr=True), num_layers)
+    train, heldout, benchmarks = probes_of_run(config, num_layers, Console(stderr=True))
     samples = config.warm_start_samples if config.warm_start == "measured" else 1
     asked = min(config.warm_start_probes, len(train)) if config.warm_start != "none" else 0
     checks = (2 if asked else 0) + (1 if config.max_steps else 0)
@@ -64,7 +61,7 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
         checks=checks * min(CHECKED, len(train)),
         measured=len(heldout) * 2 * (2 if config.initial_eval else 1),
         baselines=min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
-        benchmarks=len(benchmark_probes(config, num_layers)) * times_benchmarked(config),
+        benchmarks=len(benchmarks) * times_benchmarked(config),
         grpo=config.max_steps * config.questions_per_step * config.num_generations,
     )
 

@@ -23,9 +23,9 @@ from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
-from grpo_ao.reward import CalibratedReward
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from tests.judges.endpoint import grade, serving
 

@@ -47,11 +47,11 @@ from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.processes import Processes
-from grpo_ao.reward import CalibratedReward
 from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
 
 QUESTIONS, SAMPLES = 8, 8

@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from grpo_ao.epistemic import parse_oracle_output
+from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, Probe
 
 _OF_PROBE = ("text", "question", "kind", "family", "reference", "layer")
@@ -94,11 +95,11 @@ class Answer:
     def from_row(cls, row: Mapping[str, Any]) -> "Answer":
         """Read what ``to_row`` wrote; further keys are left alone.
 
-        Raises ValueError for a row that lacks a key, or whose id is not its probe's.
+        Raises UserError for a row that lacks a key, ValueError for one whose id is not its probe's.
         """
         missing = [name for name in ("probe_id", "positions", *_OF_PROBE, *_OWN) if name not in row]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"a row of answers lacks {', '.join(map(repr, missing))}: another version of this "
                 "program wrote it, so make the file anew."
             )

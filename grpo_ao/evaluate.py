@@ -1,4 +1,4 @@
-"""An evaluation from beginning to end: items, answers, metrics, figures."""
+"""An evaluation from beginning to end: benchmarks, answers, metrics, figures."""
 
 import hashlib
 import time
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
+from grpo_ao.answer import Answer
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import RunFolder, text_digest
-from grpo_ao.measuring.ask import Asking, ask_probes, probes_of_items
-from grpo_ao.oracle.activations import select_positions, subject_token_ids
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.oracle.layers import layer_index, num_decoder_layers
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
@@ -24,53 +24,96 @@ from grpo_ao.oracle.loading import (
 )
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.store import ActivationStore, model_fingerprint
+from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.report.results import Rows, write_results
+from grpo_ao.probes.load import check_lengths, probes_of_items
+from grpo_ao.processes import Processes
+from grpo_ao.report.tables import SHOWN, write_results
 from grpo_ao.terminal import terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
-_SHOWN = ("accuracy", "ece10", "auroc", "brier", "parse_rate")
 _SAMPLED = 100
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Evaluate the oracles that ``config`` names; return what ``metrics.json`` holds.
 
-    Whatever can be refused without a model is refused before one is loaded.
+    Whatever can be refused without a model is refused before one is loaded. One base model serves
+    all oracles: it reads the texts once, and the adapters take turns on it.
     """
     started = time.perf_counter()
     console = terminal()
     adapters = oracle_names([config.oracle_lora_path, *config.compare])
-    items = load_items(config.suite, config.benchmarks, config.num_contexts, config.data_dir)
-    model_config = load_config(config.model)
-    layers = [layer_index(num_decoder_layers(model_config), p) for p in config.layer_percents]
-    positions = [Positions.parse(spec) for spec in config.positions]
-    probes = probes_of_items(items, layers, positions, config.one_layer)
-    check_lengths(load_tokenizer(config.model), probes)
+    probes = _probes(config)
     digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
-    asking = Asking(config.max_new_tokens, config.batch_size, agreement=True)
-    rows: dict[str, Rows] = {}
-    for name, adapter in adapters.items():
-        oracle = Oracle.from_pretrained(config.model, adapter)
-        with progress.phase(f"asking {name}", len(probes)) as bar:
-            path = folder.path / "rows.jsonl"
-            rows[name] = ask_probes(oracle, name, probes, path, asking, bar.advance)
-        oracle.detach()
-        _warn_unstated(console, name, rows[name])
-    pooled = groups(config.suite, list(dict.fromkeys(item.benchmark for item in items)))
-    count = len(rows) * (
-        len(pooled) + sum(map(len, pooled.values())) + len(layers) + len(positions) + 13
-    )
-    with progress.phase("measuring", count) as bar:
+    first, *others = adapters.items()
+    oracle = Oracle.from_pretrained(config.model, first[1])
+    table = _table(config, oracle, probes, progress)
+    answers = {first[0]: _ask(config, oracle, first[0], table, progress)}
+    for name, adapter in others:
+        oracle = oracle.with_adapter(adapter)
+        table = ProbeTable.of_vectors(oracle, probes, table.vectors)
+        answers[name] = _ask(config, oracle, name, table, progress)
+    for name, given in answers.items():
+        _warn_unstated(console, name, given)
+    pooled = groups(config.suite, list(dict.fromkeys(probe.family for probe in probes)))
+    rows = len(pooled) + len(pooled["all"]) + len(config.layer_percents) + len(config.positions)
+    with progress.phase("measuring", len(answers) * (rows + 13)) as bar:
         seconds = time.perf_counter() - started
-        metrics = write_results(folder.path, config.settings(), rows, pooled, seconds, bar.advance)
-    report_results(reporter, folder.path, metrics, rows, step=0)
+        metrics = write_results(
+            folder.path, config.settings(), answers, pooled, seconds, bar.advance
+        )
+    report_results(reporter, folder.path, metrics, answers[first[0]], step=0)
     console.print(f"tables: {folder.path / 'metrics.md'}   figures and rows: {folder.path}")
     return metrics
+
+
+def _probes(config: EvalConfig) -> list[Probe]:
+    items = load_items(config.suite, config.benchmarks, config.num_contexts, config.data_dir)
+    num_layers = num_decoder_layers(load_config(config.model))
+    layers = [layer_index(num_layers, percent) for percent in config.layer_percents]
+    positions = [Positions.parse(spec) for spec in config.positions]
+    probes = probes_of_items(items, layers, positions, config.one_layer)
+    check_lengths(load_tokenizer(config.model), probes)
+    return probes
+
+
+def _table(
+    config: EvalConfig, oracle: Oracle, probes: Sequence[Probe], progress: PhaseProgress
+) -> ProbeTable:
+    texts = len({probe.text for probe in probes})
+    with progress.phase("activations", texts) as bar:
+        store = ActivationStore.build(
+            config.output_dir.parent / "activations",
+            oracle.model,
+            oracle.tokenizer,
+            probes,
+            model_fingerprint(config.model),
+            progress=bar.to,
+        )
+        bar.to(texts)
+    return ProbeTable.build(oracle, probes, store)
+
+
+def _ask(
+    config: EvalConfig, oracle: Oracle, name: str, table: ProbeTable, progress: PhaseProgress
+) -> list[Answer]:
+    how = Asking(
+        config.max_new_tokens,
+        batch_size=config.batch_size,
+        probabilities=True,
+        agreement=len(table),
+    )
+    path = config.output_dir / "rows.jsonl"
+    with progress.phase(f"asking {name}", len(table)) as bar:
+        return ask(
+            oracle, table, ReferenceJudge(), how, Processes(), path, {"oracle": name}, bar.advance
+        )
 
 
 def oracle_names(adapters: Sequence[str]) -> dict[str, str]:
@@ -84,14 +127,6 @@ def oracle_names(adapters: Sequence[str]) -> dict[str, str]:
 def _short(adapter: str) -> str:
     parts = Path(adapter).parts
     return "/".join(parts[-2:]) if Path(adapter).is_dir() else adapter
-
-
-def check_lengths(tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> None:
-    """Raise UserError for the first text that is too short for the positions read of it."""
-    seen = {(probe.text, probe.positions) for probe in probes}
-    lengths = {text: len(subject_token_ids(tokenizer, text)) for text in {t for t, _ in seen}}
-    for probe in probes:
-        select_positions(tokenizer, range(lengths[probe.text]), probe.positions, probe.text)
 
 
 def _adapter_digest(model: str, adapter: str) -> str:
@@ -111,7 +146,7 @@ def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> Ru
     data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
         folder.write_record(config.settings(), data)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"{config.output_dir} holds rows of another evaluation; {error} Give another "
             "--output_dir."
@@ -119,36 +154,39 @@ def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> Ru
     return folder
 
 
-def _warn_unstated(console: Console, name: str, rows: Rows) -> None:
-    if not any(row["parsed"] for row in rows):
+def _warn_unstated(console: Console, name: str, answers: Sequence[Answer]) -> None:
+    if not any(answer.parsed for answer in answers):
         console.print(
-            f"none of the {len(rows)} outputs of {name} states a confidence, so that only its "
+            f"none of the {len(answers)} outputs of {name} states a confidence, so that only its "
             "accuracy and the baselines are known: train it, or warm-start it, first.",
             style="bold",
         )
 
 
 def report_results(
-    reporter: Reporter, folder: Path, metrics: dict[str, Any], rows: dict[str, Rows], step: int
+    reporter: Reporter,
+    folder: Path,
+    metrics: dict[str, Any],
+    answers: Sequence[Answer],
+    step: int,
 ) -> None:
-    """Send summary values, figures, the table of benchmarks and a sample of rows."""
-    name, oracle = next(iter(metrics["oracles"].items()))
+    """Send the first oracle's summary values, figures, table of benchmarks and some answers."""
+    oracle = next(iter(metrics["oracles"].values()))
     values = {
         f"eval/{group}/{metric}": m[metric]["value"]
         for part in ("groups", "benchmarks")
         for group, m in oracle[part].items()
-        for metric in _SHOWN
+        for metric in SHOWN
         if m[metric]["value"] == m[metric]["value"]
     }
     reporter.scalars(step, values)
     for picture in sorted(folder.glob("*.png")):
         reporter.image(step, f"eval/{picture.stem}", picture)
     table = [
-        {"benchmark": key, "n": m["n"]} | {metric: m[metric]["value"] for metric in _SHOWN}
+        {"benchmark": key, "n": m["n"]} | {metric: m[metric]["value"] for metric in SHOWN}
         for key, m in {**oracle["groups"], **oracle["benchmarks"]}.items()
     ]
     reporter.table(step, "eval/benchmarks", table)
-    kept = ("benchmark", "question", "target", "completion", "confidence", "correct", "layer")
-    every = max(1, len(rows[name]) // _SAMPLED)
-    sample = [{key: row[key] for key in kept} for row in rows[name][::every]]
-    reporter.table(step, "eval/rows", sample)
+    kept = ("family", "question", "reference", "completion", "confidence", "informativeness")
+    rows = [answer.to_row() for answer in answers[:: max(1, len(answers) // _SAMPLED)]]
+    reporter.table(step, "eval/rows", [{key: row[key] for key in (*kept, "layer")} for row in rows])

@@ -1,33 +1,30 @@
-"""A training run from beginning to end: probes, measurement, warm start, GRPO, measurement."""
+"""A training run from top to bottom: load, read, measure, warm start, GRPO, measure, report."""
 
 import dataclasses
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
-from transformers import set_seed
 
+from grpo_ao.answer import Answer
 from grpo_ao.checks import check_start, trainer_config, warnings_of
 from grpo_ao.config import TrainConfig, changeable_names
 from grpo_ao.errors import UserError
-from grpo_ao.files import (
-    RunFolder,
-    atomic_write_json,
-    atomic_write_text,
-    read_jsonl,
-    record_judge,
-)
-from grpo_ao.judges.limits import LimitedJudge, UnscoredLimit, tried_judge
+from grpo_ao.files import RunFolder, atomic_write_json, record_judge
+from grpo_ao.judges.limits import LimitedJudge, tried_judge
+from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
-from grpo_ao.judges.reference import check_references
-from grpo_ao.measuring.heldout import heldout_row, measure, scored_of_row, summarise
-from grpo_ao.measuring.heldout_confidences import SAMPLED_PROBES, heldout_baselines
+from grpo_ao.judges.reference import ReferenceJudge, check_references
+from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.measuring.metrics import Columns, summary
 from grpo_ao.oracle.decoding import free_captures
+from grpo_ao.oracle.layers import layer_index
+from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
@@ -36,18 +33,24 @@ from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
-from grpo_ao.probe import Probe
-from grpo_ao.probes.load import data_digest, load_probes, num_layers_of
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.probes.benchmarks import groups, load_items
+from grpo_ao.probes.load import (
+    check_lengths,
+    data_digest,
+    load_probes,
+    num_layers_of,
+    probes_of_items,
+)
+from grpo_ao.probes.names import Suite
 from grpo_ao.processes import Processes, take_over_fsdp
 from grpo_ao.report.card import check_push, push_adapter, write_card
 from grpo_ao.report.headline import headline_of
 from grpo_ao.report.page import write_report
-from grpo_ao.report.run_record import read_run
-from grpo_ao.report.summary import MODES, draw_reliability, summary_table
-from grpo_ao.reward import CalibratedReward, ScoredCompletion
+from grpo_ao.report.run_record import MODES, baseline_summaries, read_answers, read_run
+from grpo_ao.report.tables import SHOWN, draw_run, summary_table, write_results
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
-from grpo_ao.training.benchmarking import BenchmarkCallback, Benchmarking, benchmark_probes
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
@@ -56,55 +59,34 @@ from grpo_ao.training.checkpoints import (
     make_trainable,
 )
 from grpo_ao.training.fine_tuning import Target, fine_tune
-from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.monitor import BenchmarkCallback, Monitor
+from grpo_ao.training.rewarding import CalibratedReward, UnscoredLimit
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.warm_start import make_targets, sample_answers
+from grpo_ao.training.warm_start import make_targets
 
 LEAST_PARSE_RATE = 0.95
-BASELINES = "heldout_baselines.json"
 CHECKED = 400
+# Twenty samples of each of 2000 probes would take longer than all other measurements.
+SAMPLED_PROBES = 400
+# Where the paper's evaluation, for which the public oracles were trained, reads the subject.
+_POSITIONS = ("token@-3", "window:50@-1")
+_WARM_START_BATCH = 512
 
 
 def run(config: TrainConfig) -> dict:
-    """Train an oracle as ``config`` says; return what ``summary.json`` holds.
-
-    Everything that can be refused without a model is refused before one is loaded.
-    """
+    """Train an oracle as ``config`` says; return what ``summary.json`` holds."""
     started = time.perf_counter()
-    divided = take_over_fsdp()
-    processes = Processes()
     avoid_cudnn_attention()
-    console = terminal(quiet=not processes.is_main)
-    # What is downloaded is downloaded once; and no process goes on where the folder is refused.
-    with processes.main_first():
-        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
-        # The judge `local` is the model itself, so it can be tried only once that is loaded.
-        judge = None if config.judge == "local" else tried_judge(config)
-        base_folder = resolve_files(config.model, ["config.json"])
-        check_start(config, processes, divided)
-        train, heldout = load_probes(config, console, num_layers_of(base_folder))
-        if config.judge == "reference":
-            check_references([*train, *heldout])
-        benchmarks = benchmark_probes(config, num_layers_of(base_folder))
-        for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
-            console.print(headed("warning:", warning))
-        if config.push_to_hub is not None and processes.is_main:
-            check_push(config.push_to_hub)
-        data = {"train": data_digest(train), "heldout": data_digest(heldout)}
-        data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
-        if folder is not None:
-            free = changeable_names(TrainConfig)
-            # A value that stopped the run before GRPO can be mended without losing the warm start.
-            if last_checkpoint(config.output_dir / "checkpoints") is None:
-                free |= {"trl"}
-            defaults = dataclasses.asdict(TrainConfig())
-            folder.write_record(dataclasses.asdict(config), data, free, defaults)
-            if judge is not None:
-                record_judge(folder.path, judge.identity)
-    run_state = Run(config, processes, console, train, heldout, benchmarks, judge, divided)
-    run_state.train()
-    seconds = time.perf_counter() - started
-    return run_state.finish(seconds)
+    this = Run(config, prepare(config))
+    if config.initial_eval:
+        this.measure("before")
+    if config.warm_start != "none":
+        this.warm_start(config.warm_start)
+    if config.max_steps:
+        this.grpo()
+    this.save_adapter()
+    this.measure("after")
+    return this.report(time.perf_counter() - started)
 
 
 def avoid_cudnn_attention() -> None:
@@ -117,50 +99,145 @@ def avoid_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-class Run:
-    """One run: the oracle, its tables of probes, and what has been measured so far.
+# Before a model is loaded
 
-    Every process of a run goes through the same phases; only the main one writes files.
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run begins with: its probes, and its judge unless that is the model itself."""
+
+    processes: Processes
+    console: Console
+    sharded: bool
+    train: list[Probe]
+    heldout: list[Probe]
+    benchmarks: list[Probe]
+    judge: CheckedJudge | None
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Load the probes and refuse, before a model is loaded, all that can be refused without one."""
+    sharded = take_over_fsdp()
+    processes = Processes()
+    console = terminal(quiet=not processes.is_main)
+    # What is downloaded is downloaded once; and no process goes on where the folder is refused.
+    with processes.main_first():
+        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
+        judge = None if config.judge == "local" else tried_judge(config, _grades(config))
+        base_folder = resolve_files(config.model, ["config.json"])
+        check_start(config, processes, sharded)
+        train, heldout, benchmarks = probes_of_run(config, num_layers_of(base_folder), console)
+        if config.judge == "reference":
+            check_references([*train, *heldout])
+        for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
+            console.print(headed("warning:", warning))
+        if config.push_to_hub is not None and processes.is_main:
+            check_push(config.push_to_hub)
+        if folder is not None:
+            _record(config, folder, train, heldout, benchmarks, judge)
+    return Prepared(processes, console, sharded, train, heldout, benchmarks, judge)
+
+
+def _grades(config: TrainConfig) -> Path:
+    return config.judge_cache or config.output_dir.parent / "grades.sqlite"
+
+
+def probes_of_run(
+    config: TrainConfig, num_layers: int, console: Console
+) -> tuple[list[Probe], list[Probe], list[Probe]]:
+    """Return the probes of training, of the held-out measurements and of the benchmarks."""
+    tokenizer = load_tokenizer(config.model)
+    layers = [layer_index(num_layers, percent) for percent in config.layer_percents]
+    count = max(config.warm_start_probes, config.max_steps * config.questions_per_step)
+    train, heldout = load_probes(
+        config.questions,
+        tokenizer,
+        layers,
+        Positions.parse(config.positions),
+        train_probes=min(count, (config.num_prompts or count) * 4),
+        heldout_probes=config.eval_probes,
+        train_texts=config.num_prompts,
+        strict=config.strict,
+        strict_positions=config.strict_positions,
+        report=console.print,
+    )
+    if not config.benchmarks:
+        return train, heldout, []
+    suite = _suite(config)
+    items = load_items(suite, config.benchmarks, config.eval_contexts, config.data_dir)
+    specs = (config.positions,) if suite == "mini" else _POSITIONS
+    positions = [Positions.parse(spec) for spec in specs]
+    benchmarks = probes_of_items(items, layers, positions, one_layer=True)
+    check_lengths(tokenizer, benchmarks)
+    return train, heldout, benchmarks
+
+
+def _suite(config: TrainConfig) -> Suite:
+    return "mini" if config.questions == "mini" else "paper"
+
+
+def _record(
+    config: TrainConfig,
+    folder: RunFolder,
+    train: Sequence[Probe],
+    heldout: Sequence[Probe],
+    benchmarks: Sequence[Probe],
+    judge: CheckedJudge | None,
+) -> None:
+    free = changeable_names(TrainConfig)
+    # A value that stopped the run before GRPO can be mended without losing the warm start.
+    if last_checkpoint(folder.path / "checkpoints") is None:
+        free |= {"trl"}
+    data = {"train": data_digest(train), "heldout": data_digest(heldout)}
+    data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
+    defaults = dataclasses.asdict(TrainConfig())
+    folder.write_record(dataclasses.asdict(config), data, free, defaults)
+    if judge is not None:
+        record_judge(folder.path, judge.identity)
+
+
+# With the model
+
+
+class Run:
+    """One run: the oracle, and its tables of probes.
+
+    Every process of a run goes through the same phases; only the main one writes files. What a run
+    has made already is not made again.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        processes: Processes,
-        console: Console,
-        train: list[Probe],
-        heldout: list[Probe],
-        benchmarks: list[Probe],
-        judge: CheckedJudge | None,
-        divided: bool,
-    ) -> None:
+    def __init__(self, config: TrainConfig, prepared: Prepared) -> None:
         self.config = config
-        self.processes = processes
         self.folder = config.output_dir
-        self.console = console
+        self.processes = prepared.processes
+        self.console = prepared.console
+        self.progress = PhaseProgress(self.console)
         self.oracle = Oracle.from_pretrained(
             config.model,
             config.oracle_lora_path,
-            processes.device,
+            self.processes.device,
             load_in_4bit=config.load_in_4bit,
-            divided=divided,
+            divided=prepared.sharded,
         )
-        if judge is None:
-            judge = tried_judge(config, self.oracle)
-            if processes.is_main:
-                record_judge(self.folder, judge.identity)
-        self.judge = judge
         make_trainable(self.oracle)
-        self.benchmarking = Benchmarking(config, processes, self.oracle, benchmarks)
-        self.progress = PhaseProgress(console)
         base = model_fingerprint(config.model)
-        self.train_table = self._table("training", train, base)
-        self.heldout_table = self._table("held-out", heldout, base)
-        self.measured: dict[str, dict[str, list[ScoredCompletion]]] = {}
+        self.judge = prepared.judge or self._local_judge(base)
+        self.train_table = self._table("training", prepared.train, base)
+        self.heldout_table = self._table("held-out", prepared.heldout, base)
+        self.benchmark_table = None
+        if prepared.benchmarks:
+            self.benchmark_table = self._table("benchmark", prepared.benchmarks, base)
         if config.rollout == "vllm":
             lora_factors(self.oracle.model)  # refuses an adapter that it could not merge later
         if config.vllm_servers:
             self._rollout_engine()  # a server that is not there is found out before the warm start
+
+    def _local_judge(self, base: str) -> CheckedJudge:
+        local = LocalJudge(self.oracle.model, self.oracle.tokenizer, base)
+        judge = tried_judge(self.config, _grades(self.config), local)
+        if self.processes.is_main:
+            record_judge(self.folder, judge.identity)
+        return judge
 
     def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
         texts = len({probe.text for probe in probes})
@@ -180,7 +257,7 @@ class Run:
         self, probes: Sequence[Probe], base: str, progress: Callable[[int], None]
     ) -> ActivationStore:
         return ActivationStore.build(
-            self.config.output_dir.parent / "activations",
+            self.folder.parent / "activations",
             self.oracle.model,
             self.oracle.tokenizer,
             probes,
@@ -188,73 +265,75 @@ class Run:
             progress=progress,
         )
 
-    def train(self) -> None:
-        """Measure, warm-start, run GRPO, measure."""
-        if self.config.initial_eval:
-            self._measure("before")
-        if self.config.warm_start != "none":
-            self._warm_start(self.config.warm_start)
-        if self.config.max_steps:
-            self._grpo()
-        self.oracle.hook.clear()
-        if self.processes.is_main:
-            self.oracle.save_adapter(self.folder / "adapter")
-        self._measure("after")
-        self._baselines()
+    # Measuring
 
-    def _baselines(self) -> None:
-        """Measure what else could be had instead of the trained oracle's stated confidence."""
-        path = self.folder / BASELINES
-        if path.exists():
-            return
-        table, scored = self.heldout_table, self.measured["after"]["greedy"]
-        count = (len(table) + min(len(table), SAMPLED_PROBES)) // self.processes.count
-        with self.progress.phase("measuring baselines", count) as bar:
-            found = heldout_baselines(
-                self.processes, self.oracle, table, scored, self.config.max_new_tokens, bar.advance
-            )
-        if self.processes.is_main:
-            atomic_write_json(path, found)
+    def measure(self, when: Literal["before", "after"]) -> None:
+        """Ask the held-out probes, sampled and greedy, and the benchmarks."""
+        for mode in MODES:
+            path = self.folder / f"heldout_{when}_{mode}.jsonl"
+            self._ask(f"measuring {when}, {mode}", self.heldout_table, self._how(when, mode), path)
+        self.measure_benchmarks(when)
 
-    def _measure(self, when: str) -> None:
-        self.measured[when] = {mode: self._heldout(when, mode) for mode in MODES}
-        self.benchmarking.ask(when, self.console, self.progress)
+    def _how(self, when: str, mode: str) -> Asking:
+        how = Asking(self.config.max_new_tokens, seed=self.config.seed)
+        if mode == "sampled":
+            return how._replace(temperature=self.config.temperature)
+        return how._replace(probabilities=True, agreement=SAMPLED_PROBES * (when == "after"))
 
-    def _heldout(self, when: str, mode: str) -> list[ScoredCompletion]:
-        """Ask the held-out probes, or read what this run has measured already."""
-        path = self.folder / f"heldout_{when}_{mode}.jsonl"
-        probes = self.heldout_table.probes
-        if path.exists():
-            rows = read_jsonl(path)
-            return [scored_of_row(row, probe) for row, probe in zip(rows, probes, strict=True)]
-        temperature = self.config.temperature if mode == "sampled" else 0.0
-        scored = self._ask(f"measuring {when}, {mode}", self.heldout_table, temperature)
-        rows = [json.dumps(heldout_row(answer)) for answer in scored]
-        if self.processes.is_main:
-            atomic_write_text(path, "".join(row + "\n" for row in rows))
-        return scored
-
-    def _ask(self, phase: str, table: ProbeTable, temperature: float) -> list[ScoredCompletion]:
-        """Ask every probe of ``table``, each process its share; return the answers of all."""
-        self._seed()
-        part = table.part(self.processes.share(range(len(table))))
+    def _ask(
+        self, phase: str, table: ProbeTable, how: Asking, path: Path | None = None
+    ) -> list[Answer]:
         judge = LimitedJudge(self.judge, self.config.max_unscored)
-        with self.progress.phase(phase, len(part)) as bar, together(self.oracle.model):
-            scored = measure(
-                self.oracle, part, judge, temperature, self.config.max_new_tokens, bar.to
-            )
-        return self.processes.gathered(scored)
+        with self.progress.phase(phase, len(table)) as bar:
+            return ask(self.oracle, table, judge, how, self.processes, path, progress=bar.advance)
 
-    def _seed(self) -> None:
-        # Processes that draw the same numbers would give their shares the same luck.
-        set_seed(self.config.seed + self.processes.index)
+    def measure_benchmarks(self, name: str) -> None:
+        """Ask the benchmarks of the oracle as it is now, and compare with ``before``.
+
+        Answers are greedy, and no samples of them are drawn: agreement is left to ``evaluate``.
+        """
+        folder = self.folder / "eval" / name
+        if self.benchmark_table is None or (folder / "metrics.json").exists():
+            return
+        started = time.perf_counter()
+        if self.processes.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        how = Asking(self.config.max_new_tokens, probabilities=True)
+        path = folder / "rows.jsonl"
+        table, label = self.benchmark_table, {"oracle": name}
+        answers = ask(self.oracle, table, ReferenceJudge(), how, self.processes, path, label)
+        if self.processes.is_main:
+            self._write_benchmarks(folder, answers, time.perf_counter() - started)
+        self.processes.wait()
+
+    def _write_benchmarks(self, folder: Path, answers: list[Answer], seconds: float) -> None:
+        config, measured = self.config, {folder.name: answers}
+        before = read_answers(folder.parent / "before" / "rows.jsonl")
+        if folder.name != "before" and len(before) == len(answers):
+            measured["before"] = before
+        settings = {
+            "suite": _suite(config),
+            "benchmarks": config.benchmarks,
+            "num_contexts": config.eval_contexts,
+            "layer_percents": config.layer_percents,
+            "one_layer": True,
+        }
+        families = list(dict.fromkeys(answer.probe.family for answer in answers))
+        pooled = groups(_suite(config), families)
+        metrics = write_results(folder, settings, measured, pooled, seconds)
+        shown = metrics["oracles"][folder.name]["groups"]["all"]
+        values = (f"{name} {shown[name]['value']:.3f}" for name in SHOWN)
+        self.console.print(f"benchmarks, {folder.name}: {', '.join(values)}", highlight=False)
 
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""
         part = self.train_table.part(range(min(CHECKED, len(self.train_table))))
-        return summarise(self._ask(name, part, self.config.temperature))
+        return summary(Columns.of(self._ask(name, part, self._how(name, "sampled"))))
 
-    def _warm_start(self, mode: Literal["measured", "random"]) -> None:
+    # Training
+
+    def warm_start(self, mode: Literal["measured", "random"]) -> None:
+        """Teach the tag, on the oracle's own answers."""
         config, folder = self.config, self.folder / "warm_start"
         if (folder / COMPLETE).exists():
             load_adapter(self.oracle, folder)
@@ -278,8 +357,8 @@ class Run:
         after = self._check_oracle("parse rate after the warm start")
         if self.processes.is_main:
             self.oracle.save_adapter(folder)
-            summary = {"before": before, "after": after, "losses": losses}
-            atomic_write_json(folder / "summary.json", summary)
+            found = {"before": before, "after": after, "losses": losses}
+            atomic_write_json(folder / "summary.json", found)
             atomic_write_json(folder / COMPLETE, {"steps": config.warm_start_steps})
 
     def _warm_start_targets(self, mode: Literal["measured", "random"], path: Path) -> list[Target]:
@@ -287,21 +366,12 @@ class Run:
         rng = random.Random(f"warm start {config.seed}")
         size = min(config.warm_start_probes, len(self.train_table))
         rows = sorted(rng.sample(range(len(self.train_table)), size))
-        self._seed()
-        with self.progress.phase("sampling answers for the warm start", len(rows)) as bar:
-            samples = sample_answers(
-                self.processes,
-                self.oracle,
-                self.train_table,
-                LimitedJudge(self.judge, config.max_unscored),
-                rows,
-                config.warm_start_samples if mode == "measured" else 1,
-                config.temperature,
-                config.max_new_tokens,
-                path,
-                bar.advance,
-            )
-        return make_targets(self.oracle.tokenizer, self.train_table, rows, samples, mode, rng)
+        count = config.warm_start_samples if mode == "measured" else 1
+        how = self._how("", "sampled")._replace(num_samples=count, batch_size=_WARM_START_BATCH)
+        phase = "sampling answers for the warm start"
+        answers = self._ask(phase, self.train_table.part(rows), how, path)
+        samples = [answers[first : first + count] for first in range(0, len(answers), count)]
+        return make_targets(self.oracle.tokenizer, rows, samples, mode, rng)
 
     def _check_parse_rate(self) -> None:
         rate = self._check_oracle("parse rate before GRPO")["parse_rate"]
@@ -312,9 +382,10 @@ class Run:
                 "(--warm_start_steps, --warm_start_probes) or raise --warm_start_lr."
             )
 
-    def _grpo(self) -> None:
+    def grpo(self) -> None:
+        """Train by TRL's GRPO, from the last checkpoint if there is one."""
         config = self.config
-        checkpoint = last_checkpoint(config.output_dir / "checkpoints")
+        checkpoint = last_checkpoint(self.folder / "checkpoints")
         if checkpoint is None:
             self._check_parse_rate()
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
@@ -338,7 +409,7 @@ class Run:
                 [
                     CheckpointCallback(self.oracle, self.processes),
                     ProgressCallback(self.progress),
-                    BenchmarkCallback(self.benchmarking, config.eval_steps, self.console),
+                    BenchmarkCallback(self.measure_benchmarks, config.eval_steps),
                     limit,
                 ],
             )
@@ -360,22 +431,37 @@ class Run:
         reporter = make_reporter(self.config.report_to, self.folder, settings)
         return Monitor(self.folder, reporter, self.config.plot_every, resume_at=done)
 
-    def finish(self, seconds: float) -> dict:
-        """Write ``summary.json``, figure, report and card, print the table, return the summary."""
-        summary = {
-            when: {mode: summarise(scored) for mode, scored in modes.items()}
-            for when, modes in self.measured.items()
+    # The end
+
+    def save_adapter(self) -> None:
+        """Write the trained adapter."""
+        self.oracle.hook.clear()
+        if self.processes.is_main:
+            self.oracle.save_adapter(self.folder / "adapter")
+
+    def report(self, seconds: float) -> dict:
+        """Write ``summary.json``, figure, report and card; print the table; push; return it."""
+        self.processes.wait()  # for the main one, which writes what is read here
+        record = read_run(self.folder)
+        measured = {
+            when: {mode: record.heldout[f"{when} {mode}"] for mode in MODES}
+            for when in ("before", "after")
+            if f"{when} sampled" in record.heldout
         }
-        result = summary | {"seconds": round(seconds, 1)}
-        if not self.processes.is_main:
-            return result
-        result["baselines"] = json.loads((self.folder / BASELINES).read_text())
-        atomic_write_json(self.folder / "summary.json", result)
-        picture = self.folder / "reliability.png"
-        draw_reliability(picture, self.measured)
-        self.console.print(summary_table(summary))
-        self._publish()
-        return result
+        summaries = {
+            when: {mode: summary(Columns.of(answers)) for mode, answers in modes.items()}
+            for when, modes in measured.items()
+        }
+        found = summaries | {
+            "seconds": round(seconds, 1),
+            "baselines": baseline_summaries(measured["after"]["greedy"]),
+        }
+        if self.processes.is_main:
+            atomic_write_json(self.folder / "summary.json", found)
+            draw_run(self.folder / "reliability.png", measured)
+            self.console.print(summary_table(summaries))
+            self._publish()
+        return found
 
     def _publish(self) -> None:
         """Write the report and the model card; push the adapter where that was asked for."""

@@ -1,13 +1,14 @@
 """A small trainer on a tiny random model: planted vectors, a reward that needs no judge."""
 
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
 
+from grpo_ao.answer import Answer
 from grpo_ao.checks import trainer_config
 from grpo_ao.config import TrainConfig
-from grpo_ao.epistemic import ParsedOutput
-from grpo_ao.judges.protocol import Grade
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
@@ -16,9 +17,10 @@ from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.processes import Processes
-from grpo_ao.reward import CalibratedReward, RewardTerms, ScoredCompletion
+from grpo_ao.reward import rewarded
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from tests.tiny import WIDTH, add_adapter, tiny_model, tiny_tokenizer
 
@@ -57,25 +59,19 @@ class LetterReward(CalibratedReward):
         self._unscored = unscored
         self.completions: list[str] = []
 
-    async def __call__(self, prompts, completions, probe_id, **_):
+    async def __call__(self, prompts, completions, completion_ids, probe_id, **_):
         self.last = [
-            self._scored(i, p, c)
-            for i, (p, c) in enumerate(zip(probe_id, completions, strict=True))
+            self._answer(*given)
+            for given in zip(count(), probe_id, completions, completion_ids, strict=False)
         ]
-        return [scored.terms.total for scored in self.last]
+        return [answer.reward for answer in self.last]
 
-    def _scored(self, index: int, probe_id: str, completion: str) -> ScoredCompletion:
+    def _answer(self, index: int, probe_id: str, completion: str, ids: list[int]) -> Answer:
         self.completions.append(completion)
-        output = ParsedOutput(50, completion, True)
+        answer = Answer(self._of[probe_id], completion, tuple(ids), 0.5, completion)
         if index in self._unscored:
-            terms = RewardTerms(None, None, None)
-            return ScoredCompletion(
-                self._of[probe_id], completion, output, Grade(None, "no"), terms
-            )
-        score = (sum(completion.encode()) % 97) / 97
-        calibration = -0.5 * (0.5 - score) ** 2
-        terms = RewardTerms(score, calibration, score + calibration)
-        return ScoredCompletion(self._of[probe_id], completion, output, Grade(score), terms)
+            return replace(answer, reason="no")
+        return rewarded(replace(answer, informativeness=(sum(completion.encode()) % 97) / 97), 0.5)
 
 
 def make_oracle(architecture: str = "qwen3", dropout: float = 0.0, divided: bool = False) -> Oracle:

@@ -9,15 +9,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qw
 
 from grpo_ao.cli import main, parse_eval_config
 from grpo_ao.config import EVAL_PRESETS, EvalConfig
-from grpo_ao.evaluate import check_lengths, evaluate, oracle_names
+from grpo_ao.evaluate import evaluate, oracle_names
 from grpo_ao.measuring import ask as asking
-from grpo_ao.measuring.ask import Asking, ask_probes, probes_of_items
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 from grpo_ao.probe import Positions
-from grpo_ao.probes.benchmarks import Item, load_items
+from grpo_ao.probes.benchmarks import Item
+from grpo_ao.probes.load import check_lengths, probes_of_items
 from grpo_ao.probes.names import BENCHMARKS
-from grpo_ao.report import results
+from grpo_ao.report import tables
 from tests.tiny import add_adapter, tiny_tokenizer
 
 LAST = Positions.parse("last:20")
@@ -109,73 +109,15 @@ def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_load
         check_lengths(tiny_tokenizer(), probes)
 
 
-# Rows, with the mini oracle
+# Answers of the mini oracle
 
 
 MINI = EVAL_PRESETS["mini"]
-ASKING = Asking(max_new_tokens=12, batch_size=40, agreement=True)
 
 
 @pytest.fixture(scope="module")
 def mini():
     return Oracle.from_pretrained(MINI["model"], MINI["oracle_lora_path"], device="cpu")
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(asking, "_CHUNK", 2)
-    monkeypatch.setattr(asking, "AGREEMENT_SAMPLES", 3)
-
-
-def ask(oracle, path, probes, how=ASKING):
-    steps = []
-    rows = ask_probes(oracle, "mini", probes, path, how, steps.append)
-    assert sum(steps) == len(probes)
-    return rows
-
-
-def mini_probes(count=4):
-    items = load_items("mini", ["ner", "tense"], count, None)
-    return probes_of_items(items, [2, 4], [LAST], one_layer=True)
-
-
-def test_a_row_holds_the_answer_and_what_each_method_says_of_it(mini, tmp_path):
-    rows = ask(mini, tmp_path / "rows.jsonl", mini_probes(2))
-    assert [row["benchmark"] for row in rows] == ["ner", "ner", "tense", "tense"]
-    for row, probe in zip(rows, mini_probes(2), strict=True):
-        assert row["completion"] == f"[epistemic status: {row['confidence']}] {row['answer']}"
-        assert (row["item_id"], row["target"]) == (probe.id, probe.reference)
-        assert row["correct"] == (row["said"] == row["target"])
-        assert 0 < row["sequence_probability"] <= 1
-        # Greedy: what is said is the likelier of the two.
-        assert (row["yes_probability"] > 0.5) == (row["said"] == "Yes")
-        assert sum(row["samples"].values()) == 20
-        assert row["sample_tokens"] > 20 * 5
-    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").open()] == rows
-
-
-def test_a_killed_evaluation_goes_on_where_it_was(mini, tmp_path, small_chunks):
-    whole = ask(mini, tmp_path / "whole.jsonl", mini_probes())
-    path = tmp_path / "rows.jsonl"
-    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:4]) + lines[4][:50])
-    seen = []
-    again = ask_probes(mini, "mini", mini_probes(), path, ASKING, seen.append)
-    assert again == whole
-    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
-    assert seen == [4, 2, 2]
-
-
-def test_rows_of_another_oracle_are_not_taken_for_ones_own(mini, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    probes = mini_probes(2)
-    ask(mini, path, probes, ASKING._replace(agreement=False))
-    other = ask_probes(
-        mini, "other", probes, path, ASKING._replace(agreement=False), lambda _: None
-    )
-    assert {row["oracle"] for row in other} == {"other"}
-    assert "samples" not in other[0]
-    assert len(path.read_text().splitlines()) == 2 * len(probes)
 
 
 # The whole of it
@@ -189,28 +131,49 @@ def flags(tmp_path, **settings):
 @pytest.fixture
 def few_draws(monkeypatch):
     """Make intervals of few draws: what they are worth is tested elsewhere."""
-    small = lambda answers, **_: _measure(answers, draws=5)  # noqa: E731
-    _measure, _difference = results.measure, results.measure_difference
-    monkeypatch.setattr(results, "measure", small)
-    monkeypatch.setattr(results, "measure_difference", lambda a, b: _difference(a, b, draws=5))
+    small = lambda columns, **_: _measure(columns, draws=5)  # noqa: E731
+    _measure, _difference = tables.measure, tables.measure_difference
+    monkeypatch.setattr(tables, "measure", small)
+    monkeypatch.setattr(tables, "measure_difference", lambda a, b: _difference(a, b, draws=5))
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr(results, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(tables, "draw_figures", lambda *_: None)
 
 
-def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini):
+def count_loads(monkeypatch) -> list:
+    loads, load = [], Oracle.from_pretrained
+    counted = lambda *given, **more: loads.append(given) or load(*given, **more)  # noqa: E731
+    monkeypatch.setattr(Oracle, "from_pretrained", counted)
+    return loads
+
+
+def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini, monkeypatch):
     other = tmp_path / "changed"
     mini.save_adapter(other)
+    loads = count_loads(monkeypatch)
     weights = other / "adapter_model.safetensors"
     save_file({name: 0.5 * w for name, w in load_file(weights).items()}, weights)
     metrics = evaluate(flags(tmp_path, compare=(str(other),)))
     folder = tmp_path / "out"
     main, changed = metrics["oracles"]
     assert list(metrics["differences"]) == [f"{main} - {changed}"]
+    # One base serves both; what the second says is what it says alone.
+    assert len(loads) == 1
+    alone = evaluate(flags(tmp_path, oracle_lora_path=str(other), output_dir=tmp_path / "alone"))
+    rows = [json.loads(line) for line in (tmp_path / "alone" / "rows.jsonl").open()]
+    compared = [json.loads(line) for line in (folder / "rows.jsonl").open()][len(rows) :]
+    assert list(alone["oracles"]) == [changed]
+    assert rows == compared
     rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
-    assert [(r["oracle"], r["benchmark"]) for r in rows] == [
+    for row in rows[:2]:
+        assert row["completion"].startswith(f"[epistemic status: {100 * row['confidence']:.0f}] ")
+        assert row["informativeness"] == (row["answer"] == row["reference"])
+        # Greedy: what is said is the likelier of the two.
+        assert (row["yes_probability"] > 0.5) == (row["answer"] == "Yes")
+        assert row["agreement"]["samples"] == 20
+    assert [(r["oracle"], r["family"]) for r in rows] == [
         (oracle, "ner") for oracle in (main, main, changed, changed)
     ]
     assert json.loads((folder / "metrics.json").read_text())["oracles"].keys() == {main, changed}
@@ -250,7 +213,7 @@ def test_an_oracle_that_states_nothing_is_measured_by_the_rest(
     assert "states a confidence" in " ".join(capsys.readouterr().err.split())
     assert oracle["groups"]["all"]["parse_rate"]["value"] == 0
     assert "stated confidence" not in oracle["baselines"]
-    assert "sequence probability" in oracle["baselines"]
+    assert "answer probability" in oracle["baselines"]
 
 
 # The nine real data sets
@@ -298,7 +261,7 @@ def test_the_nine_real_data_sets_with_qwen3s_tokenizer(
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
     # 9 benchmarks, 2 contexts, 2 position modes, 1 layer.
     assert len(rows) == 9 * 2 * 2
-    assert {row["benchmark"] for row in rows} == set(BENCHMARKS)
+    assert {row["family"] for row in rows} == set(BENCHMARKS)
     assert {row["layer"] for row in rows} == {2}
     assert {row["positions"] for row in rows} == {"token@-3", "window:50@-1"}
     assert all(row["question"].startswith("Answer with 'Yes' or 'No' only. ") for row in rows)

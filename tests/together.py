@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from grpo_ao.cli import main as grpo_ao
 from grpo_ao.judges.reference import ReferenceJudge
-from grpo_ao.measuring.heldout import complete_table
+from grpo_ao.measuring.ask import Asking, ask, complete
 from grpo_ao.oracle.activations import read_residuals
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.oracle import Oracle
@@ -21,7 +21,6 @@ from grpo_ao.oracle.sharding import together
 from grpo_ao.processes import Processes
 from grpo_ao.training import fine_tuning
 from grpo_ao.training.fine_tuning import Target, fine_tune
-from grpo_ao.training.warm_start import sample_answers
 from tests.rigs import adapter_weights, make_oracle, make_trainer, planted_table
 from tests.tiny import ARCHITECTURES, token_id
 from tests.training.test_trainer import Readback
@@ -99,18 +98,17 @@ def check_shares(folder: Path, processes: Processes) -> None:
     """Rows that are measured by shares come back as if one process had measured them all."""
     oracle = make_oracle()
     table = planted_table(oracle, 7)
-    whole = complete_table(oracle, table, range(7), 0.0, 6)
-    assert processes.gathered(complete_table(oracle, table, processes.share(range(7)), 0.0, 6)) == (
-        whole
-    )
+    whole = complete(oracle, table, range(7), 0.0, 6)
+    assert processes.gathered(complete(oracle, table, processes.share(range(7)), 0.0, 6)) == (whole)
     path = folder / "samples.jsonl"
-    wanted = [6, 0, 3, 4, 2]
-    arguments = (processes, oracle, table, ReferenceJudge(), wanted, 2, 1.0, 6, path)
-    samples = sample_answers(*arguments, lambda _: None)
-    assert [sample.probe_id for sample in samples] == [table.probes[row].id for row in wanted]
+    wanted = table.part([6, 0, 3, 4, 2])
+    how = Asking(max_new_tokens=6, temperature=1.0, num_samples=2)
+    arguments = (oracle, wanted, ReferenceJudge(), how, processes, path)
+    answers = ask(*arguments)
+    assert [answer.probe for answer in answers] == [p for p in wanted.probes for _ in range(2)]
     processes.wait()
-    assert len(path.read_text().splitlines()) == len(wanted)
-    assert sample_answers(*arguments, lambda _: None) == samples
+    assert len(path.read_text().splitlines()) == len(answers)
+    assert ask(*arguments) == answers
 
 
 def check_divided(processes: Processes, architecture: str) -> None:
@@ -121,10 +119,10 @@ def check_divided(processes: Processes, architecture: str) -> None:
             name: p.to_local().numel() for name, p in divided.items() if isinstance(p, DTensor)
         }
     table = planted_table(whole, 7)
-    expected = complete_table(whole, table, range(7), 0.0, 6)
+    expected = complete(whole, table, range(7), 0.0, 6)
     rows = range(7) if processes.is_main else range(2)
     with together(oracle.model):
-        found = [complete_table(oracle, table, [row], 0.0, 6)[0] for row in rows]
+        found = [complete(oracle, table, [row], 0.0, 6)[0] for row in rows]
     assert found == expected[: len(rows)]
     ids, reads = [[3, 4, 5, 6], [7, 8, 9]], [[(1, range(2)), (2, range(1, 2))]] * 2
     # One process reads, the others take part in its passes; an injection that is bound stays so.

@@ -24,17 +24,31 @@ def words(answer: str) -> list[str]:
     return [word for word in found if word not in _ARTICLES] or found
 
 
-def closed_score(answer: str, reference: str) -> float:
-    """Return 1 if the answer opens with the reference's words, as whole words, else 0.
+def said(answer: str) -> str | None:
+    """Return the answer that is given, ``Yes`` or ``No``, matched as a whole word.
 
-    "Yes, they are" is a Yes; "I know" is no No; an answer that says both yes and no is neither.
+    ``None`` if neither word is said, or both are: "I know" says neither.
     """
-    said, right = words(answer), words(reference)
-    if set(right) <= _ARTICLES:
-        said = _WORD.findall(answer.lower())
-    if {"yes", "no"} <= set(said):
-        return 0.0
-    return float(bool(right) and said[: len(right)] == right)
+    found = {"yes", "no"} & set(words(answer))
+    return found.pop().capitalize() if len(found) == 1 else None
+
+
+def says_neither(answer: str, reference: str | None) -> bool:
+    """Say whether a question of yes or no got an answer that is neither."""
+    return reference in ("Yes", "No") and said(answer) is None
+
+
+def closed_score(answer: str, reference: str) -> float:
+    """Return 1 if the answer says the reference, else 0.
+
+    Yes and No are said by the word alone, wherever it stands, without the other. Any other
+    reference is said by an answer that opens with its words, as whole words.
+    """
+    right = words(reference)
+    if right in (["yes"], ["no"]):
+        return float(said(answer) == right[0].capitalize())
+    opening = _WORD.findall(answer.lower()) if set(right) <= _ARTICLES else words(answer)
+    return float(bool(right) and opening[: len(right)] == right)
 
 
 def open_score(answer: str, reference: str) -> float:

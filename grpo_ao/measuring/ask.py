@@ -1,195 +1,182 @@
-"""Ask an oracle the benchmarks' questions; one row an answer, appended as they are made."""
+"""Ask an oracle a table of probes: complete, parse, grade, keep. Whoever measures asks here."""
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from grpo_ao.epistemic import parse_oracle_output
-from grpo_ao.files import append_jsonl, read_jsonl
-from grpo_ao.measuring.confidences import (
-    AGREEMENT_SAMPLES,
-    AnswerProbability,
-    answer_probabilities,
-)
-from grpo_ao.oracle.activations import read_residuals, select_positions, subject_token_ids
+from grpo_ao.answer import Agreement, Answer
+from grpo_ao.files import append_jsonl, keep_rows, read_jsonl
+from grpo_ao.judges.protocol import GradeRequest, Judge
+from grpo_ao.judges.reference import said, words
+from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, with_probabilities
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.sharding import together
-from grpo_ao.probe import Positions, Probe, stable_hash, unit_draw
-from grpo_ao.probes.benchmarks import Item, said
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Probe, stable_hash
 from grpo_ao.processes import Processes
 
-# Answers between two appends: what a killed run loses at most.
-_CHUNK = 128
+# Probes of a process between two appends: what a killed run loses at most.
+_CHUNK, _CHUNK_WITH_AGREEMENT = 256, 128
+# Rows whose logits are held at once.
+_LOGITS_ROWS = 128
 
 
 class Asking(NamedTuple):
-    """How questions are put. ``batch_size`` counts sequences; it changes speed alone."""
+    """How probes are asked.
+
+    Temperature 0 is greedy. ``probabilities`` measures, beside each answer, what the oracle's own
+    say of it; the first ``agreement`` probes are answered twenty times more, at temperature 1.
+    ``batch_size`` counts sequences: it changes speed and memory alone.
+    """
 
     max_new_tokens: int
-    batch_size: int
-    agreement: bool
-    """Whether each question is also answered twenty times at temperature 1."""
+    temperature: float = 0.0
+    num_samples: int = 1
+    seed: int = 0
+    batch_size: int = 256
+    probabilities: bool = False
+    agreement: int = 0
 
 
-def probes_of_items(
-    items: Sequence[Item], layers: Sequence[int], positions: Sequence[Positions], one_layer: bool
-) -> list[Probe]:
-    """Make the probes of each item: at each of ``positions``, at each layer.
-
-    ``one_layer``: at one layer, drawn by a hash of text and question.
-    """
-    probes = []
-    for item in items:
-        drawn = layers[int(unit_draw("layer", item.text, item.question) * len(layers))]
-        for where in positions:
-            for layer in [drawn] if one_layer else layers:
-                probes.append(
-                    Probe(
-                        item.text,
-                        item.question,
-                        "closed",
-                        layer,
-                        where,
-                        item.target,
-                        item.benchmark,
-                    )
-                )
-    return probes
-
-
-def ask_probes(
+def ask(
     oracle: Oracle,
-    name: str,
-    probes: Sequence[Probe],
-    path: Path,
-    asking: Asking,
-    progress: Callable[[int], None],
-    processes: Processes | None = None,
-) -> list[dict]:
-    """Ask every probe; return a row for each, in order.
+    table: ProbeTable,
+    judge: Judge,
+    how: Asking,
+    processes: Processes,
+    path: Path | None = None,
+    label: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Answer]:
+    """Ask every probe of ``table``; return ``num_samples`` graded answers to each, in order.
 
-    Rows are appended to ``path``, and what is there of the oracle ``name`` is not asked again.
-    Several processes share each chunk, and the main one writes.
+    Answers are appended to ``path`` as they are made, with ``label`` in each row, and what is there
+    under that label is not asked again; without a path nothing is kept. Each process takes its
+    share of a chunk; all return all answers, and the main one writes. ``progress`` is called with
+    the number of probes answered since it was called last.
     """
-    done = {_key(row): row for row in _whole_rows(path, processes) if row["oracle"] == name}
-    missing = [probe for probe in probes if (probe.family, probe.id) not in done]
-    progress(len(probes) - len(missing))
-    for first in range(0, len(missing), _CHUNK):
-        chunk = missing[first : first + _CHUNK]
-        part = chunk if processes is None else processes.share(chunk)
+    label = label or {}
+    done = _answered(path, label, how.num_samples, processes) if path else {}
+    rows = {_key(probe): row for row, probe in enumerate(table.probes)}
+    missing = [row for key, row in rows.items() if key not in done]
+    progress(len(table) - len(missing))
+    if how.temperature and missing:
+        # Other samples than those that the other processes draw, or that a killed run has drawn.
+        torch.manual_seed(how.seed + processes.index + missing[0])
+    size = _CHUNK_WITH_AGREEMENT if how.agreement else _CHUNK
+    size = size * processes.count if path else max(1, len(missing))
+    for first in range(0, len(missing), size):
+        chunk = missing[first : first + size]
         with together(oracle.model):
-            rows = [{"oracle": name, **row} for row in _ask_chunk(oracle, part, asking)]
-        if processes is not None:
-            rows = processes.gathered(rows)
-        if processes is None or processes.is_main:
-            append_jsonl(path, rows)
-        done |= {_key(row): row for row in rows}
+            found = _answers(oracle, table, processes.share(chunk), how)
+        answers = processes.gathered(asyncio.run(graded(judge, found)))
+        if path and processes.is_main:
+            append_jsonl(path, [{**label, **answer.to_row()} for answer in answers])
+        done |= _by_probe(answers)
         progress(len(chunk))
-    return [done[probe.family, probe.id] for probe in probes]
+    return [answer for probe in table.probes for answer in done[_key(probe)]]
 
 
-def _key(row: dict) -> tuple[str, str]:
-    return row["benchmark"], row["item_id"]
+def _key(probe: Probe) -> tuple[str, str]:
+    # Two benchmarks may ask the same.
+    return probe.family, probe.id
 
 
-def _whole_rows(path: Path, processes: Processes | None) -> list[dict]:
-    """Read what earlier starts have written."""
-    if processes is not None:
-        processes.wait()  # or one process would see what another has already written
-    rows = read_jsonl(path)
-    if processes is not None:
-        processes.wait()
-    return rows
+def _by_probe(answers: Sequence[Answer]) -> dict[tuple[str, str], list[Answer]]:
+    return {key: list(own) for key, own in groupby(answers, lambda answer: _key(answer.probe))}
 
 
-def _ask_chunk(oracle: Oracle, probes: Sequence[Probe], asking: Asking) -> Iterator[dict]:
-    if not probes:
-        return
-    vectors = _read_subject(oracle, probes)
-    prompts = [
-        oracle.prompt(probe.layer, len(row_KD), probe.question)
-        for probe, row_KD in zip(probes, vectors, strict=True)
-    ]
-    size = asking.batch_size
-    new = asking.max_new_tokens
-    greedy = oracle.complete(prompts, vectors, Sampling(max_new_tokens=new), batch_size=size)
-    ids = [samples[0] for samples in greedy]
-    known = answer_probabilities(oracle, prompts, vectors, ids, batch_size=size)
-    sampled: list[list[list[int]]] = [[] for _ in probes]
-    if asking.agreement:
-        # A chunk draws the same samples whether or not the run was killed before it.
-        torch.manual_seed(int(stable_hash(*(probe.id for probe in probes))[:8], 16))
-        sampled = oracle.complete(
-            prompts,
-            vectors,
-            Sampling(AGREEMENT_SAMPLES, 1.0, new),
-            batch_size=size,
-        )
-    for row in zip(probes, ids, known, sampled, strict=True):
-        yield _row(oracle, *row)
+def _answered(
+    path: Path, label: Mapping[str, Any], num_samples: int, processes: Processes
+) -> dict[tuple[str, str], list[Answer]]:
+    """Read the answers under a label; those that a killed run left unfinished are taken out."""
+    with processes.main_first():
+        rows = [row for row in read_jsonl(path) if label.items() <= row.items()]
+        found = _by_probe([Answer.from_row(row) for row in rows])
+        whole = {key: answers for key, answers in found.items() if len(answers) == num_samples}
+        if processes.is_main and len(whole) < len(found):
+            unfinished = {answers[0].probe.id for key, answers in found.items() if key not in whole}
+            keep_rows(path, lambda row: row["probe_id"] not in unfinished or row not in rows)
+    return whole
 
 
-def _read_subject(oracle: Oracle, probes: Sequence[Probe]) -> list[Tensor]:
-    """Read each text of the probes once; return each probe's activations."""
-    tokens = {p.text: subject_token_ids(oracle.tokenizer, p.text) for p in probes}
-    wanted: dict[str, list[int]] = {text: [] for text in tokens}
-    for index, probe in enumerate(probes):
-        wanted[probe.text].append(index)
-    reads = [
-        [
-            (
-                probes[i].layer,
-                select_positions(oracle.tokenizer, tokens[text], probes[i].positions, text),
-            )
-            for i in indices
-        ]
-        for text, indices in wanted.items()
-    ]
-    outputs = read_residuals(oracle.model, list(tokens.values()), reads, batch_size=32)
-    found = {
-        index: row_KD
-        for indices, rows in zip(wanted.values(), outputs, strict=True)
-        for index, row_KD in zip(indices, rows, strict=True)
-    }
-    return [found[index] for index in range(len(probes))]
-
-
-def _row(
+def complete(
     oracle: Oracle,
-    probe: Probe,
-    ids: list[int],
-    known: AnswerProbability,
-    sampled: list[list[int]],
-) -> dict:
-    completion, *others = oracle.tokenizer.batch_decode([ids, *sampled], skip_special_tokens=True)
-    output = parse_oracle_output(completion)
-    answer = said(output.answer)
-    row = {
-        "benchmark": probe.family,
-        "item_id": probe.id,
-        "context_id": stable_hash(probe.text),
-        "text": probe.text,
-        "question": probe.question,
-        "target": probe.reference,
-        "layer": probe.layer,
-        "positions": str(probe.positions),
-        "completion": completion,
-        "parsed": output.parsed,
-        "confidence": output.confidence if output.parsed else None,
-        "answer": output.answer,
-        "said": answer,
-        "correct": int(answer == probe.reference),
-        "yes_probability": known.yes,
-        "sequence_probability": known.sequence,
-        "tokens": len(ids),
-    }
+    table: ProbeTable,
+    rows: Sequence[int],
+    temperature: float,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    batch_size: int = 256,
+) -> list[list[Answer]]:
+    """Complete the prompts of ``rows`` and parse what is said: [row][sample], not yet graded."""
+    completions = oracle.complete(
+        [table.prompts[row] for row in rows],
+        [table.vectors[row] for row in rows],
+        Sampling(num_samples, temperature, max_new_tokens),
+        batch_size=batch_size,
+    )
+    decode = oracle.tokenizer.batch_decode
+    return [
+        [
+            Answer.read(table.probes[row], text, ids)
+            for ids, text in zip(samples, decode(samples, skip_special_tokens=True), strict=True)
+        ]
+        for row, samples in zip(rows, completions, strict=True)
+    ]
+
+
+def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking) -> list[Answer]:
+    if not rows:
+        return []
+    size = how.batch_size
+    samples = complete(
+        oracle, table, rows, how.temperature, how.max_new_tokens, how.num_samples, size
+    )
+    answers = [answer for own in samples for answer in own]
+    if how.probabilities:
+        part = table.part(rows)
+        answers = with_probabilities(oracle, part, answers, min(size, _LOGITS_ROWS))
+    sampled = [row for row in rows if row < how.agreement]
     if sampled:
-        votes = [said(parse_oracle_output(text).answer) for text in others]
-        counts = {"Yes": votes.count("Yes"), "No": votes.count("No"), "neither": votes.count(None)}
-        row["samples"] = counts
-        row["sample_tokens"] = sum(map(len, sampled))
-    return row
+        # A chunk draws the same samples whether or not the run was killed before it.
+        ids = [table.probes[row].id for row in sampled]
+        torch.manual_seed(how.seed + int(stable_hash(*ids)[:8], 16))
+        others = complete(oracle, table, sampled, 1.0, how.max_new_tokens, AGREEMENT_SAMPLES, size)
+        agreed = map(_with_agreement, answers, others)
+        answers = [*agreed, *answers[len(sampled) :]]
+    return answers
+
+
+def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:
+    same = sum(_say_the_same(answer, other) for other in others)
+    tokens = sum(len(other.token_ids) for other in others)
+    return replace(answer, agreement=Agreement(same, len(others), tokens))
+
+
+def _say_the_same(first: Answer, second: Answer) -> bool:
+    if first.probe.kind == "closed" and said(first.answer):
+        return said(first.answer) == said(second.answer)
+    return words(first.answer) == words(second.answer)
+
+
+async def graded(judge: Judge, answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers with their grades. The judge sees the answer, never the confidence.
+
+    A completion without a well-formed tag is graded by its whole text.
+    """
+    requests = [
+        GradeRequest(a.probe.text, a.probe.question, a.answer, a.probe.kind, a.probe.reference)
+        for a in answers
+    ]
+    grades = await judge.grade(requests)
+    return [
+        replace(answer, informativeness=grade.score, reason=grade.reason)
+        for answer, grade in zip(answers, grades, strict=True)
+    ]

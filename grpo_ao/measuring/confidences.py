@@ -1,13 +1,13 @@
-"""Other ways to be sure: what a stated confidence has to be compared with, on the same items.
+"""Other ways to be sure: what a stated confidence has to be compared with, on the same answers.
 
 All are confidences in the answer that the oracle gave (greedily), so that all have the same
 outcomes: the probability of its answer token against the other, the probability of the whole
 answer, the share of sampled answers that agree with it, the base rate, and each of these
-recalibrated on the other half of the contexts.
+recalibrated on the other half of the texts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,15 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from grpo_ao.answer import Answer
 from grpo_ao.calibration import fit_isotonic, fit_temperature
-from grpo_ao.errors import UserError
-from grpo_ao.measuring.metrics import Answers
+from grpo_ao.credit import tag_lengths
+from grpo_ao.judges.reference import said
+from grpo_ao.measuring.metrics import Columns, Confidence, stated
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
-from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
+from grpo_ao.oracle.prompt import pad_prompts
+from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import unit_draw
 
 AGREEMENT_SAMPLES = 20
@@ -37,76 +39,55 @@ _YES = (" Yes", "Yes", " yes", "yes")
 _NO = (" No", "No", " no", "no")
 
 
-class AnswerProbability(NamedTuple):
-    """What the oracle's next-token probabilities say of its own answer.
+def with_probabilities(
+    oracle: Oracle, table: ProbeTable, answers: Sequence[Answer], batch_size: int
+) -> list[Answer]:
+    """Return the answers to the table's probes with what the oracle's probabilities say of them.
 
-    ``yes`` is P(Yes) / (P(Yes) + P(No)) where the answer begins, behind the tag that the oracle
-    wrote; ``sequence`` the probability of the whole answer, end token included.
+    Each prompt is read with its completion, activations injected. ``answer_probability`` is of the
+    tokens behind the tag, the token that ended the completion included; ``yes_probability``
+    P(Yes) / (P(Yes) + P(No)) where the answer begins, of closed questions alone, and only where the
+    tokenizer has both words as one token.
     """
-
-    yes: float
-    sequence: float
-
-
-def answer_probabilities(
-    oracle: Oracle,
-    prompts: Sequence[OraclePrompt],
-    vectors: Sequence[Tensor],
-    completions: Sequence[Sequence[int]],
-    batch_size: int = 64,
-) -> list[AnswerProbability]:
-    """Read each prompt with its completion (its end token included, if it wrote one)."""
-    tokenizer = oracle.tokenizer
-    yes, no = (_single_tokens(tokenizer, words) for words in (_YES, _NO))
-    found: list[AnswerProbability] = []
+    tags = tag_lengths(oracle.tokenizer, [answer.token_ids for answer in answers])
+    starts = [tag if answer.parsed else 0 for tag, answer in zip(tags, answers, strict=True)]
+    sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
+    found = []
     with evaluating(oracle.model):
-        for first in range(0, len(prompts), batch_size):
-            part = slice(first, first + batch_size)
-            written = completions[part]
-            starts = [_answer_start(tokenizer, ids) for ids in written]
-            logits_BCV = _completion_logits(oracle, prompts[part], vectors[part], written)
-            for b, (ids, start) in enumerate(zip(written, starts, strict=True)):
-                logp_CV = logits_BCV[b, start : len(ids)].float().log_softmax(dim=-1)
-                found.append(_answer_probability(logp_CV, ids[start:], yes, no))
+        for first in range(0, len(answers), batch_size):
+            rows = range(first, min(first + batch_size, len(answers)))
+            written = [answers[row].token_ids for row in rows]
+            logits_BCV = _completion_logits(oracle, table, rows, written)
+            for row, logits_CV in zip(rows, logits_BCV, strict=True):
+                ids, start = answers[row].token_ids, starts[row]
+                logp_CV = logits_CV[start : len(ids)].float().log_softmax(dim=-1)
+                closed = answers[row].probe.kind == "closed" and all(sides)
+                found.append(
+                    replace(
+                        answers[row],
+                        answer_probability=_sequence_probability(logp_CV, ids[start:]),
+                        yes_probability=_yes_probability(logp_CV[0], *sides) if closed else None,
+                    )
+                )
     return found
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """Return the ids of those words that are one token; UserError if none is."""
+    """Return the ids of those words that are one token."""
     encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
-    ids = sorted({ids[0] for ids in encoded if len(ids) == 1})
-    if not ids:
-        raise UserError(f"none of {', '.join(map(repr, words))} is one token of the tokenizer.")
-    return ids
-
-
-def _answer_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
-    """Return the number of tokens up to the bracket that closes the tag; 0 without a tag."""
-    for count in range(1, len(ids)):
-        written = tokenizer.decode(list(ids[:count]))
-        if isinstance(written, str) and "]" in written:
-            return count
-    return 0
+    return sorted({ids[0] for ids in encoded if len(ids) == 1})
 
 
 def _completion_logits(
-    oracle: Oracle,
-    prompts: Sequence[OraclePrompt],
-    vectors: Sequence[Tensor],
-    written: Sequence[Sequence[int]],
+    oracle: Oracle, table: ProbeTable, rows: Sequence[int], written: Sequence[Sequence[int]]
 ) -> Float[Tensor, "batch tokens vocab"]:
     """Return the logits from which each completion token was chosen, right-padded."""
     pad = pad_token_id(oracle.tokenizer, end_token_ids(oracle.model, oracle.tokenizer))
-    prompt_BL, prompt_mask_BL, _ = pad_prompts(prompts, pad)
+    prompt_BL, prompt_mask_BL, _ = pad_prompts([table.prompts[row] for row in rows], pad)
     longest = max(map(len, written))
     tail_BC = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in written])
     tail_mask_BC = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in written])
-    injection = Injection.from_rows(
-        [prompt.positions for prompt in prompts],
-        vectors,
-        lengths=[len(prompt.input_ids) for prompt in prompts],
-        padded_length=prompt_BL.shape[1],
-    )
+    injection = table.injection(rows, padded_length=prompt_BL.shape[1])
     device = input_device(oracle.model)
     with oracle.hook.serving(injection.to(device)):
         logits_BCV = oracle.model(
@@ -117,110 +98,94 @@ def _completion_logits(
     return logits_BCV[:, :-1]
 
 
-def _answer_probability(
-    logp_CV: Tensor, ids: Sequence[int], yes: Sequence[int], no: Sequence[int]
-) -> AnswerProbability:
-    logp_yes, logp_no = (logp_CV[0, list(side)].logsumexp(dim=0) for side in (yes, no))
-    sequence = logp_CV.gather(1, torch.tensor([ids], device=logp_CV.device).T).sum().exp()
-    return AnswerProbability(torch.sigmoid(logp_yes - logp_no).item(), sequence.item())
+def _sequence_probability(logp_CV: Tensor, ids: Sequence[int]) -> float:
+    return logp_CV.gather(1, torch.tensor([ids], device=logp_CV.device).T).sum().exp().item()
 
 
-# Methods, as confidences of rows
+def _yes_probability(logp_V: Tensor, yes: Sequence[int], no: Sequence[int]) -> float:
+    logp_yes, logp_no = (logp_V[list(side)].logsumexp(dim=0) for side in (yes, no))
+    return torch.sigmoid(logp_yes - logp_no).item()
 
 
-def stated(row: Mapping) -> float | None:
-    """Return the confidence that the oracle wrote."""
-    return row["confidence"] / 100 if row["parsed"] else None
+# Methods, as confidences of answers
 
 
-def token_probability(row: Mapping) -> float | None:
+def token_probability(answer: Answer) -> float | None:
     """Return the probability of the answer's word against the other's."""
-    if row["said"] is None:
+    word = said(answer.answer)
+    if word is None or answer.yes_probability is None:
         return None
-    return row["yes_probability"] if row["said"] == "Yes" else 1 - row["yes_probability"]
+    return answer.yes_probability if word == "Yes" else 1 - answer.yes_probability
 
 
-def sequence_probability(row: Mapping) -> float | None:
+def answer_probability(answer: Answer) -> float | None:
     """Return the probability of the whole answer, whatever it says."""
-    return row["sequence_probability"]
+    return answer.answer_probability
 
 
-def agreement(row: Mapping) -> float | None:
+def agreement(answer: Answer) -> float | None:
     """Return the share of sampled answers that say what the greedy one says."""
-    if row["said"] is None or "samples" not in row:
-        return None
-    return row["samples"][row["said"]] / sum(row["samples"].values())
+    return None if answer.agreement is None else answer.agreement.share
 
 
-METHODS: dict[str, Callable[[Mapping], float | None]] = {
+_AGREEMENT = f"agreement of {AGREEMENT_SAMPLES}"
+METHODS: dict[str, Confidence] = {
     "stated confidence": stated,
     "token probability": token_probability,
-    "sequence probability": sequence_probability,
-    f"agreement of {AGREEMENT_SAMPLES}": agreement,
+    "answer probability": answer_probability,
+    _AGREEMENT: agreement,
 }
 
 
-def answers_of(
-    rows: Sequence[Mapping], method: Callable[[Mapping], float | None] = stated
-) -> Answers:
-    """Return the answers of rows with one method's confidences in them."""
-    confidences = [method(row) for row in rows]
-    return Answers(
-        np.array([0.5 if c is None else c for c in confidences], dtype=float),
-        np.array([row["correct"] for row in rows], dtype=float),
-        np.array([c is not None for c in confidences], dtype=bool),
-        np.array([row["said"] is None for row in rows], dtype=bool),
-        np.array([row["context_id"] for row in rows]),
-    )
+def baselines(answers: Sequence[Answer]) -> dict[str, Columns]:
+    """Return each method's columns, recalibrated ones and the constant among them.
 
-
-def baselines(rows: Sequence[Mapping]) -> dict[str, Answers]:
-    """Return each method's answers, recalibrated ones and the constant among them.
-
-    What is fitted is fitted on the contexts of one half and measured on those of the other; the
-    halves are by hash of the context. A method that states too little to be fitted is left out.
+    What is fitted is fitted on the texts of one half and measured on those of the other; the
+    halves are by hash of the text. A method that states too little to be fitted is left out.
+    Where agreement was measured on a part, it is compared on that part.
     """
-    found = {name: answers_of(rows, method) for name, method in METHODS.items()}
-    found = {name: answers for name, answers in found.items() if answers.stated_N.any()}
-    in_fit = np.array([unit_draw("split", row["context_id"]) >= 0.5 for row in rows], dtype=bool)
-    everything = answers_of(rows, lambda _: 0.5)
-    base_rate = everything.take(np.flatnonzero(in_fit)).correct_N
-    fitted: dict[str, Answers] = {}
-    if in_fit.any() and not in_fit.all():
-        rest = everything.take(np.flatnonzero(~in_fit))
-        fitted["constant"] = _recalibrated(_constant(base_rate), rest)
-    for name, answers in found.items():
-        fit, rest = answers.take(np.flatnonzero(in_fit)), answers.take(np.flatnonzero(~in_fit))
-        if not fit.stated_N.any() or not rest.stated_N.any():
+    found = {name: Columns.of(answers, method) for name, method in METHODS.items()}
+    sampled = [answer for answer in answers if answer.agreement is not None]
+    if 0 < len(sampled) < len(answers):
+        found[_AGREEMENT] = Columns.of(sampled, agreement)
+        found["stated confidence, where agreement is known"] = Columns.of(sampled)
+    found = {name: columns for name, columns in found.items() if len(columns.known[0])}
+    fitted = {}
+    for name, columns in {"constant": Columns.of(answers, lambda _: 0.5), **found}.items():
+        in_fit = np.array([unit_draw("split", c) >= 0.5 for c in columns.context_N], dtype=bool)
+        fit, rest = (columns.take(np.flatnonzero(part)) for part in (in_fit, ~in_fit))
+        if not len(fit.known[0]) or not len(rest.known[0]):
             continue
-        known, outcome = fit.confidence_N[fit.stated_N], fit.correct_N[fit.stated_N]
-        fitted[f"{name} + isotonic"] = _recalibrated(fit_isotonic(known, outcome), rest)
-        fitted[f"{name} + temperature"] = _recalibrated(fit_temperature(known, outcome), rest)
+        if name == "constant":
+            fitted[name] = _recalibrated(_constant(*fit.known), rest)
+        else:
+            fitted[f"{name} + isotonic"] = _recalibrated(fit_isotonic(*fit.known), rest)
+            fitted[f"{name} + temperature"] = _recalibrated(fit_temperature(*fit.known), rest)
     return found | fitted
 
 
-def _constant(outcome_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda confidence_N: np.full(len(confidence_N), outcome_N.mean())
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def _recalibrated(change: Callable[[np.ndarray], np.ndarray], answers: Answers) -> Answers:
-    return Answers(
-        np.where(answers.stated_N, change(answers.confidence_N), 0.5),
-        answers.correct_N,
-        answers.stated_N,
-        answers.neither_N,
-        answers.context_N,
-    )
+def _constant(confidence_N: np.ndarray, outcome_N: np.ndarray) -> Change:
+    return lambda new_N: np.full(len(new_N), outcome_N.mean())
 
 
-def generated_tokens(rows: Sequence[Mapping]) -> dict[str, float]:
-    """Return what each method costs, in generated tokens an item.
+def _recalibrated(change: Change, columns: Columns) -> Columns:
+    confidence_N = columns.confidence_N.copy()
+    stated_N = ~np.isnan(confidence_N)
+    confidence_N[stated_N] = change(confidence_N[stated_N])
+    return replace(columns, confidence_N=confidence_N)
 
-    Token and sequence probability need one more reading of the answer, and no more tokens.
+
+def generated_tokens(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return what each method costs, in generated tokens an answer.
+
+    Token and answer probability need one more reading of the answer, and no more tokens.
     """
-    one = float(np.mean([row["tokens"] for row in rows]))
+    one = float(np.mean([len(answer.token_ids) for answer in answers]))
     costs = {name: one for name, method in METHODS.items() if method is not agreement}
-    if all("samples" in row for row in rows):
-        many = float(np.mean([row["sample_tokens"] for row in rows]))
-        costs[f"agreement of {AGREEMENT_SAMPLES}"] = one + many
+    samples = [answer.agreement.tokens for answer in answers if answer.agreement is not None]
+    if samples:
+        costs[_AGREEMENT] = one + float(np.mean(samples))
     return costs

@@ -1,12 +1,14 @@
-"""All metrics of one measurement, with intervals: the structure of ``metrics.json``."""
+"""Every metric of a set of answers, with intervals: held-out probes and benchmarks alike."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from grpo_ao.answer import Answer
 from grpo_ao.calibration import (
     adaptive_ece,
     aurc,
@@ -22,95 +24,131 @@ from grpo_ao.calibration import (
     perfect_ece_interval,
     smooth_ece,
 )
+from grpo_ao.judges.reference import says_neither
+from grpo_ao.probe import stable_hash
 
 Measurement = dict[str, Any]
-"""``{"n": items, "contexts": clusters, METRIC: {"value": v, "low": l, "high": h}, ...}``."""
+"""``{"n": answers, "contexts": texts, METRIC: {"value": v, "low": l, "high": h}, ...}``."""
+Confidence = Callable[[Answer], float | None]
 
 # Kernel regression costs a hundred times what the other metrics cost.
 _SMOOTH_DRAWS = 200
+SUMMARY = (
+    *("informativeness", "ece10", "auroc", "brier", "brier_isotonic"),
+    *("confidence_mean", "confidence_std", "parse_rate"),
+)
+
+
+def stated(answer: Answer) -> float | None:
+    """Return the confidence that the oracle wrote."""
+    return answer.confidence
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers to N items, and how sure of each a method is.
+class Columns:
+    """N answers as columns, and how sure of each a method is.
 
-    ``confidence_N`` lies in [0, 1] and means nothing where ``stated_N`` is False. ``correct_N`` is
-    0 or 1 for every item; ``neither_N`` marks the answers that are neither yes nor no.
-    ``context_N`` names each item's context, the unit of the bootstrap.
+    ``confidence_N`` lies in [0, 1], NaN where the method has none; ``informativeness_N`` too, NaN
+    where the judge gave no grade. ``neither_N`` marks answers to a question of yes or no that are
+    neither. ``context_N`` names each answer's text, the unit of the bootstrap.
     """
 
-    confidence_N: Float[np.ndarray, "items"]
-    correct_N: Float[np.ndarray, "items"]
-    stated_N: Bool[np.ndarray, "items"]
-    neither_N: Bool[np.ndarray, "items"]
+    confidence_N: Float[np.ndarray, "answers"]
+    informativeness_N: Float[np.ndarray, "answers"]
+    neither_N: Bool[np.ndarray, "answers"]
     context_N: np.ndarray
 
-    def take(self, index_N: np.ndarray) -> "Answers":
-        """Return some of the items, or all of them several times."""
-        return Answers(
+    @classmethod
+    def of(cls, answers: Sequence[Answer], confidence: Confidence = stated) -> "Columns":
+        """Return the answers' columns with one method's confidences in them."""
+        return cls(
+            np.array([_number(confidence(answer)) for answer in answers], dtype=float),
+            np.array([_number(answer.informativeness) for answer in answers], dtype=float),
+            np.array([says_neither(a.answer, a.probe.reference) for a in answers], dtype=bool),
+            np.array([stable_hash(answer.probe.text) for answer in answers]),
+        )
+
+    def take(self, index_N: np.ndarray) -> "Columns":
+        """Return some of the answers, or all of them several times."""
+        return Columns(
             self.confidence_N[index_N],
-            self.correct_N[index_N],
-            self.stated_N[index_N],
+            self.informativeness_N[index_N],
             self.neither_N[index_N],
             self.context_N[index_N],
         )
 
+    @property
+    def known(self) -> tuple[Float[np.ndarray, "known"], Float[np.ndarray, "known"]]:
+        """Confidence and informativeness of the answers of which both are known."""
+        return self.confidence_N[self.is_known], self.informativeness_N[self.is_known]
+
+    @property
+    def is_known(self) -> Bool[np.ndarray, "answers"]:
+        """Whether both confidence and informativeness of each answer are known."""
+        return ~np.isnan(self.confidence_N) & ~np.isnan(self.informativeness_N)
+
     def __len__(self) -> int:
-        return len(self.correct_N)
+        return len(self.informativeness_N)
 
 
-def metric_values(answers: Answers) -> dict[str, float]:
+def metric_values(columns: Columns) -> dict[str, float]:
     """Return every metric that is cheap enough to bootstrap, by name.
 
-    Accuracy counts every item. Answers without a confidence count in ``parse_rate`` and in no
-    metric of confidence.
+    An answer without a grade counts in none. One without a confidence counts in informativeness
+    and ``parse_rate``, and in no metric of confidence. AUROC is of confidence for informativeness
+    of at least one half.
     """
-    confidence = answers.confidence_N[answers.stated_N]
-    correct = answers.correct_N[answers.stated_N]
-    parts, squared = brier_parts(confidence, correct), brier(confidence, correct)
+    graded = ~np.isnan(columns.informativeness_N)
+    confidence, outcome = columns.known
+    parts, squared = brier_parts(confidence, outcome), brier(confidence, outcome)
     return {
-        "accuracy": _mean(answers.correct_N),
-        "parse_rate": _mean(answers.stated_N),
-        "neither_rate": _mean(answers.neither_N),
+        "informativeness": _mean(columns.informativeness_N[graded]),
+        "parse_rate": _mean(~np.isnan(columns.confidence_N[graded])),
+        "neither_rate": _mean(columns.neither_N[graded]),
         "confidence_mean": _mean(confidence),
         "confidence_std": float(confidence.std()) if len(confidence) else float("nan"),
-        "ece10": ece(confidence, correct),
-        "ece_mass": adaptive_ece(confidence, correct),
-        "ece_debiased": debiased_ece(confidence, correct),
-        "mce": mce(confidence, correct),
+        "ece10": ece(confidence, outcome),
+        "ece_mass": adaptive_ece(confidence, outcome),
+        "ece_debiased": debiased_ece(confidence, outcome),
+        "mce": mce(confidence, outcome),
         "brier": squared,
         "brier_isotonic": squared - parts.reliability,
         "brier_reliability": parts.reliability,
         "brier_resolution": parts.resolution,
         "brier_uncertainty": parts.uncertainty,
-        "nll": nll(confidence, correct),
-        "auroc": auroc(confidence, correct >= 0.5),
-        "aurc": aurc(confidence, correct),
+        "nll": nll(confidence, outcome),
+        "auroc": auroc(confidence, outcome >= 0.5),
+        "aurc": aurc(confidence, outcome),
     }
 
 
-def measure(answers: Answers, draws: int = 1000, smooth_interval: bool = False) -> Measurement:
-    """Return every metric with its 95 % interval by bootstrap over contexts.
+def summary(columns: Columns) -> dict[str, float]:
+    """Return the number of graded answers and the metrics that a run is judged by."""
+    values = metric_values(columns)
+    graded = int((~np.isnan(columns.informativeness_N)).sum())
+    return {"n": graded} | {name: values[name] for name in SUMMARY}
+
+
+def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) -> Measurement:
+    """Return every metric with its 95 % interval by bootstrap over texts.
 
     ``ece_smooth`` has an interval only if asked for; it is slow. ``ece10_perfect`` is the mean and
     the interval of the ECE that a perfect forecaster would have at these confidences.
     """
-    values = metric_values(answers)
+    values = metric_values(columns)
     intervals = bootstrap_intervals(
-        lambda index: metric_values(answers.take(index)), answers.context_N, draws=draws
+        lambda index: metric_values(columns.take(index)), columns.context_N, draws=draws
     )
-    result: Measurement = {"n": len(answers), "contexts": len(set(answers.context_N.tolist()))}
-    result |= {name: _entry(values[name], intervals[name]) for name in values}
-    result["ece_smooth"] = _smooth(answers, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
-    mean, low, high = perfect_ece_interval(answers.confidence_N[answers.stated_N])
-    result["ece10_perfect"] = _entry(mean, (low, high))
-    return result
+    result = _sizes(columns) | {name: _entry(values[name], intervals[name]) for name in values}
+    result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
+    mean, low, high = perfect_ece_interval(columns.known[0])
+    return result | {"ece10_perfect": _entry(mean, (low, high))}
 
 
-def measure_difference(first: Answers, second: Answers, draws: int = 1000) -> Measurement:
-    """Return first less second for every metric, on the same items in the same order.
+def measure_difference(first: Columns, second: Columns, draws: int = 1000) -> Measurement:
+    """Return first less second for every metric, on the same answers' probes in the same order.
 
-    The interval is paired: each draw takes the same contexts for both.
+    The interval is paired: each draw takes the same texts for both.
     """
     if first.context_N.tolist() != second.context_N.tolist():
         raise ValueError("a paired difference needs two measurements of the same items.")
@@ -122,28 +160,42 @@ def measure_difference(first: Answers, second: Answers, draws: int = 1000) -> Me
         first.context_N,
         draws=draws,
     )
-    result: Measurement = {"n": len(first), "contexts": len(set(first.context_N.tolist()))}
-    return result | {name: _entry(values[name], intervals[name]) for name in values}
+    return _sizes(first) | {name: _entry(values[name], intervals[name]) for name in values}
+
+
+def _sizes(columns: Columns) -> Measurement:
+    return {"n": len(columns), "contexts": len(set(columns.context_N.tolist()))}
 
 
 def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
     return {name: first[name] - second[name] for name in first}
 
 
-def _smooth(answers: Answers, draws: int) -> dict[str, float | None]:
+def _smooth(columns: Columns, draws: int) -> dict[str, float | None]:
     def statistic(index: np.ndarray) -> float:
-        part = answers.take(index)
-        return smooth_ece(part.confidence_N[part.stated_N], part.correct_N[part.stated_N])
+        return smooth_ece(*columns.take(index).known)
 
-    value = statistic(np.arange(len(answers)))
+    value = statistic(np.arange(len(columns)))
     if not draws or np.isnan(value):
         return {"value": value, "low": None, "high": None}
-    return _entry(value, bootstrap_interval(statistic, answers.context_N, draws=draws))
+    return _entry(value, bootstrap_interval(statistic, columns.context_N, draws=draws))
 
 
 def _entry(value: float, interval: tuple[float, float]) -> dict[str, float | None]:
     return {"value": value, "low": interval[0], "high": interval[1]}
 
 
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
 def _mean(values_N: np.ndarray) -> float:
     return float(values_N.mean()) if len(values_N) else float("nan")
+
+
+def parted(answers: Iterable[Answer], key: Callable[[Answer], Any]) -> dict[str, list[Answer]]:
+    """Divide answers by a key, in the order in which its values come."""
+    parts: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        parts[str(key(answer))].append(answer)
+    return dict(parts)

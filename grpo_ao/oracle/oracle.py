@@ -100,6 +100,19 @@ class Oracle:
         """
         return cls.from_pretrained(MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle")
 
+    def with_adapter(self, adapter: str | Path) -> "Oracle":
+        """Return the oracle of another adapter on the same base; this one is over.
+
+        Raises as ``from_pretrained`` does for an adapter that cannot be read.
+        """
+        folder = resolve_files(adapter, ADAPTER_FILES)
+        self.detach()
+        self.model.delete_adapter("default")
+        self.model.load_adapter(str(folder), "default")
+        self.model.set_adapter("default")
+        self.model.requires_grad_(False)
+        return Oracle(self.model.eval(), self.tokenizer, load_spec(folder))
+
     def save_adapter(self, folder: str | Path) -> None:
         """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""
         folder = Path(folder)

@@ -27,7 +27,13 @@ class ProbeTable:
     @classmethod
     def build(cls, oracle: Oracle, probes: Sequence[Probe], store: ActivationStore) -> "ProbeTable":
         """Look up each probe's activations and write its prompt."""
-        vectors = [store.vectors(probe.id) for probe in probes]
+        return cls.of_vectors(oracle, probes, [store.vectors(probe.id) for probe in probes])
+
+    @classmethod
+    def of_vectors(
+        cls, oracle: Oracle, probes: Sequence[Probe], vectors: list[Tensor]
+    ) -> "ProbeTable":
+        """Write the oracle's prompt for each probe and its activations."""
         prompts = [
             oracle.prompt(probe.layer, len(vectors_KD), probe.question)
             for probe, vectors_KD in zip(probes, vectors, strict=True)

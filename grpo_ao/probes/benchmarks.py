@@ -11,7 +11,6 @@ from pathlib import Path
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_foreign_jsonl
-from grpo_ao.judges.reference import words
 from grpo_ao.mini.probes import mini_items
 from grpo_ao.probe import Split, split_of, stable_hash, text_key, unit_draw
 from grpo_ao.probes.benchmark_sources import Context, Templates, load_contexts, load_templates
@@ -41,15 +40,6 @@ class Item:
     def context_id(self) -> str:
         """Sixteen hex digits that depend on the text alone."""
         return stable_hash(self.text)
-
-
-def said(answer: str) -> str | None:
-    """Return the answer that is given, ``Yes`` or ``No``, matched as a whole word.
-
-    ``None`` if neither word is said, or both are: "I know" says neither.
-    """
-    found = {"yes", "no"} & set(words(answer))
-    return found.pop().capitalize() if len(found) == 1 else None
 
 
 def groups(suite: Suite, families: Sequence[str]) -> dict[str, tuple[str, ...]]:

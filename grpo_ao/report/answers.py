@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
 from typing import Any
 
-from grpo_ao.epistemic import ParsedOutput
-from grpo_ao.probe import unit_draw
-from grpo_ao.reward import reward_terms
+from grpo_ao.answer import Answer
+from grpo_ao.probe import Probe, unit_draw
+from grpo_ao.reward import rewarded
 
 ROLLOUTS = "rollouts"
 # Characters of a text and of an answer that are shown, and bytes of all items together.
@@ -17,29 +17,25 @@ _BUDGET = 1_800_000
 Row = dict[str, Any]
 
 
-def heldout_items(heldout: dict[str, list[Row]], calibration_lambda: float) -> list[Row]:
+def heldout_items(heldout: dict[str, list[Answer]], calibration_lambda: float) -> list[Row]:
     """Return one item a held-out probe, with the answer of each measurement."""
-    names = list(heldout)
-    by_probe: dict[str, dict[str, Row]] = {}
-    for name in names:
-        for row in heldout[name]:
-            by_probe.setdefault(row["probe_id"], {})[name] = row
-    items = []
-    for rows in by_probe.values():
-        answers = [
-            _answer(name, row, _reward(row, calibration_lambda)) for name, row in rows.items()
-        ]
-        items.append(_item(next(iter(rows.values())), answers))
-    return items
+    by_probe: dict[str, dict[str, Answer]] = {}
+    for name, answers in heldout.items():
+        for answer in answers:
+            by_probe.setdefault(answer.probe.id, {})[name] = rewarded(answer, calibration_lambda)
+    return [
+        _item(next(iter(own.values())).probe, [_answer(name, own[name]) for name in own])
+        for own in by_probe.values()
+    ]
 
 
-def rollout_items(rollouts: Sequence[Row]) -> list[Row]:
+def rollout_items(rollouts: Sequence[tuple[int, Answer]]) -> list[Row]:
     """Return one item a step's question, with the completions that were kept of its group."""
     items = []
-    for (step, _), group in groupby(rollouts, key=lambda row: (row["step"], row["probe_id"])):
-        rows = list(group)
-        answers = [_answer(ROLLOUTS, row, row["reward"]) for row in rows]
-        items.append(_item(rows[0], answers) | {"step": step})
+    for (step, _), group in groupby(rollouts, key=lambda kept: (kept[0], kept[1].probe.id)):
+        answers = [answer for _, answer in group]
+        item = _item(answers[0].probe, [_answer(ROLLOUTS, answer) for answer in answers])
+        items.append(item | {"step": step})
     return items
 
 
@@ -69,41 +65,36 @@ def _in_turns(*orders: Sequence[int]) -> Iterable[int]:
 
 
 def _gap(item: Row, sign: int) -> float:
-    """Return the largest signed gap of confidence and score among an item's answers."""
+    """Return the largest signed gap of confidence and informativeness among an item's answers."""
     gaps = [
-        sign * (answer["confidence"] / 100 - answer["score"])
+        sign * (answer["confidence"] - answer["informativeness"])
         for answer in item["answers"]
-        if answer["score"] is not None
+        if answer["confidence"] is not None and answer["informativeness"] is not None
     ]
     return max(gaps, default=-2.0)
 
 
-def _item(row: Row, answers: list[Row]) -> Row:
+def _item(probe: Probe, answers: list[Row]) -> Row:
     return {
-        "text": _cut(row["text"], _LONGEST_TEXT),
-        "question": row["question"],
-        "reference": row["reference"],
-        "kind": row["kind"],
-        "family": row["family"],
-        "layer": row.get("layer"),
+        "text": _cut(probe.text, _LONGEST_TEXT),
+        "question": probe.question,
+        "reference": probe.reference,
+        "kind": probe.kind,
+        "family": probe.family,
+        "layer": probe.layer,
         "step": None,
         "answers": answers,
     }
 
 
-def _answer(view: str, row: Row, reward: float | None) -> Row:
+def _answer(view: str, answer: Answer) -> Row:
     return {
         "view": view,
-        "confidence": row["confidence"] if row["parsed"] else None,
-        "answer": _cut(row["answer"], _LONGEST_ANSWER),
-        "score": row["score"] if row["parsed"] else None,
-        "reward": None if reward is None else round(reward, 3),
+        "confidence": answer.confidence,
+        "answer": _cut(answer.answer, _LONGEST_ANSWER),
+        "informativeness": answer.informativeness,
+        "reward": None if answer.reward is None else round(answer.reward, 3),
     }
-
-
-def _reward(row: Row, calibration_lambda: float) -> float | None:
-    output = ParsedOutput(row["confidence"], row["answer"], row["parsed"])
-    return reward_terms(output, row["score"], calibration_lambda).total
 
 
 def _cut(text: str, longest: int) -> str:

@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
-from grpo_ao.report.benchmark_tables import benchmark_tables
 from grpo_ao.report.formats import number, signed
 from grpo_ao.report.headline import METRICS, Estimate, Headline
 from grpo_ao.report.page import PAGE
 from grpo_ao.report.run_record import RunRecord
+from grpo_ao.report.tables import benchmark_tables
 
 _FIGURE = "reliability.png"
 

@@ -1,12 +1,13 @@
 """The numbers that a run is judged by: before, after and their difference, with intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from grpo_ao.calibration import bootstrap_intervals, calibration_summary, perfect_ece_interval
+from grpo_ao.answer import Answer
+from grpo_ao.calibration import perfect_ece_interval
+from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 
 DRAWS = 500
@@ -21,7 +22,6 @@ METRICS = {
     "confidence_std": ("Confidence, standard deviation", None),
     "parse_rate": ("Parse rate", "higher"),
 }
-Rows = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,57 +71,32 @@ def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
         before, after = (record.heldout.get(f"{when} {mode}") for when in WHEN)
         if before or after:
             modes[mode] = metric_lines(before, after, draws)
-    rows = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
-    stated = np.array([row["confidence"] / 100 for row in rows if row["parsed"]])
+    last = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
+    stated = np.array([answer.confidence for answer in last if answer.confidence is not None])
     _, *perfect = perfect_ece_interval(stated)
-    return Headline(modes, len(rows), len({row["text"] for row in rows}), (perfect[0], perfect[1]))
+    texts = {answer.probe.text for answer in last}
+    return Headline(modes, len(last), len(texts), (perfect[0], perfect[1]))
 
 
-def metric_lines(before: Rows | None, after: Rows | None, draws: int = DRAWS) -> list[MetricLine]:
+def metric_lines(
+    before: Sequence[Answer] | None, after: Sequence[Answer] | None, draws: int = DRAWS
+) -> list[MetricLine]:
     """Compare two measurements of the same probes, or show the one that there is.
 
     Intervals are 95 % percentile intervals by bootstrap over texts: a text's questions are drawn
     together, and both measurements with the same texts, so that the difference is a paired one.
     """
-    measured = {name: rows for name, rows in zip(WHEN, (before, after), strict=True) if rows}
-    first, last = next(iter(measured.values())), list(measured.values())[-1]
-    if [row["probe_id"] for row in first] != [row["probe_id"] for row in last]:
-        raise ValueError("the measurements before and after are not of the same probes.")
-    summaries = {name: _summary_function(rows) for name, rows in measured.items()}
-    texts = np.array([row["text"] for row in first])
+    found: dict[str, Measurement] = {}
+    if before and after:
+        if [answer.probe.id for answer in before] != [answer.probe.id for answer in after]:
+            raise ValueError("the measurements before and after are not of the same probes.")
+        found["change"] = measure_difference(Columns.of(after), Columns.of(before), draws)
+    for name, answers in zip(WHEN, (before, after), strict=True):
+        if answers:
+            found[name] = measure(Columns.of(answers), draws)
 
-    def statistics(index_N: np.ndarray) -> dict[str, float]:
-        found = {name: summary(index_N) for name, summary in summaries.items()}
-        if len(found) == 2:
-            found["change"] = {m: found["after"][m] - found["before"][m] for m in METRICS}
-        return {f"{name} {m}": values[m] for name, values in found.items() for m in METRICS}
-
-    value = statistics(np.arange(len(texts)))
-    interval = bootstrap_intervals(statistics, texts, draws=draws)
-
-    def estimate(name: str) -> Estimate | None:
-        return Estimate(value[name], *interval[name]) if name in value else None
+    def estimate(name: str, metric: str) -> Estimate | None:
+        return Estimate(**found[name][metric]) if name in found else None
 
     columns = (*WHEN, "change")
-    return [MetricLine(m, *(estimate(f"{column} {m}") for column in columns)) for m in METRICS]
-
-
-def outcome_arrays(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return confidence, score and parsed of rows, as ``heldout.arrays`` does of answers."""
-    known = [row for row in rows if not row["parsed"] or row["score"] is not None]
-    confidence = np.array([row["confidence"] / 100 for row in known], dtype=float)
-    score = np.array([row["score"] or 0.0 for row in known], dtype=float)
-    return confidence, score, np.array([row["parsed"] for row in known], dtype=bool)
-
-
-def _summary_function(rows: Rows) -> Callable[[np.ndarray], dict[str, float]]:
-    """Return the summary of the answers at some indices into ``rows``."""
-    known = np.array([not row["parsed"] or row["score"] is not None for row in rows], dtype=bool)
-    place_N = np.cumsum(known) - 1
-    confidence, score, parsed = outcome_arrays(rows)
-
-    def summary(index_N: np.ndarray) -> dict[str, float]:
-        drawn = place_N[index_N[known[index_N]]]
-        return calibration_summary(confidence[drawn], score[drawn], parsed[drawn])
-
-    return summary
+    return [MetricLine(m, *(estimate(column, m) for column in columns)) for m in METRICS]

@@ -8,7 +8,7 @@ strangers: Jinja escapes them in the page, and the script writes them as text.
 import base64
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, risk_coverage
 from grpo_ao.files import atomic_write_text, finite
+from grpo_ao.measuring.metrics import Columns, parted
 from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
-from grpo_ao.report.benchmark_tables import benchmark_tables
 from grpo_ao.report.formats import number, signed
-from grpo_ao.report.headline import METRICS, Headline, MetricLine, outcome_arrays
+from grpo_ao.report.headline import METRICS, Headline, MetricLine
 from grpo_ao.report.plots import (
     CURVE_LEFT,
     CURVE_WIDTH,
@@ -40,6 +41,7 @@ from grpo_ao.report.plots import (
     running_mean,
 )
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
+from grpo_ao.report.tables import benchmark_tables
 
 PAGE = Path(__file__).parent / "template"
 Row = dict[str, Any]
@@ -135,11 +137,10 @@ def _diagrams(record: RunRecord) -> dict[str, dict[str, Markup]]:
     for mode in MODES:
         diagrams, curves = {}, {}
         for when in WHEN:
-            rows = record.heldout.get(f"{when} {mode}", [])
-            known = [row for row in rows if row["parsed"] and row["score"] is not None]
+            known = _known(record.heldout.get(f"{when} {mode}", []))
             if known:
-                confidence, outcome, _ = outcome_arrays(known)
-                texts = np.array([row["text"] for row in known])
+                columns = Columns.of(known)
+                (confidence, outcome), texts = columns.known, columns.context_N
                 panel = Panel(f"{when} training, {mode}", confidence, outcome, texts, tone=when)
                 diagrams[when] = _reliability(panel, f"{when} {mode}")
                 curves[when] = risk_coverage(confidence, outcome)
@@ -160,16 +161,23 @@ def _reliability(panel: Panel, view: str) -> Markup:
     return inline_svg(figure, f"Reliability {panel.title}", words)
 
 
+def _known(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers of which confidence and informativeness are known."""
+    return [a for a in answers if a.confidence is not None and a.informativeness is not None]
+
+
 def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:
     """Return the held-out answers of the last sampled measurement by family and by layer."""
     names = [name for name in record.heldout if name.endswith("sampled")]
     if not names:
         return []
     before, last = record.heldout[names[0]], record.heldout[names[-1]]
-    sizes = Counter(_family(row) for row in last)
-    keys: dict[str, Callable[[Row], str]] = {
-        "Layer": lambda row: str(row["layer"]),
-        "Family": lambda row: _family(row) if sizes[_family(row)] >= _LEAST else "smaller families",
+    sizes = Counter(_family(answer) for answer in last)
+    keys: dict[str, Callable[[Answer], str]] = {
+        "Layer": lambda answer: str(answer.probe.layer),
+        "Family": lambda answer: (
+            _family(answer) if sizes[_family(answer)] >= _LEAST else "smaller families"
+        ),
     }
     tables = []
     for title, key in keys.items():
@@ -191,25 +199,22 @@ def _gaps(title: str, when: str, lines: Sequence[Row]) -> Markup:
     return inline_svg(gaps(rows), f"Right and confident by {title.lower()}") if rows else Markup()
 
 
-def _family(row: Row) -> str:
-    """Name a row's family with its kind; a family that is a kind is named once."""
-    return row["kind"] if row["family"] == row["kind"] else f"{row['family']}, {row['kind']}"
+def _family(answer: Answer) -> str:
+    """Name an answer's family with its kind; a family that is a kind is named once."""
+    probe = answer.probe
+    return probe.kind if probe.family == probe.kind else f"{probe.family}, {probe.kind}"
 
 
-def _by_group(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, Row]:
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["parsed"] and row["score"] is not None:
-            groups[key(row)].append(row)
+def _by_group(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Row]:
     found = {}
-    for name, members in groups.items():
-        confidence, score, _ = outcome_arrays(members)
+    for name, members in parted(_known(answers), key).items():
+        confidence, outcome = Columns.of(members).known
         found[name] = {
             "n": len(members),
-            "layer": members[0]["layer"],
-            "right": float(score.mean()),
+            "layer": members[0].probe.layer,
+            "right": float(outcome.mean()),
             "confidence": float(confidence.mean()),
-            "auroc": auroc(confidence, score >= 0.5),
+            "auroc": auroc(confidence, outcome >= 0.5),
         }
     return found
 

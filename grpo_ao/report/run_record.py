@@ -2,12 +2,16 @@
 
 import fcntl
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from grpo_ao.answer import Answer
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
+from grpo_ao.measuring.confidences import baselines
+from grpo_ao.measuring.metrics import summary
 
 Status = Literal["finished", "running", "stopped"]
 WHEN = ("before", "after")
@@ -28,9 +32,9 @@ class RunRecord:
     """What a run folder holds.
 
     ``steps`` are the rows of metrics, ``alerts`` the alerts among them; ``heldout`` holds the
-    rows of each measurement by its name (``after sampled``); ``baselines`` are summaries
-    of other ways to be sure of the greedy answers after training. ``summary``, ``warm_start`` and
-    ``baselines`` are empty until the run has written them.
+    answers of each finished measurement by its name (``after sampled``), ``rollouts`` those that
+    were kept of training, each with its step. ``summary`` and ``warm_start`` are empty until the
+    run has written them.
     """
 
     folder: Path
@@ -39,16 +43,20 @@ class RunRecord:
     summary: dict[str, Any]
     steps: list[dict[str, Any]]
     alerts: list[dict[str, Any]]
-    heldout: dict[str, list[dict[str, Any]]]
-    rollouts: list[dict[str, Any]]
+    heldout: dict[str, list[Answer]]
+    rollouts: list[tuple[int, Answer]]
     warm_start: dict[str, Any]
     evaluations: list[Evaluation]
-    baselines: dict[str, dict[str, float]]
 
     @property
     def config(self) -> dict[str, Any]:
         """The run's configuration."""
         return self.run["config"]
+
+    @property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Summaries of each way to be sure of the greedy answers after training."""
+        return baseline_summaries(self.heldout.get("after greedy", []))
 
     @property
     def last_step(self) -> int:
@@ -65,7 +73,9 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"there is no run in {folder}: it holds no run.json.")
     rows = read_jsonl(folder / "metrics.jsonl")
     names = [(when, mode) for when in WHEN for mode in MODES]
-    heldout = {f"{w} {m}": read_jsonl(folder / f"heldout_{w}_{m}.jsonl") for w, m in names}
+    heldout = {f"{w} {m}": read_answers(folder / f"heldout_{w}_{m}.jsonl") for w, m in names}
+    # A measurement that is under way has fewer answers than those before it.
+    whole = max(map(len, heldout.values()))
     return RunRecord(
         folder=folder,
         run=_read_json(folder / "run.json"),
@@ -73,12 +83,24 @@ def read_run(folder: Path) -> RunRecord:
         summary=_read_json(folder / "summary.json"),
         steps=[row for row in rows if "alert" not in row],
         alerts=[row for row in rows if "alert" in row],
-        heldout={name: answers for name, answers in heldout.items() if answers},
-        rollouts=read_jsonl(folder / "rollouts.jsonl"),
+        heldout={n: answers for n, answers in heldout.items() if answers and len(answers) == whole},
+        rollouts=[
+            (row["step"], Answer.from_row(row)) for row in read_jsonl(folder / "rollouts.jsonl")
+        ],
         warm_start=_read_json(folder / "warm_start" / "summary.json"),
         evaluations=_evaluations(folder / "eval"),
-        baselines=_read_json(folder / "heldout_baselines.json"),
     )
+
+
+def baseline_summaries(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """Summarise each way to be sure of some answers; none where there are none."""
+    found = baselines(answers) if answers else {}
+    return {name: summary(columns) for name, columns in found.items()}
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read the answers in a file; none where there is no file."""
+    return [Answer.from_row(row) for row in read_jsonl(path)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

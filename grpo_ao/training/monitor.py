@@ -1,14 +1,16 @@
 """Watch a run: metrics of every step, alerts, reliability diagrams, sample rollouts."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from transformers import TrainerCallback
 
+from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, brier, ece
 from grpo_ao.files import append_jsonl, keep_rows, read_jsonl
+from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import Reporter
@@ -18,47 +20,27 @@ _ECE_WINDOW = 2000
 _TABLE_ROWS = 16
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """One completion of a step; ``score`` is None where the judge gave no grade."""
-
-    probe_id: str
-    text: str
-    question: str
-    confidence: int
-    answer: str
-    parsed: bool
-    score: float | None
-    reward: float | None
-    completion_tokens: int
-    kind: str
-    family: str
-    reference: str | None
-
-
-def step_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+def step_metrics(answers: Sequence[Answer]) -> Metrics:
     """Return the metrics of one step's completions; confidence metrics are of parsed ones.
 
     Informativeness counts an unparsed completion as 0 and leaves out an ungraded one; it is NaN
     if that is all of them.
     """
-    known = [r for r in rollouts if r.parsed and r.score is not None]
-    confidence = np.array([r.confidence / 100 for r in known])
-    score = np.array([r.score for r in known], dtype=float)
-    stated = np.array([r.confidence / 100 for r in rollouts if r.parsed])
-    unparsed = sum(not r.parsed for r in rollouts)
-    graded = len(known) + unparsed
-    rewards = [r.reward for r in rollouts if r.reward is not None]
+    confidence, outcome = Columns.of(answers).known
+    stated = np.array([a.confidence for a in answers if a.confidence is not None])
+    unparsed = sum(not a.parsed for a in answers)
+    graded = len(outcome) + unparsed
+    rewards = [a.reward for a in answers if a.reward is not None]
     return {
         "reward": _mean(rewards),
-        "brier": brier(confidence, score),
-        "informativeness": float(score.sum()) / graded if graded else float("nan"),
+        "brier": brier(confidence, outcome),
+        "informativeness": float(outcome.sum()) / graded if graded else float("nan"),
         "confidence": _mean(stated),
         "confidence_std": float(stated.std()) if len(stated) else float("nan"),
-        "auroc": auroc(confidence, score >= 0.5) if len(known) else float("nan"),
-        "parse_rate": 1 - unparsed / len(rollouts),
-        "unscored": sum(r.parsed and r.score is None for r in rollouts) / len(rollouts),
-        "answer_length": _mean([len(r.answer.split()) for r in rollouts]),
+        "auroc": auroc(confidence, outcome >= 0.5),
+        "parse_rate": 1 - unparsed / len(answers),
+        "unscored": sum(a.ungraded for a in answers) / len(answers),
+        "answer_length": _mean([len(a.answer.split()) for a in answers]),
     }
 
 
@@ -90,27 +72,26 @@ class Monitor:
         self._active = {alert.name for alert in check_alerts(self.history)}
         self._window: deque[tuple[float, float]] = deque(maxlen=_ECE_WINDOW)
         for row in read_jsonl(self._windows):
-            self._window.extend(zip(row["confidence"], row["score"], strict=True))
+            self._window.extend(zip(row["confidence"], row["informativeness"], strict=True))
 
     def record(
         self,
         step: int,
-        rollouts: Sequence[Rollout],
+        answers: Sequence[Answer],
         advantages_std: float,
         kl: float | None,
         seconds: Mapping[str, float],
-        tokens: int,
         sampling_gap: float | None = None,
     ) -> Metrics:
-        """Take in one step; ``seconds`` by phase, ``tokens`` of all its completions.
+        """Take in one step's answers; ``seconds`` by phase.
 
         ``sampling_gap`` is the mean difference, a token, between the policy's log-probabilities
         and those that the rollout engine sampled by; None where the policy sampled itself.
         """
-        known = [r for r in rollouts if r.parsed and r.score is not None]
-        pairs = [(r.confidence / 100, float(r.score or 0.0)) for r in known]
-        self._window.extend(pairs)
-        metrics: Metrics = {"step": step, **step_metrics(rollouts)}
+        confidence, outcome = (known.tolist() for known in Columns.of(answers).known)
+        self._window.extend(zip(confidence, outcome, strict=True))
+        tokens = sum(len(answer.token_ids) for answer in answers)
+        metrics: Metrics = {"step": step, **step_metrics(answers)}
         metrics |= {"ece_window": ece(*self._window_arrays()), "advantage_std": advantages_std}
         metrics |= {"kl": kl, "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9)}
         if sampling_gap is not None:
@@ -118,13 +99,13 @@ class Monitor:
         metrics |= {f"seconds_{phase}": value for phase, value in seconds.items()}
         self.history.append(metrics)
         append_jsonl(self._metrics, [metrics])
-        confidences, scores = ([p[i] for p in pairs] for i in (0, 1))
-        append_jsonl(self._windows, [{"step": step, "confidence": confidences, "score": scores}])
+        window = {"step": step, "confidence": confidence, "informativeness": outcome}
+        append_jsonl(self._windows, [window])
         numbers = {k: float(v) for k, v in metrics.items() if v is not None and k != "step"}
         self._reporter.scalars(step, numbers)
         self._raise_alerts(step)
         if step % self._plot_every == 0:
-            self._show(step, rollouts)
+            self._show(step, answers)
         return metrics
 
     def _window_arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -143,8 +124,8 @@ class Monitor:
             self._reporter.alert(alert.name, text)
         self._active = {alert.name for alert in alerts}
 
-    def _show(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        rows = [{"step": step, **asdict(rollout)} for rollout in rollouts[:_TABLE_ROWS]]
+    def _show(self, step: int, answers: Sequence[Answer]) -> None:
+        rows = [{"step": step, **answer.to_row()} for answer in answers[:_TABLE_ROWS]]
         append_jsonl(self._rollouts, rows)
         self._reporter.table(step, "rollouts", rows)
         if self._window:
@@ -152,3 +133,17 @@ class Monitor:
             title = f"training, up to step {step}"
             save(reliability_diagram([Panel(title, *self._window_arrays())]), path)
             self._reporter.image(step, "reliability", path)
+
+
+class BenchmarkCallback(TrainerCallback):
+    """Calls ``measure`` every ``eval_steps`` steps, but not at the last: that is ``after``."""
+
+    def __init__(self, measure: Callable[[str], None], eval_steps: int) -> None:
+        self._measure = measure
+        self._eval_steps = eval_steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Measure the adapter that this step made."""
+        step = state.global_step
+        if step % self._eval_steps == 0 and step < state.max_steps:
+            self._measure(f"step_{step:06d}")

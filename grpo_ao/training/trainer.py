@@ -15,7 +15,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
   sampled for, the weights come from the loss's own forward pass, not from one more.
-- ``log`` hands the step's rollouts, those of all processes, to the monitor.
+- ``log`` hands the step's answers, those of all processes, to the monitor.
 """
 
 import time
@@ -34,6 +34,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from grpo_ao.answer import Answer
 from grpo_ao.credit import Credit, ScaleRewards, split_advantages, tag_lengths
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
@@ -41,11 +42,11 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine, Sampling
 from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.reward import CalibratedReward, ScoredCompletion
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.correction import Mode, importance_ratio
-from grpo_ao.training.monitor import Monitor, Rollout
+from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.packing import pack
+from grpo_ao.training.rewarding import CalibratedReward
 
 _SAMPLING_GAP = "sampling/sampling_logp_difference/mean"
 
@@ -88,7 +89,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.monitor = monitor
         self._rows: list[int] = []
         self._seconds: dict[str, float] = {}
-        self._rollouts: list[Rollout] = []
+        self._answers: list[Answer] = []
         self._advantage_std = 0.0
         self._uncorrected: dict[str, Any] | None = None
         # Whether a step's updates are all made before the policy has moved from what was sampled.
@@ -155,11 +156,10 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _begin_grading(self, token_ids: list[list[int]]) -> None:
         """Let the judge work while the log-probabilities of policy and reference are computed."""
-        self.reward.begin(
-            self.async_loop,
-            [self.table.probes[row].id for row in self._rows],
-            self.oracle.tokenizer.batch_decode(token_ids, skip_special_tokens=True),
-        )
+        texts = self.oracle.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        probes = [self.table.probes[row] for row in self._rows]
+        answers = [Answer.read(*read) for read in zip(probes, texts, token_ids, strict=True)]
+        self.reward.begin(self.async_loop, answers)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -238,10 +238,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         output["rows"] = torch.tensor(self._rows, device=output["completion_ids"].device)
         if self.credit == "split":
             output["advantages"] = self._split_credit(output, self.reward.last)
-        lengths = output["completion_mask"].sum(dim=1).tolist()
-        self._rollouts = gather_object(
-            [_rollout(row, n) for row, n in zip(self.reward.last, lengths, strict=True)]
-        )
+        self._answers = gather_object(list(self.reward.last))
         self._advantage_std = self._spread(output["advantages"], output["completion_mask"])
         self._seconds["judge"] = self.reward.seconds_waited
         self._seconds["score"] = time.perf_counter() - started - self._seconds["generate"]
@@ -264,16 +261,14 @@ class OracleGRPOTrainer(GRPOTrainer):
         count, total, squares = self._gathered(moments_3[None]).sum(dim=0).tolist()
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
-    def _split_credit(
-        self, output: Mapping[str, Tensor], scored: Sequence[ScoredCompletion]
-    ) -> Tensor:
+    def _split_credit(self, output: Mapping[str, Tensor], answers: Sequence[Answer]) -> Tensor:
         """Return advantages of shape (B, C) for this process's completions."""
         ids_BC = output["completion_ids"]
         tag_B = tag_lengths(self.oracle.tokenizer, ids_BC.tolist())
         columns_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
         tag_mask_BC = columns_C[None] < torch.tensor(tag_B, device=ids_BC.device)[:, None]
-        terms_B3 = torch.tensor([_terms(row) for row in scored], device=ids_BC.device)
-        parsed_B = torch.tensor([row.output.parsed for row in scored], device=ids_BC.device)
+        terms_B3 = torch.tensor([_terms(answer) for answer in answers], device=ids_BC.device)
+        parsed_B = torch.tensor([answer.parsed for answer in answers], device=ids_BC.device)
         # A group may be spread over processes, its baseline may not: gather, then take our part.
         width = self._gathered(torch.tensor([ids_BC.shape[1]], device=ids_BC.device)).max()
         padding = int(width) - ids_BC.shape[1]
@@ -315,17 +310,16 @@ class OracleGRPOTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, then hand the step to the monitor."""
         super().log(logs, start_time)
-        if self._rollouts and self.monitor is not None:
+        if self._answers and self.monitor is not None:
             self.monitor.record(
                 self.state.global_step,
-                self._rollouts,
+                self._answers,
                 advantages_std=self._advantage_std,
                 kl=logs.get("kl"),
                 sampling_gap=logs.get(_SAMPLING_GAP),
                 seconds=dict(self._seconds),
-                tokens=sum(rollout.completion_tokens for rollout in self._rollouts),
             )
-        self._rollouts, self._seconds = [], {}
+        self._answers, self._seconds = [], {}
 
 
 def _repeats(rows: Sequence[int]) -> int:
@@ -341,28 +335,6 @@ def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(tensors) if tensors[0].dim() else torch.stack(tensors).mean()
 
 
-def _terms(row: ScoredCompletion) -> tuple[float, float, float]:
-    values = (row.terms.informativeness, row.terms.calibration, row.terms.total)
-    unscored, none, total = values
-    return (
-        float("nan") if unscored is None else unscored,
-        float("nan") if none is None else none,
-        float("nan") if total is None else total,
-    )
-
-
-def _rollout(row: ScoredCompletion, completion_tokens: int) -> Rollout:
-    return Rollout(
-        probe_id=row.probe.id,
-        text=row.probe.text,
-        question=row.probe.question,
-        confidence=row.output.confidence,
-        answer=row.output.answer,
-        parsed=row.output.parsed,
-        score=row.grade.score if row.grade else None,
-        reward=row.terms.total,
-        completion_tokens=completion_tokens,
-        kind=row.probe.kind,
-        family=row.probe.family,
-        reference=row.probe.reference,
-    )
+def _terms(answer: Answer) -> tuple[float, ...]:
+    terms = (answer.informativeness, answer.calibration, answer.reward)
+    return tuple(float("nan") if term is None else term for term in terms)

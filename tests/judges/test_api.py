@@ -8,14 +8,15 @@ from email.utils import formatdate
 import anyio
 import pytest
 
+from grpo_ao.answer import Answer
 from grpo_ao.chat import ChatError, ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, rubric_version
+from grpo_ao.measuring.ask import graded
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.reward import score_completions
 from tests.judges.conftest import KEY, KEY_ENV
 from tests.judges.endpoint import (
     DROP,
@@ -89,8 +90,9 @@ def test_the_stated_confidence_is_not_in_the_bytes_of_the_request(judge_at):
     completions = [f"[epistemic status: {n}] To Oslo." for n in (0, 73, 91)]
     with serving(in_turn(grade("A"))) as endpoint:
         judge = judge_at(endpoint)
-        scored = asyncio.run(score_completions(judge, [probe] * 3, completions, 0.5))
-    assert [s.output.confidence for s in scored] == [0, 73, 91]
+        answers = [Answer.read(probe, completion) for completion in completions]
+        answers = asyncio.run(graded(judge, answers))
+    assert [answer.confidence for answer in answers] == [0, 0.73, 0.91]
     assert len(endpoint.seen) == 3
     # Not only is the tag absent: the three requests are the same, byte for byte.
     assert len({request.raw for request in endpoint.seen}) == 1

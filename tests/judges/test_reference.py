@@ -10,6 +10,8 @@ from grpo_ao.judges.reference import (
     check_references,
     closed_score,
     open_score,
+    said,
+    says_neither,
     words,
 )
 from grpo_ao.probe import Positions, Probe, QuestionKind
@@ -48,9 +50,12 @@ def test_words_are_lower_case_without_punctuation_and_articles(answer, expected)
 
 @pytest.mark.parametrize(
     "answer",
-    ["Yes", "yes.", " YES!", "Yes, they are.", "Yes - the user is moving", "'Yes'", "**Yes**, so"],
+    [
+        *("Yes", "yes.", " YES!", "Yes, they are.", "Yes - the user is moving", "'Yes'"),
+        *("**Yes**, so", "I think yes"),
+    ],
 )
-def test_an_answer_that_opens_with_the_reference_is_right(answer):
+def test_an_answer_that_says_yes_alone_is_a_yes(answer):
     assert closed_score(answer, "Yes") == 1.0
 
 
@@ -61,7 +66,6 @@ def test_an_answer_that_opens_with_the_reference_is_right(answer):
         ("Nobody is", "No"),
         ("Not at all", "No"),
         ("Yesterday", "Yes"),
-        ("I think yes", "Yes"),
         ("No", "Yes"),
         ("", "Yes"),
         ("?", "No"),
@@ -75,7 +79,7 @@ def test_an_answer_that_opens_with_the_reference_is_right(answer):
         ("C", "C#"),
     ],
 )
-def test_an_answer_that_does_not_open_with_the_references_words_is_wrong(answer, reference):
+def test_an_answer_that_does_not_say_the_reference_is_wrong(answer, reference):
     assert closed_score(answer, reference) == 0.0
 
 
@@ -180,3 +184,29 @@ def test_probes_with_references_pass():
     probes = iter([probe("Late?", "Yes"), probe("Early?", "No")])
     check_references(probes)
     assert next(probes, None) is None  # all were looked at
+
+
+@pytest.mark.parametrize(
+    "answer, meant",
+    [
+        ("Yes", "Yes"),
+        (" yes.", "Yes"),
+        ("NO!", "No"),
+        ("Yes, it is", "Yes"),
+        ("I would say no", "No"),
+        ("I know", None),
+        ("Not now", None),
+        ("yesterday", None),
+        ("Yes and no", None),
+        ("", None),
+    ],
+)
+def test_an_answer_is_matched_as_a_whole_word(answer, meant):
+    assert said(answer) == meant
+
+
+def test_only_a_question_of_yes_or_no_can_be_answered_by_neither():
+    assert says_neither("I know", "No")
+    assert not says_neither("Yes", "No")
+    assert not says_neither("a cat", "a dog")
+    assert not says_neither("a cat", None)

@@ -1,184 +1,202 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from grpo_ao.answer import Agreement, Answer
+from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.measuring.confidences import (
     METHODS,
     agreement,
-    answer_probabilities,
-    answers_of,
+    answer_probability,
     baselines,
     generated_tokens,
-    sequence_probability,
-    stated,
     token_probability,
+    with_probabilities,
 )
+from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.spec import OracleSpec
-from tests.tiny import WIDTH, tiny_peft, tiny_tokenizer
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Positions, Probe, QuestionKind
 
 
-def row(n=0, confidence: int | None = 80, said: str | None = "Yes", correct=1, **others):
-    return {
-        "context_id": f"context {n}",
-        "parsed": confidence is not None,
-        "confidence": confidence,
-        "said": said,
-        "correct": correct,
-        "yes_probability": 0.7,
-        "sequence_probability": 0.6,
-        "samples": {"Yes": 14, "No": 5, "neither": 1},
-        "tokens": 9,
-        "sample_tokens": 180,
-    } | others
+def answer(n=0, confidence: int | None = 80, says="Yes", informativeness=1.0, tokens=9):
+    probe = Probe(f"text {n}", "Is it?", "closed", 2, Positions(20), "Yes", "family")
+    tag = "" if confidence is None else f"[epistemic status: {confidence}] "
+    return replace(
+        Answer.read(probe, tag + says, range(tokens)),
+        informativeness=informativeness,
+        yes_probability=0.7,
+        answer_probability=0.6,
+        agreement=Agreement(14, 20, 180),
+    )
 
 
-# Confidences of a row
+# Confidences of an answer
 
 
 def test_each_method_is_sure_of_the_answer_that_was_given():
-    yes, no = row(), row(said="No")
-    assert [method(yes) for method in METHODS.values()] == pytest.approx([0.8, 0.7, 0.6, 0.7])
-    assert [method(no) for method in METHODS.values()] == pytest.approx([0.8, 0.3, 0.6, 0.25])
+    assert [method(answer()) for method in METHODS.values()] == pytest.approx([0.8, 0.7, 0.6, 0.7])
+    assert token_probability(answer(says="No")) == pytest.approx(0.3)
 
 
 def test_what_is_not_known_is_none():
-    assert stated(row(confidence=None)) is None
-    neither = row(said=None, correct=0)
+    assert METHODS["stated confidence"](answer(confidence=None)) is None
+    neither = answer(says="Perhaps")
     assert token_probability(neither) is None
-    assert agreement(neither) is None
-    assert sequence_probability(neither) == 0.6
-    unsampled = row()
-    del unsampled["samples"]
-    assert agreement(unsampled) is None
-
-
-def test_rows_become_answers():
-    answers = answers_of([row(1), row(2, confidence=None, said=None, correct=0)])
-    assert answers.confidence_N[0] == 0.8
-    assert answers.correct_N.tolist() == [1, 0]
-    assert answers.stated_N.tolist() == [True, False]
-    assert answers.neither_N.tolist() == [False, True]
-    assert answers.context_N.tolist() == ["context 1", "context 2"]
+    assert answer_probability(neither) == 0.6
+    assert token_probability(replace(answer(), yes_probability=None)) is None
+    assert agreement(replace(answer(), agreement=None)) is None
 
 
 # Recalibrated
 
 
-def rows(count=400):
+def answers(count=400):
     rng = np.random.default_rng(0)
     stated_N = rng.integers(50, 101, count)
     right_N = rng.random(count) < stated_N / 100 - 0.3  # thirty points too sure
     return [
-        row(n, confidence=int(c), correct=int(right))
+        answer(n, confidence=int(c), informativeness=float(right))
         for n, (c, right) in enumerate(zip(stated_N, right_N, strict=True))
     ]
 
 
 def test_what_is_fitted_is_measured_on_the_other_half():
-    found = baselines(rows())
+    found = baselines(answers())
     whole = found["stated confidence"]
     half = found["stated confidence + isotonic"]
     assert len(whole) == 400
     assert 150 < len(half) < 250
     assert set(half.context_N) == set(found["constant"].context_N) < set(whole.context_N)
     fitted_on = sorted(set(whole.context_N) - set(half.context_N))
-    base_rate = np.mean([whole.correct_N[whole.context_N == c][0] for c in fitted_on])
+    base_rate = np.mean([whole.informativeness_N[whole.context_N == c][0] for c in fitted_on])
     assert found["constant"].confidence_N.tolist() == pytest.approx([base_rate] * len(half))
-    assert found["constant"].correct_N.tolist() == half.correct_N.tolist()
+    assert found["constant"].informativeness_N.tolist() == half.informativeness_N.tolist()
 
 
 def test_recalibration_mends_overconfidence():
-    found = baselines(rows())
-    gap = {n: abs(a.confidence_N.mean() - a.correct_N.mean()) for n, a in found.items()}
+    gap = {
+        name: abs(columns.confidence_N.mean() - columns.informativeness_N.mean())
+        for name, columns in baselines(answers()).items()
+    }
     assert gap["stated confidence"] > 0.25
     assert gap["stated confidence + isotonic"] < 0.15
     assert gap["stated confidence + temperature"] < 0.2
 
 
 def test_a_method_that_says_nothing_is_left_out():
-    silent = [row(n, confidence=None) for n in range(40)]
-    assert not [name for name in baselines(silent) if name.startswith("stated")]
-    assert "constant" in baselines(silent)
-    for one in silent:
-        del one["samples"]
-    assert not [name for name in baselines(silent) if name.startswith("agreement")]
+    silent = [replace(answer(n, confidence=None), agreement=None) for n in range(40)]
+    found = baselines(silent)
+    assert "constant" in found
+    assert not [name for name in found if name.startswith(("stated", "agreement"))]
+
+
+def test_agreement_on_a_part_is_compared_on_that_part():
+    part = [answer(n) if n < 10 else replace(answer(n), agreement=None) for n in range(40)]
+    found = baselines(part)
+    assert len(found["stated confidence"]) == 40
+    assert len(found["agreement of 20"]) == 10
+    beside = found["stated confidence, where agreement is known"]
+    assert beside.context_N.tolist() == found["agreement of 20"].context_N.tolist()
+    assert "stated confidence, where agreement is known" not in baselines(part[:10])
 
 
 def test_agreement_costs_its_samples_and_the_answer_itself():
-    costs = generated_tokens([row(), row(tokens=11, sample_tokens=220)])
+    more = replace(answer(tokens=11), agreement=Agreement(14, 20, 220))
+    costs = generated_tokens([answer(), more])
     assert costs["stated confidence"] == costs["token probability"] == 10
     assert costs["agreement of 20"] == 210
-    unsampled = row()
-    del unsampled["samples"]
-    assert "agreement of 20" not in generated_tokens([unsampled])
+    assert "agreement of 20" not in generated_tokens([replace(answer(), agreement=None)])
 
 
 # Probabilities of a model
 
 
-TAG = "[epistemic status: 40]"
-
-
 @pytest.fixture(scope="module")
 def oracle():
-    # A vocabulary of bytes has no token for " Yes": the answers here are single letters.
-    return Oracle(tiny_peft(), tiny_tokenizer(), OracleSpec(hook_onto_layer=1))
+    return Oracle.from_pretrained(MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle", device="cpu")
 
 
-@pytest.fixture
-def letters(monkeypatch):
-    monkeypatch.setattr("grpo_ao.measuring.confidences._YES", ("Y", "y"))
-    monkeypatch.setattr("grpo_ao.measuring.confidences._NO", ("N", "no"))
-
-
-def ask(oracle, completions, questions=None, seed=0):
-    torch.manual_seed(seed)
-    vectors = [torch.randn(2 + n % 2, WIDTH) for n in range(len(completions))]
-    questions = questions or [f"{'so ' * n}?" for n in range(len(completions))]
-    prompts = [
-        oracle.prompt(2, len(v), question) for v, question in zip(vectors, questions, strict=True)
+def table_of(oracle, completions, kind: QuestionKind = "closed", ended=True):
+    generator = torch.Generator().manual_seed(0)
+    width = oracle.model.config.hidden_size
+    vectors = [torch.randn(2 + n % 2, width, generator=generator) for n in range(len(completions))]
+    questions = [f"Is it {'so ' * n}?" for n in range(len(completions))]
+    probes = [Probe("a text", q, kind, 2, Positions(20), "Yes", "family") for q in questions]
+    end = [oracle.tokenizer.eos_token_id] if ended else []
+    answers = [
+        Answer.read(p, c, [*oracle.tokenizer.encode(c, add_special_tokens=False), *end])
+        for p, c in zip(probes, completions, strict=True)
     ]
-    ids = [oracle.tokenizer.encode(text, add_special_tokens=False) for text in completions]
-    return prompts, vectors, ids
+    return ProbeTable.of_vectors(oracle, probes, vectors), answers
 
 
-def log_probabilities(oracle, prompt, vectors_KD, ids):
+def log_probabilities(oracle, table, row, ids):
     """One row at a time, without padding: what the batched reading must give."""
-    from grpo_ao.oracle.injection import Injection
-
-    whole = torch.tensor([[*prompt.input_ids, *ids, oracle.tokenizer.eos_token_id]])
-    injection = Injection.from_rows([prompt.positions], [vectors_KD])
+    prompt = table.prompts[row]
+    injection = Injection.from_rows([prompt.positions], [table.vectors[row]])
+    whole = torch.tensor([[*prompt.input_ids, *ids]])
     with torch.no_grad(), oracle.hook.serving(injection):
         logits = oracle.model(input_ids=whole).logits[0]
     return logits.log_softmax(-1)[len(prompt.input_ids) - 1 : -1]
 
 
-def test_probabilities_are_those_behind_the_tag_and_of_each_rows_own_vectors(oracle, letters):
-    prompts, vectors, ids = ask(oracle, [TAG + "Y", TAG + "No, it is not", "N"])
-    known = answer_probabilities(oracle, prompts, vectors, ids, batch_size=2)
-    for prompt, vectors_KD, row_ids, found in zip(prompts, vectors, ids, known, strict=True):
-        logp_CV = log_probabilities(oracle, prompt, vectors_KD, row_ids)
-        start = len(TAG) if len(row_ids) > len(TAG) else 0
-        token = lambda text: oracle.tokenizer.encode(text)[0]  # noqa: E731
-        yes = logp_CV[start, [token("Y"), token("y")]].exp().sum()
-        no = logp_CV[start, token("N")].exp()
-        answer = [*row_ids, oracle.tokenizer.eos_token_id][start:]
-        logp = sum(logp_CV[start + n, i].item() for n, i in enumerate(answer))
-        assert found.yes == pytest.approx((yes / (yes + no)).item(), rel=1e-3)
-        assert found.sequence == pytest.approx(math.exp(logp), rel=1e-3)
+def tag_of(oracle, answer):
+    pieces = [oracle.tokenizer.decode([i]) for i in answer.token_ids]
+    return next(n for n, piece in enumerate(pieces, 1) if "]" in piece)
 
 
-def test_another_activation_gives_another_probability(oracle, letters):
-    prompts, vectors, ids = ask(oracle, [TAG + "Y"])
-    (first,) = answer_probabilities(oracle, prompts, vectors, ids)
-    (second,) = answer_probabilities(oracle, prompts, [-v for v in vectors], ids)
-    assert first.yes != pytest.approx(second.yes, abs=1e-6)
+SAID = ["[epistemic status: 40] Yes", "[epistemic status: 7] No, it is not", "No ] at all"]
 
 
-def test_a_tokenizer_that_splits_yes_is_refused(oracle):
-    prompts, vectors, ids = ask(oracle, ["Y"])
-    with pytest.raises(ValueError, match=r"none of ' Yes', 'Yes'.* is one token"):
-        answer_probabilities(oracle, prompts, vectors, ids)
+@pytest.mark.parametrize("ended", [True, False])
+def test_probabilities_are_those_behind_the_tag_and_of_each_rows_own_vectors(oracle, ended):
+    table, answers = table_of(oracle, SAID, ended=ended)
+    found = with_probabilities(oracle, table, answers, batch_size=2)
+    # An output without a tag is all answer, brackets and all.
+    starts = [tag_of(oracle, answers[0]), tag_of(oracle, answers[1]), 0]
+    for row, (answer, start) in enumerate(zip(found, starts, strict=True)):
+        ids = answer.token_ids
+        logp_CV = log_probabilities(oracle, table, row, ids)
+        logp = sum(logp_CV[place, ids[place]].item() for place in range(start, len(ids)))
+        assert answer.answer_probability == pytest.approx(math.exp(logp), rel=1e-3)
+        mass = [
+            sum(logp_CV[start, i].exp().item() for i in single_tokens(oracle, words))
+            for words in ((" Yes", "Yes", " yes", "yes"), (" No", "No", " no", "no"))
+        ]
+        assert answer.yes_probability == pytest.approx(mass[0] / sum(mass), rel=1e-3)
+
+
+def single_tokens(oracle, words):
+    encoded = [oracle.tokenizer.encode(word, add_special_tokens=False) for word in words]
+    return {ids[0] for ids in encoded if len(ids) == 1}
+
+
+def test_another_activation_gives_another_probability(oracle):
+    table, answers = table_of(oracle, SAID[:1])
+    (first,) = with_probabilities(oracle, table, answers, batch_size=1)
+    table.vectors[0] = -table.vectors[0]
+    (second,) = with_probabilities(oracle, table, answers, batch_size=1)
+    assert first.yes_probability != pytest.approx(second.yes_probability, abs=1e-6)
+
+
+def test_the_token_that_ended_the_answer_counts_whatever_the_tokenizers_own_is(oracle):
+    table, answers = table_of(oracle, SAID[:1], ended=False)
+    other = oracle.tokenizer.encode(" city", add_special_tokens=False)[0]
+    ended = [replace(answers[0], token_ids=(*answers[0].token_ids, other))]
+    (found,) = with_probabilities(oracle, table, ended, batch_size=1)
+    (cut,) = with_probabilities(oracle, table, answers, batch_size=1)
+    logp = log_probabilities(oracle, table, 0, ended[0].token_ids)[-1, other].item()
+    assert cut.answer_probability is not None
+    expected = cut.answer_probability * math.exp(logp)
+    assert found.answer_probability == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_open_question_has_no_probability_of_yes(oracle):
+    table, answers = table_of(oracle, SAID[:1], kind="open")
+    (found,) = with_probabilities(oracle, table, answers, batch_size=1)
+    assert found.yes_probability is None
+    assert found.answer_probability is not None

@@ -23,7 +23,6 @@ from grpo_ao.probes.benchmarks import (
     load_items,
     load_own_items,
     make_items,
-    said,
     split_templates,
     training_items,
 )
@@ -44,25 +43,6 @@ def items(
 
 
 # Answers
-
-
-@pytest.mark.parametrize(
-    "answer, meant",
-    [
-        ("Yes", "Yes"),
-        (" yes.", "Yes"),
-        ("NO!", "No"),
-        ("Yes, it is", "Yes"),
-        ("I would say no", "No"),
-        ("I know", None),
-        ("Not now", None),
-        ("yesterday", None),
-        ("Yes and no", None),
-        ("", None),
-    ],
-)
-def test_an_answer_is_matched_as_a_whole_word(answer, meant):
-    assert said(answer) == meant
 
 
 # Splits

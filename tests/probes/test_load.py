@@ -8,7 +8,8 @@ from rich.console import Console
 
 from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.probe import Positions, Probe, split_of
-from grpo_ao.probes.load import data_digest, load_probes
+from grpo_ao.probes.load import data_digest
+from grpo_ao.run import probes_of_run
 
 TEXT = "Number {} of the texts, which is long enough that twenty of its tokens can be read here."
 
@@ -28,13 +29,18 @@ def questions(tmp_path):
 
 def config_of(questions, strict) -> TrainConfig:
     mini = make_defaults("mini", None)
-    return TrainConfig(model=mini.model, questions=str(questions), strict=strict)
+    return TrainConfig(model=mini.model, questions=str(questions), strict=strict, benchmarks=())
+
+
+def load(config: TrainConfig, console: Console, num_layers: int) -> tuple[list[Probe], list[Probe]]:
+    train, heldout, _ = probes_of_run(config, num_layers, console)
+    return train, heldout
 
 
 def test_a_broken_row_is_reported_by_its_number_and_left_out(questions):
     console = Console(width=500)
     with console.capture() as printed:
-        train, heldout = load_probes(config_of(questions, strict=False), console, num_layers=8)
+        train, heldout = load(config_of(questions, strict=False), console, num_layers=8)
     assert "row 3 of" in printed.get()
     assert "the column 'wildchat_question' is missing" in printed.get()
     assert len(train) > 60 and len(heldout) > 10
@@ -43,7 +49,7 @@ def test_a_broken_row_is_reported_by_its_number_and_left_out(questions):
 
 def test_with_strict_a_broken_row_is_an_error(questions):
     with pytest.raises(ValueError, match=r"row 3 of .* the column 'wildchat_question' is missing"):
-        load_probes(config_of(questions, strict=True), Console(), num_layers=8)
+        load(config_of(questions, strict=True), Console(), num_layers=8)
 
 
 def quiet() -> Console:
@@ -52,18 +58,18 @@ def quiet() -> Console:
 
 def test_a_text_is_in_one_split_whatever_the_order_of_the_rows(questions):
     config = config_of(questions, strict=False)
-    train, heldout = load_probes(config, quiet(), num_layers=8)
+    train, heldout = load(config, quiet(), num_layers=8)
     assert {split_of(p.text) for p in train} == {"train"}
     assert {split_of(p.text) for p in heldout} == {"heldout"}
     questions.write_text("".join(reversed(questions.read_text().splitlines(keepends=True))))
-    again, _ = load_probes(config, quiet(), num_layers=8)
+    again, _ = load(config, quiet(), num_layers=8)
     assert {p.id for p in again} == {p.id for p in train}
 
 
 def test_num_prompts_takes_the_first_training_texts_with_all_of_their_questions(questions):
     config = config_of(questions, strict=False)
-    everything, heldout = load_probes(config, quiet(), num_layers=8)
-    some, same = load_probes(dataclasses.replace(config, num_prompts=3), quiet(), num_layers=8)
+    everything, heldout = load(config, quiet(), num_layers=8)
+    some, same = load(dataclasses.replace(config, num_prompts=3), quiet(), num_layers=8)
     texts = list(dict.fromkeys(p.text for p in everything))
     assert list(dict.fromkeys(p.text for p in some)) == texts[:3]
     assert len(some) == 6
@@ -72,7 +78,7 @@ def test_num_prompts_takes_the_first_training_texts_with_all_of_their_questions(
 
 def test_eval_probes_is_the_most_that_is_measured(questions):
     config = dataclasses.replace(config_of(questions, strict=False), eval_probes=3)
-    _, heldout = load_probes(config, quiet(), num_layers=8)
+    _, heldout = load(config, quiet(), num_layers=8)
     assert len(heldout) == 3
 
 
@@ -80,7 +86,7 @@ def test_layers_are_those_of_the_percents_and_positions_the_ones_asked_for(quest
     config = dataclasses.replace(
         config_of(questions, strict=False), layer_percents=(25, 75), positions="window:5@-3"
     )
-    train, _ = load_probes(config, quiet(), num_layers=36)
+    train, _ = load(config, quiet(), num_layers=36)
     assert {p.layer for p in train} == {9, 27}
     assert {p.positions for p in train} == {Positions(5, -3, window=True)}
 
@@ -89,12 +95,12 @@ def test_a_short_text_is_read_as_far_as_it_goes_and_said(questions):
     config = dataclasses.replace(config_of(questions, strict=False), positions="last:90")
     console = Console(width=500)
     with console.capture() as printed:
-        train, _ = load_probes(config, console, num_layers=8)
+        train, _ = load(config, console, num_layers=8)
     assert train
     assert "120 probes have texts shorter than 'last:90'" in printed.get()
     strict = dataclasses.replace(config, strict_positions=True)
     with pytest.raises(ValueError, match=r"Number .* of the 90 positions"):
-        load_probes(strict, quiet(), num_layers=8)
+        load(strict, quiet(), num_layers=8)
 
 
 def test_the_mini_world_has_probes_enough_for_the_warm_start_and_every_step():
@@ -105,10 +111,10 @@ def test_the_mini_world_has_probes_enough_for_the_warm_start_and_every_step():
         questions_per_step=5,
         eval_probes=12,
     )
-    train, heldout = load_probes(config, quiet(), num_layers=8)
+    train, heldout = load(config, quiet(), num_layers=8)
     assert (len(train), len(heldout)) == (30, 12)
     assert not {p.text for p in train} & {p.text for p in heldout}
-    few, _ = load_probes(dataclasses.replace(config, num_prompts=2), quiet(), num_layers=8)
+    few, _ = load(dataclasses.replace(config, num_prompts=2), quiet(), num_layers=8)
     assert few == train[:8]
 
 
@@ -129,3 +135,23 @@ def test_the_digest_is_of_all_that_a_result_depends_on():
     }
     assert len(digests) == 8
     assert data_digest([probe]) == data_digest([dataclasses.replace(probe)])
+
+
+# Benchmarks
+
+
+def test_without_names_there_are_no_benchmarks():
+    assert probes_of_run(make_defaults("mini", None), 8, quiet())[2] == []
+
+
+def test_the_paper_s_questions_are_asked_in_both_modes_at_one_layer(shared, questions):
+    config = dataclasses.replace(
+        config_of(questions, strict=False),
+        benchmarks=("sst2",),
+        data_dir=shared / "classification",
+        eval_contexts=10,
+    )
+    probes = probes_of_run(config, 8, quiet())[2]
+    assert [str(p.positions) for p in probes] == ["token@-3", "window:50@-1"] * 10
+    assert {p.layer for p in probes} <= {2, 4, 6}
+    assert len({p.text for p in probes}) == 10

@@ -2,10 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from grpo_ao.answer import Agreement, Answer
+from grpo_ao.probe import Positions, Probe
 from grpo_ao.report.plots import risk_coverage_diagram, save
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & 'quoted'"
@@ -40,17 +44,20 @@ def make_run(folder: Path, finished: bool = True, evaluations: bool = False) -> 
     write_json(folder / "run.json", _record())
     write_json(folder / "warm_start" / "summary.json", _warm_start())
     for mode in ("sampled", "greedy"):
-        write_rows(folder / f"heldout_before_{mode}.jsonl", heldout_rows(seed=1, knows=False))
+        write_rows(
+            folder / f"heldout_before_{mode}.jsonl", rows_of(heldout_answers(seed=1, knows=False))
+        )
         if finished:
-            write_rows(folder / f"heldout_after_{mode}.jsonl", heldout_rows(seed=2, knows=True))
+            write_rows(
+                folder / f"heldout_after_{mode}.jsonl", rows_of(heldout_answers(seed=2, knows=True))
+            )
     write_rows(folder / "metrics.jsonl", metrics_rows(40 if finished else 20))
-    write_rows(folder / "rollouts.jsonl", rollout_rows())
+    kept = [{"step": step, **answer.to_row()} for step, answer in rollouts()]
+    write_rows(folder / "rollouts.jsonl", kept)
     if finished:
         values = {"n": 59, "ece10": 0.0625, "auroc": 0.875, "brier": 0.125}
         summary = {"after": {"greedy": values}, "seconds": 90.0}
         write_json(folder / "summary.json", summary)
-        baselines = {"agreement of 20": values | {"n": 40}, "constant": values | {"auroc": None}}
-        write_json(folder / "heldout_baselines.json", baselines)
         write_json(folder / "adapter" / "adapter_config.json", {})
         write_json(folder / "adapter" / "ao_config.json", {})
         (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
@@ -95,34 +102,35 @@ def _warm_start() -> dict:
     }
 
 
-def heldout_rows(seed: int, knows: bool) -> list[dict]:
+def heldout_answers(seed: int, knows: bool) -> list[Answer]:
     """Three questions a text; the first is hostile, the second malformed, the third ungraded."""
     rng = random.Random(seed)
-    rows = []
+    answers = []
     for number in range(PROBES):
         right = number % 3 != 0
         confidence = (80 if right else 30) + rng.randint(-20, 19) if knows else rng.randint(0, 100)
-        rows.append(
-            {
-                "probe_id": f"{number:016x}",
-                "family": ("topic", "city")[number % 2],
-                "kind": ("open", "closed")[number % 2],
-                "layer": (9, 18, 27)[number % 3],
-                "positions": "last:20",
-                "text": HOSTILE if number == 0 else f"Text {number // 3}.",
-                "question": HOSTILE if number == 0 else f"Question {number}?",
-                "reference": "Rome",
-                "completion": f"[epistemic status: {confidence}] Rome",
-                "confidence": confidence,
-                "answer": HOSTILE if number == 0 else "Rome" if right else "Oslo",
-                "parsed": True,
-                "score": float(right),
-            }
+        probe = Probe(
+            HOSTILE if number == 0 else f"Text {number // 3}.",
+            HOSTILE if number == 0 else f"Question {number}?",
+            ("open", "closed")[number % 2],
+            (9, 18, 27)[number % 3],
+            Positions.parse("last:20"),
+            "Rome",
+            ("topic", "city")[number % 2],
         )
-    rows[1] |= {"completion": "Rome", "confidence": 50, "answer": "Rome", "parsed": False}
-    rows[1] |= {"score": None}
-    rows[2] |= {"score": None}
-    return rows
+        said = HOSTILE if number == 0 else "Rome" if right else "Oslo"
+        answer = Answer.read(
+            probe, "Rome" if number == 1 else f"[epistemic status: {confidence}] {said}"
+        )
+        answers.append(
+            replace(
+                answer,
+                informativeness=None if number == 2 else float(right and number != 1),
+                answer_probability=0.5,
+                agreement=Agreement(15, 20, 180) if number < 40 else None,
+            )
+        )
+    return answers
 
 
 def metrics_rows(steps: int) -> list[dict]:
@@ -143,34 +151,26 @@ def metrics_rows(steps: int) -> list[dict]:
     return rows
 
 
-def rollout_rows() -> list[dict]:
+def rollouts() -> list[tuple[int, Answer]]:
     """Two steps with two questions each, four completions a question."""
-    return [
-        {
-            "step": step,
-            "probe_id": f"q{question}",
-            "text": HOSTILE,
-            "question": f"Rollout question {question} of step {step}?",
-            "confidence": 20 * sample + 10,
-            "answer": HOSTILE if sample == 0 else "Rome",
-            "parsed": True,
-            "score": float(sample % 2),
-            "reward": 0.25,
-            "completion_tokens": 12,
-            "kind": "open",
-            "family": "city",
-            "reference": None,
-        }
-        for step in (10, 20)
-        for question in (1, 2)
-        for sample in range(4)
-    ]
+    kept = []
+    for step, question, sample in product((10, 20), (1, 2), range(4)):
+        asked = f"Rollout question {question} of step {step}?"
+        probe = Probe(HOSTILE, asked, "open", 18, Positions.parse("last:20"), None, "city")
+        said = HOSTILE if sample == 0 else "Rome"
+        answer = Answer.read(probe, f"[epistemic status: {20 * sample + 10}] {said}")
+        kept.append((step, replace(answer, informativeness=float(sample % 2), reward=0.25)))
+    return kept
+
+
+def rows_of(answers: list[Answer]) -> list[dict]:
+    return [answer.to_row() for answer in answers]
 
 
 def benchmark_metrics(accuracy: float) -> dict:
     """A ``metrics.json`` as an evaluation writes it."""
     entry = {"value": accuracy, "low": accuracy - 0.125, "high": accuracy + 0.125}
-    metrics = ("accuracy", "ece10", "auroc", "brier", "parse_rate", "ece10_perfect")
+    metrics = ("informativeness", "ece10", "auroc", "brier", "parse_rate", "ece10_perfect")
     values: dict = dict.fromkeys(metrics, entry)
     values |= {"n": 250, "contexts": 250}
     without = {"value": None, "low": None, "high": None}

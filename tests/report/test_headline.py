@@ -1,20 +1,21 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from grpo_ao.calibration import calibration_summary
+from grpo_ao.measuring.metrics import Columns, metric_values
 from grpo_ao.report.formats import number, signed
-from grpo_ao.report.headline import METRICS, headline_of, metric_lines, outcome_arrays
+from grpo_ao.report.headline import METRICS, headline_of, metric_lines
 from grpo_ao.report.run_record import read_run
-from tests.report.made_run import heldout_rows, make_run
+from tests.report.made_run import heldout_answers, make_run
 
 
 def test_values_are_those_of_the_summary_and_intervals_hold_them():
-    before, after = heldout_rows(1, knows=False), heldout_rows(2, knows=True)
+    before, after = heldout_answers(1, knows=False), heldout_answers(2, knows=True)
     lines = {line.metric: line for line in metric_lines(before, after, draws=50)}
     assert lines.keys() == METRICS.keys()
-    first, last = (calibration_summary(*outcome_arrays(rows)) for rows in (before, after))
+    first, last = (metric_values(Columns.of(answers)) for answers in (before, after))
     for metric, line in lines.items():
         assert line.before and line.after and line.change
         assert line.before.value == first[metric]
@@ -25,14 +26,14 @@ def test_values_are_those_of_the_summary_and_intervals_hold_them():
 
 
 def test_the_change_is_paired():
-    rows = heldout_rows(1, knows=False)
+    rows = heldout_answers(1, knows=False)
     for line in metric_lines(rows, rows, draws=20):
         assert line.change
         assert (line.change.value, line.change.low, line.change.high) == (0.0, 0.0, 0.0)
 
 
 def test_one_measurement_is_shown_alone():
-    rows = heldout_rows(1, knows=False)
+    rows = heldout_answers(1, knows=False)
     for line in metric_lines(rows, None, draws=5):
         assert line.before and not line.after and not line.change
     for line in metric_lines(None, rows, draws=5):
@@ -41,9 +42,9 @@ def test_one_measurement_is_shown_alone():
 
 def test_questions_of_one_text_are_drawn_together():
     # Every text has one right and one wrong answer: drawn by text, the mean cannot move.
-    row = heldout_rows(1, knows=False)[3]
+    answer = heldout_answers(1, knows=False)[3]
     rows = [
-        row | {"probe_id": f"{text} {score}", "text": str(text), "score": score}
+        replace(answer, probe=replace(answer.probe, text=str(text)), informativeness=score)
         for text in range(8)
         for score in (0.0, 1.0)
     ]
@@ -53,17 +54,9 @@ def test_questions_of_one_text_are_drawn_together():
 
 
 def test_measurements_of_other_probes_are_not_compared():
-    rows = heldout_rows(1, knows=False)
+    rows = heldout_answers(1, knows=False)
     with pytest.raises(ValueError, match="not of the same probes"):
         metric_lines(rows, rows[::-1], draws=5)
-
-
-def test_answers_without_a_grade_are_in_no_metric():
-    rows = heldout_rows(1, knows=False)[:3]
-    confidence, score, parsed = outcome_arrays(rows)
-    assert confidence.tolist() == [rows[0]["confidence"] / 100, 0.5]
-    assert score.tolist() == [0.0, 0.0]
-    assert parsed.tolist() == [True, False]
 
 
 def test_the_headline_counts_probes_and_texts(tmp_path):

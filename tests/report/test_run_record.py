@@ -4,8 +4,8 @@ import json
 import pytest
 
 from grpo_ao.errors import UserError
-from grpo_ao.report.benchmark_tables import benchmark_tables, when
 from grpo_ao.report.run_record import read_run
+from grpo_ao.report.tables import benchmark_tables, when
 from tests.report.made_run import benchmark_metrics, make_run, write_json
 
 
@@ -66,3 +66,10 @@ def test_a_benchmark_that_was_not_measured_before_has_no_first_value(tmp_path):
 
 def test_without_evaluations_there_are_no_tables():
     assert benchmark_tables([]) is None
+
+
+def test_a_measurement_that_is_under_way_is_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = folder / "heldout_after_greedy.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+    assert "after greedy" not in read_run(folder).heldout

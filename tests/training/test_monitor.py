@@ -1,20 +1,27 @@
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
+from grpo_ao.answer import Answer
 from grpo_ao.files import read_jsonl
+from grpo_ao.probe import Positions, Probe
 from grpo_ao.tracking import NoReporter, Reporter
-from grpo_ao.training.monitor import Monitor, Rollout, step_metrics
+from grpo_ao.training.monitor import Monitor, step_metrics
 
-PROBE = {"kind": "closed", "family": "topic", "reference": "Yes"}
-RIGHT = Rollout("a1", "A text.", "Is it?", 90, "Yes it is", True, 1.0, 0.995, 12, **PROBE)
-WRONG = Rollout("a1", "A text.", "Is it?", 40, "No", True, 0.0, -0.08, 10, **PROBE)
-UNPARSED = Rollout(
-    "b2", "B text.", "Why?", 50, "some words without tag", False, None, -1.5, 9, **PROBE
-)
-UNGRADED = Rollout("b2", "B text.", "Why?", 80, "So so", True, None, None, 11, **PROBE)
+PROBE = Probe("A text.", "Is it?", "closed", 18, Positions(20), "Yes", "topic")
+
+
+def answer(completion, informativeness=None, reward=None, tokens=12):
+    read = Answer.read(PROBE, completion, range(tokens))
+    return replace(read, informativeness=informativeness, reward=reward)
+
+
+RIGHT = answer("[epistemic status: 90] Yes it is", 1.0, 0.995)
+WRONG = answer("[epistemic status: 40] No", 0.0, -0.08, tokens=10)
+UNPARSED = answer("some words without tag", None, -1.5, tokens=9)
+UNGRADED = answer("[epistemic status: 80] So so", tokens=11)
 ALL = [RIGHT, WRONG, UNPARSED, UNGRADED]
 
 
@@ -42,7 +49,6 @@ def record(monitor, step, rollouts=ALL, **changes):
         "advantages_std": 0.2,
         "kl": 0.01,
         "seconds": {"generate": 2.0, "score": 0.5, "step": 1.0},
-        "tokens": 42,
     }
     return monitor.record(step, rollouts, **(settings | changes))
 
@@ -69,7 +75,7 @@ def test_metrics_of_a_step_by_hand():
 
 
 def test_a_half_graded_answer_counts_as_half_and_as_right():
-    half = replace(RIGHT, score=0.5)
+    half = replace(RIGHT, informativeness=0.5)
     metrics = step_metrics([half, WRONG])
     assert metrics["informativeness"] == 0.25
     assert metrics["auroc"] == 1.0
@@ -129,7 +135,7 @@ def test_the_windows_ece_is_over_the_steps_so_far(tmp_path):
     assert record(monitor, 1, [RIGHT, UNGRADED])["ece_window"] == pytest.approx(0.1)
     assert record(monitor, 2, [WRONG, UNPARSED])["ece_window"] == pytest.approx(0.25)
     # At .9 now one right and one wrong answer: (2 * |.9 - .5| + .4) / 3
-    wrong = replace(WRONG, confidence=90)
+    wrong = replace(WRONG, confidence=0.9)
     assert record(monitor, 3, [wrong])["ece_window"] == pytest.approx(0.4)
 
 
@@ -145,7 +151,7 @@ def test_plots_and_rollouts_come_every_n_steps(tmp_path):
     reporter = RecordingReporter()
     monitor = monitor_at(tmp_path, plot_every=2, reporter=reporter)
     for step in range(1, 6):
-        record(monitor, step, [replace(RIGHT, completion_tokens=step), *ALL])
+        record(monitor, step, [replace(RIGHT, token_ids=(step,)), *ALL])
     plots = [f"reliability_{step:06d}{suffix}" for step in (2, 4) for suffix in (".png", ".svg")]
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == plots
     assert [(step, name, path.name) for step, name, path in reporter.images] == [
@@ -154,8 +160,8 @@ def test_plots_and_rollouts_come_every_n_steps(tmp_path):
     ]
     rows = read_jsonl(tmp_path / "rollouts.jsonl")
     assert [row["step"] for row in rows] == [2] * 5 + [4] * 5
-    assert rows[1] == {"step": 2, **asdict(RIGHT)}
-    assert rows[5] == {"step": 4, **asdict(RIGHT)} | {"completion_tokens": 4}
+    assert rows[1] == {"step": 2, **RIGHT.to_row()}
+    assert rows[5] == {"step": 4, **RIGHT.to_row(), "token_ids": [4]}
     assert [(step, name) for step, name, _ in reporter.tables] == [(2, "rollouts"), (4, "rollouts")]
     assert reporter.tables[0][2] == rows[:5]
 

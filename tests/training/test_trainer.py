@@ -14,9 +14,9 @@ from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Rollouts
-from grpo_ao.reward import CalibratedReward
 from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.training.correction import Mode
+from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
 from tests.rigs import (
     LetterReward,
@@ -262,7 +262,7 @@ def decode(ids):
 
 
 def advantages_of(trainer):
-    """Run one generation and return TRL's output with the trainer's scored completions."""
+    """Run one generation and return TRL's output with the trainer's answers."""
     found = []
     original = trainer._generate_and_score_completions
 
@@ -292,7 +292,7 @@ def test_an_ungraded_completion_is_left_out_of_its_groups_baseline(tmp_path):
         max_steps=1,
     )
     advantages_B, _ = advantages_of(trainer)
-    rewards = [scored.terms.total or 0.0 for scored in reward.last]
+    rewards = [answer.reward or 0.0 for answer in reward.last]
     graded = [rewards[i] for i in (0, 2, 3)]
     mean = sum(graded) / 3
     expected = [rewards[0] - mean, 0.0, rewards[2] - mean, rewards[3] - mean]
@@ -315,9 +315,9 @@ def test_split_credit_gives_each_token_its_own_advantage(tmp_path):
     )
     advantages_BC, ids_BC = advantages_of(trainer)
     assert advantages_BC.shape == ids_BC.shape
-    scores = [scored.terms.informativeness or 0.0 for scored in reward.last[:4]]
+    scores = [answer.informativeness or 0.0 for answer in reward.last[:4]]
     # The completions hold no closing bracket, so all tokens are the answer's.
-    assert not any("]" in scored.completion for scored in reward.last[:4])
+    assert not any("]" in answer.completion for answer in reward.last[:4])
     expected = [score - sum(scores) / 4 for score in scores]
     assert advantages_BC[:4, 0].tolist() == pytest.approx(expected, abs=1e-5)
 

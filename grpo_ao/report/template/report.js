@@ -87,12 +87,17 @@
   let defaults;
 
   function gap(answer) {
-    return answer.score === null ? null : answer.confidence / 100 - answer.score;
+    const known = answer.confidence !== null && answer.informativeness !== null;
+    return known ? answer.confidence - answer.informativeness : null;
+  }
+
+  function percent(answer) {
+    return answer.confidence === null ? null : Math.round(100 * answer.confidence);
   }
 
   function grade(answer) {
-    if (answer.score === null) return "none";
-    return answer.score >= 0.5 ? "right" : "wrong";
+    if (answer.informativeness === null) return "none";
+    return answer.informativeness >= 0.5 ? "right" : "wrong";
   }
 
   function ofView(item, view) {
@@ -118,7 +123,7 @@
     if (wanted.grade !== "all" && grade(answer) !== wanted.grade) return false;
     if (answer.confidence === null) {
       if (wanted.low > 0 || wanted.high < 100) return false;
-    } else if (answer.confidence < wanted.low || answer.confidence > wanted.high) return false;
+    } else if (percent(answer) < wanted.low || percent(answer) > wanted.high) return false;
     if (!wanted.words) return true;
     const words = `${item.text}\n${item.question}\n${answer.answer}`.toLowerCase();
     return words.includes(wanted.words);
@@ -193,11 +198,11 @@
 
   function said(answer, other) {
     const row = element("div", `said ${answer.view.split(" ")[0]}${other ? " other" : ""}`);
-    row.append(meter(answer.confidence));
+    row.append(meter(percent(answer)));
     const mark = { right: "✓", wrong: "✗", none: "–" }[grade(answer)];
-    const score = answer.score === null ? "" : ` ${number(answer.score)}`;
+    const score = answer.informativeness === null ? "" : ` ${number(answer.informativeness)}`;
     const graded = element("span", `grade ${grade(answer)}`, mark + score);
-    graded.title = answer.score === null ? "malformed or without a grade" : `grade ${score}`;
+    graded.title = answer.informativeness === null ? "malformed or without a grade" : `grade ${score}`;
     row.append(graded);
     const words = element("span", "words", answer.answer);
     const aside = [other && other !== LABELS.rollouts ? other : null];

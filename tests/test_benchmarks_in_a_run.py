@@ -1,14 +1,12 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from grpo_ao import run
 from grpo_ao.cli import main
-from grpo_ao.config import TrainConfig, make_defaults
-from grpo_ao.measuring import heldout_confidences
-from grpo_ao.report import results
-from grpo_ao.training.benchmarking import benchmark_probes
+from grpo_ao.config import TrainConfig
+from grpo_ao.report import tables
 
 RUN = "--preset mini --max_steps 2 --questions_per_step 2 --num_generations 2 --eval_probes 6"
 RUN += " --warm_start_probes 2 --warm_start none --save_steps 1"
@@ -17,11 +15,11 @@ RUN += " --warm_start_probes 2 --warm_start none --save_steps 1"
 @pytest.fixture
 def quick(monkeypatch):
     """Few draws and no figures: what intervals are worth is tested elsewhere."""
-    measure, difference = results.measure, results.measure_difference
-    monkeypatch.setattr(results, "measure", lambda answers, **_: measure(answers, draws=3))
-    monkeypatch.setattr(results, "measure_difference", lambda a, b: difference(a, b, draws=3))
-    monkeypatch.setattr(results, "draw_figures", lambda *_: None)
-    monkeypatch.setattr(heldout_confidences, "SAMPLED_PROBES", 2)
+    measure, difference = tables.measure, tables.measure_difference
+    monkeypatch.setattr(tables, "measure", lambda columns, **_: measure(columns, draws=3))
+    monkeypatch.setattr(tables, "measure_difference", lambda a, b: difference(a, b, draws=3))
+    monkeypatch.setattr(tables, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(run, "SAMPLED_PROBES", 2)
 
 
 def metrics(folder: Path, name: str) -> dict:
@@ -40,32 +38,12 @@ def test_a_run_asks_its_benchmarks_before_during_and_after(tmp_path, quick):
     assert after["oracles"]["after"]["groups"]["all"]["n"] == 4
     rows = [json.loads(line) for line in (folder / "eval/after/rows.jsonl").open()]
     assert {row["oracle"] for row in rows} == {"after"}
-    assert {row["benchmark"] for row in rows} == {"ner", "tense"}
-    assert "samples" not in rows[0]
+    assert {row["family"] for row in rows} == {"ner", "tense"}
+    assert rows[0]["agreement"] is None
     # And beside the held-out measurement, what else could be had.
     baselines = json.loads((folder / "summary.json").read_text())["baselines"]
-    assert baselines["answer probability"]["n"] == baselines["constant"]["n"] <= 6
-    assert baselines["agreement of 20"]["n"] <= 2
-
-
-def test_without_names_nothing_is_asked(tmp_path):
-    assert benchmark_probes(make_defaults("mini", None), 8) == []
-    assert not TrainConfig(benchmarks=()).benchmarks
-
-
-def test_the_paper_s_questions_are_asked_in_both_modes_at_one_layer(shared):
-    mini = make_defaults("mini", None)
-    config = replace(
-        mini,
-        questions="set.jsonl",
-        benchmarks=("sst2",),
-        data_dir=shared / "classification",
-        eval_contexts=10,
-    )
-    probes = benchmark_probes(config, 8)
-    assert [str(p.positions) for p in probes] == ["token@-3", "window:50@-1"] * 10
-    assert {p.layer for p in probes} <= {2, 4, 6}
-    assert len({p.text for p in probes}) == 10
+    assert baselines["answer probability"]["n"] == 6
+    assert baselines["agreement of 20"]["n"] == 2
 
 
 def test_bad_settings_are_one_sentence():

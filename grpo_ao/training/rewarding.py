@@ -1,0 +1,133 @@
+"""The reward as TRL calls it: completions graded by the judge, with a limit on what it omits."""
+
+import asyncio
+import time
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate.utils import gather
+from torch import Tensor
+from transformers import TrainerCallback
+
+from grpo_ao.answer import Answer
+from grpo_ao.judges.limits import ADVICE, main_reason
+from grpo_ao.judges.protocol import Judge, JudgeError
+from grpo_ao.measuring.ask import graded
+from grpo_ao.probe import Probe
+from grpo_ao.reward import check_lambda, rewarded
+
+WINDOW = 10
+
+
+class _Begun(NamedTuple):
+    """A batch whose grading has begun ahead of its reward."""
+
+    answers: list[Answer]
+    rewarded: Future[list[Answer]]
+
+
+class CalibratedReward:
+    """The reward as an async reward function of TRL.
+
+    ``last`` keeps the last batch's answers, in order, for split credit and the monitor;
+    ``seconds_waited`` is what that batch's reward waited for the judge. With ``ahead`` a batch may
+    be graded from ``begin`` on, while the policy's model is at work on something else: not for a
+    judge that needs that model itself. Unparsed completions are not graded: they get the floor.
+    """
+
+    __name__ = "calibrated_reward"
+
+    def __init__(
+        self,
+        judge: Judge,
+        probes: Mapping[str, Probe],
+        calibration_lambda: float,
+        ahead: bool = False,
+    ) -> None:
+        check_lambda(calibration_lambda)
+        self._judge = judge
+        self._probes = probes
+        self._lambda = calibration_lambda
+        self._ahead = ahead
+        self._begun: _Begun | None = None
+        self.last: list[Answer] = []
+        self.seconds_waited = 0.0
+
+    def begin(self, loop: AbstractEventLoop, answers: list[Answer]) -> None:
+        """With ``ahead``, begin to grade on ``loop``: the next call waits for these grades."""
+        if self._ahead:
+            future = asyncio.run_coroutine_threadsafe(self._rewarded(answers), loop)
+            self._begun = _Begun(answers, future)
+
+    async def __call__(
+        self,
+        prompts: list,
+        completions: list[str],
+        completion_ids: list[list[int]],
+        probe_id: list[str],
+        **_: Any,
+    ) -> list[float | None]:
+        """Return one reward for each completion, None where the judge gave none."""
+        started = time.perf_counter()
+        answers = [
+            Answer.read(self._probes[identity], completion, ids)
+            for identity, completion, ids in zip(probe_id, completions, completion_ids, strict=True)
+        ]
+        begun, self._begun = self._begun, None
+        if begun is None:
+            self.last = await self._rewarded(answers)
+        elif begun.answers == answers:
+            self.last = await asyncio.wrap_future(begun.rewarded)
+        else:
+            raise RuntimeError("rewards are asked for other completions than were begun with.")
+        self.seconds_waited = time.perf_counter() - started
+        return [answer.reward for answer in self.last]
+
+    async def _rewarded(self, answers: Sequence[Answer]) -> list[Answer]:
+        parsed = iter(await graded(self._judge, [a for a in answers if a.parsed]))
+        known = [next(parsed) if answer.parsed else answer for answer in answers]
+        return [rewarded(answer, self._lambda) for answer in known]
+
+
+class UnscoredLimit(TrainerCallback):
+    """Stops a run, with a checkpoint, whose judge leaves too many completions ungraded.
+
+    The limit holds for the mean of the last ten steps since the run was started or resumed: the
+    steps of an outage do not stop a run that goes on after it. All processes decide alike.
+    """
+
+    def __init__(self, reward: CalibratedReward, limit: float) -> None:
+        self._reward = reward
+        self._limit = limit
+        self._shares: deque[float] = deque(maxlen=WINDOW)
+        self._reason = ""
+        self._stopped_at: int | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Count the step; ask for a checkpoint and the end where the limit is passed."""
+        answers = self._reward.last
+        ungraded = [answer for answer in answers if answer.ungraded]
+        if ungraded:
+            self._reason = main_reason(answer.reason for answer in ungraded)
+        share = torch.tensor([len(ungraded) / len(answers)], device=args.device)
+        self._shares.append(float(cast("Tensor", gather(share)).mean()))
+        if len(self._shares) == WINDOW and self._mean() > self._limit:
+            self._stopped_at = state.global_step
+            control.should_save = control.should_training_stop = True
+
+    def _mean(self) -> float:
+        return sum(self._shares) / len(self._shares)
+
+    def check(self) -> None:
+        """Raise JudgeError, after training, if it was this that ended it."""
+        if self._stopped_at is not None:
+            raise JudgeError(
+                f"the judge left {self._mean():.0%} of the completions of the last {WINDOW} steps "
+                f"ungraded, above --max_unscored {self._limit:g} (the latest reason: "
+                f"{self._reason}), so the run stopped after step {self._stopped_at}, with a "
+                f"checkpoint. {ADVICE}"
+            )

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -205,6 +206,11 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is running in {self.path}: wait for it.") from error
+        for left_behind in self.path.rglob(f"{UNFINISHED}*"):  # by a start that was killed
+            if left_behind.is_dir():
+                shutil.rmtree(left_behind)
+            else:
+                left_behind.unlink(missing_ok=True)
 
     def write_record(
         self,

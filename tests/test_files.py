@@ -246,6 +246,20 @@ def test_a_folder_with_other_files_is_no_run(tmp_path):
     assert RunFolder(tmp_path, resume=False).path == tmp_path
 
 
+def test_what_a_killed_start_left_unfinished_is_taken_away(tmp_path):
+    for part in ("", "plots", "final/deep"):
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        (tmp_path / part / f"{UNFINISHED}7-file.txt").write_text("half")
+        (tmp_path / part / "whole.txt").write_text("whole")
+    (tmp_path / f"{UNFINISHED}folder").mkdir()
+    (tmp_path / f"{UNFINISHED}folder" / "inside").write_text("half")
+    RunFolder(tmp_path, resume=False)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".lock",
+        *["whole.txt"] * 3,
+    ]
+
+
 def test_there_must_be_a_run_to_resume(tmp_path):
     with pytest.raises(UserError, match=r"no run to resume in .*absent"):
         RunFolder(tmp_path / "absent", resume=True)

@@ -23,6 +23,7 @@ from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
+from grpo_ao.reward import reward_rule
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
@@ -50,7 +51,7 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
     OracleGRPOTrainer(
         oracle,
         ProbeTable.build(oracle, probes, store),
-        CalibratedReward(ApiJudge(chat), by_id, config.calibration_lambda, ahead),
+        CalibratedReward(ApiJudge(chat), by_id, reward_rule(config.calibration_lambda), ahead),
         oracle,
         trainer_config(config, Processes()),
         config.credit,

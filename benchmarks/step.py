@@ -47,6 +47,7 @@ from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.processes import Processes
+from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.checkpoints import make_trainable
@@ -302,7 +303,7 @@ def make_trainer(
     trainer = PartTimer(
         oracle,
         table,
-        CalibratedReward(ReferenceJudge(), probes, config.calibration_lambda),
+        CalibratedReward(ReferenceJudge(), probes, reward_rule(config.calibration_lambda)),
         oracle if ours else DefaultRollouts(oracle),
         args,
         config.credit,

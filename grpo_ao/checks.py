@@ -15,6 +15,7 @@ from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.vllm.client import check_servers
 from grpo_ao.oracle.vllm.engine import check_architecture, check_arguments, check_installed
 from grpo_ao.processes import Processes
+from grpo_ao.reward import reward_rule
 from grpo_ao.tracking import check_destination
 from grpo_ao.training.trl_args import grpo_config
 
@@ -25,6 +26,7 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
     if sharded:
         check_sharded(config, processes.count)
     trainer_config(config, processes)
+    reward_rule(config.calibration_lambda, config.reward)
     check_destination(config.report_to)
     _check_context(config)
     check_rollouts(config, processes.count)
@@ -157,7 +159,7 @@ def check_sharded(config: TrainConfig, processes: int) -> None:
 def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
     """Return a sentence for each setting that is allowed and probably not wanted."""
     found = []
-    if config.calibration_lambda > 0.5:
+    if config.reward is None and config.calibration_lambda > 0.5:
         least = 1 / (2 * config.calibration_lambda)
         found.append(
             f"--calibration_lambda {config.calibration_lambda:g} is above 0.5: an answer that is "

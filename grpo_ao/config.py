@@ -100,6 +100,8 @@ class TrainConfig(JudgeFlags):
     """Weight of the KL divergence from the warm-started oracle (TRL's beta)."""
     calibration_lambda: float = 0.5
     """Weight of the squared calibration error in the reward; above 0.5 sandbagging pays."""
+    reward: str | None = None
+    """A reward of your own instead: MODULE:FUNCTION, of confidence and informativeness."""
     credit: Literal["joint", "split"] = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""

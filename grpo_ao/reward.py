@@ -3,9 +3,16 @@
 reward = informativeness - lambda * (confidence - informativeness)^2, all three in [0, 1]
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 from grpo_ao.answer import Answer
+from grpo_ao.extensions import load_function
+
+RewardFunction = Callable[[float, float], float]
+"""A reward as a function of confidence and informativeness, both in [0, 1]."""
 
 
 def calibration_term(confidence: float, informativeness: float, calibration_lambda: float) -> float:
@@ -33,11 +40,38 @@ def check_lambda(calibration_lambda: float) -> None:
         raise ValueError(f"lambda must be 0 or more, got {calibration_lambda}.")
 
 
-def rewarded(answer: Answer, calibration_lambda: float) -> Answer:
+@dataclass(frozen=True)
+class RewardRule:
+    """How an answer is rewarded: by its informativeness and a term of its calibration.
+
+    ``calibration`` is the term that confidence and informativeness add, ``floor`` the reward of an
+    output without a well-formed tag.
+    """
+
+    calibration: RewardFunction
+    floor: float
+
+
+def reward_rule(calibration_lambda: float, own: str | None = None) -> RewardRule:
+    """Return the calibrated reward, or the reward that ``own`` (MODULE:FUNCTION) computes.
+
+    The floor of a reward of one's own is one below the least that it gives to a stated confidence
+    (0 to 100 %) with an informativeness of 0 to 1 in steps of .01.
+    """
+    if own is None:
+        term = partial(calibration_term, calibration_lambda=calibration_lambda)
+        return RewardRule(term, unparsed_floor(calibration_lambda))
+    reward = load_function(own, "--reward")
+    steps = [step / 100 for step in range(101)]
+    least = min(reward(confidence, grade) for confidence, grade in product(steps, steps))
+    return RewardRule(lambda confidence, grade: reward(confidence, grade) - grade, least - 1.0)
+
+
+def rewarded(answer: Answer, rule: RewardRule) -> Answer:
     """Return the answer with its reward; an ungraded one has none, an unparsed one the floor."""
     if answer.confidence is None:
-        return replace(answer, reward=unparsed_floor(calibration_lambda))
+        return replace(answer, reward=rule.floor)
     if answer.informativeness is None:
         return answer
-    term = calibration_term(answer.confidence, answer.informativeness, calibration_lambda)
+    term = rule.calibration(answer.confidence, answer.informativeness)
     return replace(answer, calibration=term, reward=answer.informativeness + term)

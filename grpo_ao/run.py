@@ -49,6 +49,7 @@ from grpo_ao.report.headline import headline_of
 from grpo_ao.report.page import write_report
 from grpo_ao.report.run_record import MODES, baseline_summaries, read_answers, read_run
 from grpo_ao.report.tables import SHOWN, draw_run, summary_table, write_results
+from grpo_ao.reward import reward_rule
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
 from grpo_ao.training.checkpoints import (
@@ -392,7 +393,8 @@ class Run:
         probes = {probe.id: probe for probe in self.train_table.probes}
         # The judge `local` is the model that is busy meanwhile.
         ahead = config.judge != "local"
-        reward = CalibratedReward(self.judge, probes, config.calibration_lambda, ahead)
+        rule = reward_rule(config.calibration_lambda, config.reward)
+        reward = CalibratedReward(self.judge, probes, rule, ahead)
         limit = UnscoredLimit(reward, config.max_unscored)
         free_captures()  # what measuring and the warm start sampled with
         with self.progress.phase("GRPO", config.max_steps) as bar:

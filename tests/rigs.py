@@ -17,7 +17,7 @@ from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.processes import Processes
-from grpo_ao.reward import rewarded
+from grpo_ao.reward import reward_rule, rewarded
 from grpo_ao.tracking import NoReporter
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
@@ -54,7 +54,7 @@ class LetterReward(CalibratedReward):
 
     def __init__(self, table: ProbeTable, unscored: tuple[int, ...] = ()) -> None:
         probes = {p.id: p for p in table.probes}
-        super().__init__(ReferenceJudge(), probes, 0.5)
+        super().__init__(ReferenceJudge(), probes, reward_rule(0.5))
         self._of = probes
         self._unscored = unscored
         self.completions: list[str] = []
@@ -71,7 +71,9 @@ class LetterReward(CalibratedReward):
         answer = Answer(self._of[probe_id], completion, tuple(ids), 0.5, completion)
         if index in self._unscored:
             return replace(answer, reason="no")
-        return rewarded(replace(answer, informativeness=(sum(completion.encode()) % 97) / 97), 0.5)
+        return rewarded(
+            replace(answer, informativeness=(sum(completion.encode()) % 97) / 97), reward_rule(0.5)
+        )
 
 
 def make_oracle(architecture: str = "qwen3", dropout: float = 0.0, divided: bool = False) -> Oracle:

@@ -3,15 +3,21 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pytest
 
+from grpo_ao.answer import Answer
 from grpo_ao.errors import UserError
 from grpo_ao.extensions import load_function
 from grpo_ao.judges.factory import make_judge
 from grpo_ao.judges.flags import JudgeFlags
 from grpo_ao.judges.protocol import GradeRequest
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.probes.rows import load_rows
+from grpo_ao.reward import reward_rule, rewarded
 
 DOCUMENT = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 
@@ -54,3 +60,20 @@ def test_a_fault_inside_ones_own_module_keeps_its_traceback(written):
     (written / "my_broken.py").write_text("import no_such_dependency\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         load_function("my_broken:make", "--judge")
+
+
+def test_a_reward_of_ones_own_is_taken_and_a_missing_tag_costs_more_than_any_number(written):
+    rule = reward_rule(0.5, "my_reward:log_score")
+    probe = Probe("Hi.", "What is it?", "open", 2, Positions(1), None, "open")
+    read = Answer.read(probe, "[epistemic status: 80] a greeting")
+    right = rewarded(replace(read, informativeness=1.0), rule)
+    assert right.reward == pytest.approx(1 + log(0.8) / 5)
+    assert right.calibration == pytest.approx(log(0.8) / 5)
+    untagged = rewarded(Answer.read(probe, "a greeting"), rule)
+    assert untagged.reward == pytest.approx(log(0.01) / 5 - 1)
+
+
+def test_the_question_set_of_the_document_is_sound(written):
+    (row,) = load_rows(str(written / "my_questions.jsonl"), strict=True).rows
+    assert row.kinds == ("closed", "open")
+    assert row.references == ("Yes", "a pipe")

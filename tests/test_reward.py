@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from grpo_ao.answer import Answer
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.reward import calibrated_reward, calibration_term, rewarded, unparsed_floor
+from grpo_ao.reward import (
+    calibrated_reward,
+    calibration_term,
+    reward_rule,
+    rewarded,
+    unparsed_floor,
+)
 
 PROBE = Probe("It is ten to twelve.", "Is it late?", "closed", 18, Positions(20), "Yes", "time")
 
@@ -67,7 +73,7 @@ def test_up_to_lambda_one_half_a_better_answer_never_loses_reward(
 
 def answer(completion, informativeness=None):
     read = Answer.read(PROBE, completion)
-    return rewarded(replace(read, informativeness=informativeness), 0.5)
+    return rewarded(replace(read, informativeness=informativeness), reward_rule(0.5))
 
 
 def test_terms_of_a_graded_answer_add_up():

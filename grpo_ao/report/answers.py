@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_ao.answer import Answer
 from grpo_ao.probe import Probe, unit_draw
-from grpo_ao.reward import rewarded
+from grpo_ao.reward import RewardRule, rewarded
 
 ROLLOUTS = "rollouts"
 # Characters of a text and of an answer that are shown, and bytes of all items together.
@@ -17,12 +17,12 @@ _BUDGET = 1_800_000
 Row = dict[str, Any]
 
 
-def heldout_items(heldout: dict[str, list[Answer]], calibration_lambda: float) -> list[Row]:
+def heldout_items(heldout: dict[str, list[Answer]], rule: RewardRule) -> list[Row]:
     """Return one item a held-out probe, with the answer of each measurement."""
     by_probe: dict[str, dict[str, Answer]] = {}
     for name, answers in heldout.items():
         for answer in answers:
-            by_probe.setdefault(answer.probe.id, {})[name] = rewarded(answer, calibration_lambda)
+            by_probe.setdefault(answer.probe.id, {})[name] = rewarded(answer, rule)
     return [
         _item(next(iter(own.values())).probe, [_answer(name, own[name]) for name in own])
         for own in by_probe.values()

@@ -42,6 +42,7 @@ from grpo_ao.report.plots import (
 )
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 from grpo_ao.report.tables import benchmark_tables
+from grpo_ao.reward import RewardRule, reward_rule
 
 PAGE = Path(__file__).parent / "template"
 Row = dict[str, Any]
@@ -281,9 +282,13 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
     return {t: page_svg(p.read_text(encoding="utf-8"), t) for p, t in titles.items()}
 
 
+def _rule(config: dict[str, Any]) -> RewardRule:
+    return reward_rule(config["calibration_lambda"], config.get("reward"))
+
+
 def _browsable(record: RunRecord) -> dict[str, Any]:
     """Return what the page's script reads: answers to browse, and the curves' values."""
-    heldout = heldout_items(record.heldout, record.config["calibration_lambda"])
+    heldout = heldout_items(record.heldout, _rule(record.config))
     rollouts = rollout_items(record.rollouts)
     shown = within_budget(heldout), within_budget(rollouts)
     views = [*sorted(record.heldout, key=VIEWS.index), *([ROLLOUTS] if rollouts else [])]

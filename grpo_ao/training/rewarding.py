@@ -18,7 +18,7 @@ from grpo_ao.judges.limits import ADVICE, main_reason
 from grpo_ao.judges.protocol import Judge, JudgeError
 from grpo_ao.measuring.ask import graded
 from grpo_ao.probe import Probe
-from grpo_ao.reward import check_lambda, rewarded
+from grpo_ao.reward import RewardRule, rewarded
 
 WINDOW = 10
 
@@ -45,13 +45,12 @@ class CalibratedReward:
         self,
         judge: Judge,
         probes: Mapping[str, Probe],
-        calibration_lambda: float,
+        rule: RewardRule,
         ahead: bool = False,
     ) -> None:
-        check_lambda(calibration_lambda)
         self._judge = judge
         self._probes = probes
-        self._lambda = calibration_lambda
+        self._rule = rule
         self._ahead = ahead
         self._begun: _Begun | None = None
         self.last: list[Answer] = []
@@ -90,7 +89,7 @@ class CalibratedReward:
     async def _rewarded(self, answers: Sequence[Answer]) -> list[Answer]:
         parsed = iter(await graded(self._judge, [a for a in answers if a.parsed]))
         known = [next(parsed) if answer.parsed else answer for answer in answers]
-        return [rewarded(answer, self._lambda) for answer in known]
+        return [rewarded(answer, self._rule) for answer in known]
 
 
 class UnscoredLimit(TrainerCallback):

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 from grpo_ao.report.answers import heldout_items, rollout_items, within_budget
+from grpo_ao.reward import reward_rule
 from tests.report.made_run import heldout_answers, rollouts
 
 
@@ -15,7 +16,7 @@ def test_an_item_holds_the_answers_of_every_measurement():
         "before sampled": heldout_answers(1, knows=False),
         "after sampled": heldout_answers(2, knows=True),
     }
-    items = heldout_items(heldout, calibration_lambda=0.5)
+    items = heldout_items(heldout, rule=reward_rule(0.5))
     assert len(items) == 60
     first = items[3]
     assert [answer["view"] for answer in first["answers"]] == ["before sampled", "after sampled"]
@@ -27,7 +28,7 @@ def test_an_item_holds_the_answers_of_every_measurement():
 
 def test_a_malformed_answer_states_nothing_and_gets_the_floor():
     items = heldout_items(
-        {"before sampled": heldout_answers(1, knows=False)}, calibration_lambda=0.5
+        {"before sampled": heldout_answers(1, knows=False)}, rule=reward_rule(0.5)
     )
     malformed, ungraded = items[1]["answers"][0], items[2]["answers"][0]
     assert (malformed["confidence"], malformed["reward"]) == (None, -1.5)
@@ -47,7 +48,7 @@ def test_long_texts_are_cut():
     answer = replace(
         answer, probe=replace(answer.probe, text="word " * 1000), answer="long " * 1000
     )
-    (found,) = heldout_items({"after sampled": [answer]}, calibration_lambda=0.5)
+    (found,) = heldout_items({"after sampled": [answer]}, rule=reward_rule(0.5))
     assert len(found["text"]) < 2010 and found["text"].endswith("word …")
     assert len(found["answers"][0]["answer"]) < 610
 

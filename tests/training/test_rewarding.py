@@ -11,6 +11,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.judges.protocol import Grade, JudgeError
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.probe import Positions, Probe
+from grpo_ao.reward import reward_rule
 from grpo_ao.training.rewarding import WINDOW, CalibratedReward, UnscoredLimit
 from tests.judges.fakes import CountingJudge
 
@@ -21,7 +22,7 @@ def probe(question="Is it late?", reference: str | None = "Yes"):
 
 def test_a_negative_lambda_is_refused_before_training():
     with pytest.raises(ValueError, match="lambda must be 0 or more"):
-        CalibratedReward(ReferenceJudge(), {}, -0.1)
+        CalibratedReward(ReferenceJudge(), {}, reward_rule(-0.1))
 
 
 def test_only_parsed_completions_are_judged_and_each_gets_its_own_grade():
@@ -29,7 +30,7 @@ def test_only_parsed_completions_are_judged_and_each_gets_its_own_grade():
     completions = [f"[epistemic status: 90] {word}" for word in ("first", "second")]
     completions.insert(1, "no tag")
     probes = [probe(f"Question {i}?") for i in range(3)]
-    reward = CalibratedReward(judge, {p.id: p for p in probes}, 0.5)
+    reward = CalibratedReward(judge, {p.id: p for p in probes}, reward_rule(0.5))
     rewards = call(reward, completions, [p.id for p in probes])
     assert [request.answer for request in judge.asked] == ["first", "second"]
     assert [request.question for request in judge.asked] == ["Question 0?", "Question 2?"]
@@ -51,14 +52,14 @@ def call(reward, completions, probe_ids):
 
 
 def test_trl_takes_the_reward_for_an_async_function_with_a_name():
-    reward = CalibratedReward(ReferenceJudge(), {}, 0.5)
+    reward = CalibratedReward(ReferenceJudge(), {}, reward_rule(0.5))
     assert is_async_callable(reward)
     assert reward.__name__ == "calibrated_reward"
 
 
 def test_rewards_come_in_the_order_of_the_completions_by_probe_id():
     late, early = probe("Is it late?", "Yes"), probe("Is it early?", "No")
-    reward = CalibratedReward(ReferenceJudge(), {p.id: p for p in (late, early)}, 0.5)
+    reward = CalibratedReward(ReferenceJudge(), {p.id: p for p in (late, early)}, reward_rule(0.5))
     completions = [
         "[epistemic status: 100] Yes",
         "[epistemic status: 100] Yes",
@@ -77,14 +78,16 @@ def test_rewards_come_in_the_order_of_the_completions_by_probe_id():
 
 def test_a_missing_grade_stays_none_in_its_place():
     known, unknown = probe("Is it late?"), probe("What is it?", None)
-    reward = CalibratedReward(ReferenceJudge(), {p.id: p for p in (known, unknown)}, 0.5)
+    reward = CalibratedReward(
+        ReferenceJudge(), {p.id: p for p in (known, unknown)}, reward_rule(0.5)
+    )
     found = call(reward, ["[epistemic status: 100] Yes"] * 3, [unknown.id, known.id, unknown.id])
     assert found == [None, 1.0, None]
 
 
 def test_the_details_are_of_the_last_batch_alone():
     asked = probe()
-    reward = CalibratedReward(ReferenceJudge(), {asked.id: asked}, 0.5)
+    reward = CalibratedReward(ReferenceJudge(), {asked.id: asked}, reward_rule(0.5))
     call(reward, ["[epistemic status: 100] Yes"] * 2, [asked.id] * 2)
     call(reward, ["No tag"], [asked.id])
     assert [row.completion for row in reward.last] == ["No tag"]
@@ -106,7 +109,7 @@ class SlowJudge:
 def begun_and_asked(ahead, begun_with, asked_for):
     """Begin with some completions, ask for the rewards of others; return them and the judge."""
     known, judge = probe(), SlowJudge()
-    reward = CalibratedReward(judge, {known.id: known}, 0.5, ahead)
+    reward = CalibratedReward(judge, {known.id: known}, reward_rule(0.5), ahead)
 
     async def both():
         loop = asyncio.get_running_loop()
@@ -154,7 +157,7 @@ class Steps:
     """A run's steps, as far as the callback sees them."""
 
     def __init__(self, limit: float) -> None:
-        self.reward = CalibratedReward(ReferenceJudge(), {}, 0.5)
+        self.reward = CalibratedReward(ReferenceJudge(), {}, reward_rule(0.5))
         self.callback = UnscoredLimit(self.reward, limit)
         self.state = TrainerState()
 

@@ -14,6 +14,7 @@ from grpo_ao.judges.protocol import Grade
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Rollouts
+from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.training.correction import Mode
 from grpo_ao.training.rewarding import CalibratedReward
@@ -340,7 +341,7 @@ def test_the_judge_works_while_the_references_log_probabilities_are_computed(
     oracle = make_oracle()
     table = planted_table(oracle, 6)
     judge = BegunJudge()
-    reward = CalibratedReward(judge, {p.id: p for p in table.probes}, 0.5, ahead)
+    reward = CalibratedReward(judge, {p.id: p for p in table.probes}, reward_rule(0.5), ahead)
     had_begun = []
     original = OracleGRPOTrainer._get_per_token_logps_and_entropies
 

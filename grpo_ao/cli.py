@@ -160,6 +160,38 @@ def train(arguments: list[str]) -> None:
     run(config)
 
 
+def budget(arguments: list[str]) -> None:
+    """Show what a run asks of machine, disk and judge, before it is started.
+
+    Takes the flags of ``train``, and --step_seconds, --completions_per_second and
+    --fine_tune_seconds, measured on the card at hand, from which hours are derived.
+    """
+    measured: list[float] = []
+    for flag in ("--step_seconds", "--completions_per_second", "--fine_tune_seconds"):
+        value, arguments = _take(arguments, flag)
+        if value is not None:
+            measured.append(_positive(flag, value))
+    if len(measured) not in (0, 3):
+        raise UserError(
+            "give all of --step_seconds, --completions_per_second and --fine_tune_seconds, or none."
+        )
+    config = parse_train_config(arguments, "grpo-ao budget")
+    _quiet()
+    from grpo_ao.budget import Times, show_budget
+
+    show_budget(config, Times(*measured) if measured else None)
+
+
+def _positive(flag: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UserError(f"{flag} must be a number above 0, got {value}.")
+    return number
+
+
 def evaluate(arguments: list[str]) -> None:
     """Evaluate oracles on the benchmarks of the Activation Oracles paper."""
     config = parse_eval_config(arguments)
@@ -370,6 +402,7 @@ def _vllm_section(path: Path) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
+    "budget": budget,
     "ask": ask,
     "questions": questions,
     "judge-check": judge_check,

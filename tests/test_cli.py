@@ -45,7 +45,6 @@ def test_ask_reads_other_layers_and_positions(capsys):
     ("arguments", "message"),
     [
         (["--layer", "8"], "there is no layer 8: the model has layers 0 to 7"),
-        (["--positions", "last:99"], "fewer than the positions 'last:99' read"),
         (["--positions", "first"], "positions 'first' are not understood"),
         (["--model", "some/model"], "both --model and --oracle_lora_path, or neither"),
         (["--temperature", "-1"], "the temperature must be 0"),
@@ -83,7 +82,9 @@ def test_the_help_names_every_command(capsys):
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones():
-    with pytest.raises(SystemExit, match="no command trian: choose from train, evaluate, ask"):
+    with pytest.raises(
+        SystemExit, match="no command trian: choose from train, evaluate, budget, ask"
+    ):
         main(["trian"])
 
 
@@ -176,3 +177,19 @@ def test_what_the_file_sets_may_belong_to_a_flag(tmp_path, text, name, value):
     path.write_text(text)
     config = parse_train_config(["--config", str(path), "--rollout", "vllm"])
     assert (config.rollout, getattr(config, name)) == ("vllm", value)
+
+
+def test_a_budget_counts_what_a_run_of_these_flags_does(capsys):
+    flags = ["--warm_start_probes", "40", "--max_steps", "5", "--eval_probes", "20"]
+    times = ["--step_seconds", "2", "--completions_per_second", "100", "--fine_tune_seconds", "1"]
+    main(["budget", "--preset", "mini", *flags, *times])
+    shown = capsys.readouterr().out
+    assert re.search(r"completions in GRPO\s+.\s+320\b", shown)  # 5 steps x 8 questions x 8
+    assert re.search(r"completions for the warm start\s+.\s+120\b", shown)  # 40 x 3
+    assert "GRPO steps" in shown
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan"])
+def test_a_time_of_no_size_is_refused(value):
+    with pytest.raises(SystemExit, match="--step_seconds must be a number above 0"):
+        main(["budget", "--preset", "mini", "--step_seconds", value])

@@ -23,7 +23,7 @@ FLOORS = (
     {"training"},
     {"config"},
     {"checks"},
-    {"run", "evaluate"},
+    {"run", "evaluate", "budget"},
     {"cli"},
     {"__main__"},
 )

@@ -1,19 +1,16 @@
-"""What a run asks of machine, disk and judge: ``python -m benchmarks.budget [flags of train.py]``.
+"""What a run asks of machine, disk and judge: ``grpo-ao budget`` with the flags of a run.
 
 Reads the question set and the model's configuration, no weights. Counts completions and grades
 from the flags, bytes from the shapes. Hours are derived from times that you give, measured on the
 card at hand (``--step_seconds`` and so on, see docs/running_at_8b.md); a run is what tells them.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
 
-from grpo_ao.cli import parse_train_config
 from grpo_ao.config import TrainConfig
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
@@ -49,6 +46,7 @@ class Work:
 
 
 def work_of(config: TrainConfig, num_layers: int) -> Work:
+    """Count what a run of these flags does, from its question set."""
     train, heldout, benchmarks = probes_of_run(config, num_layers, Console(stderr=True))
     samples = config.warm_start_samples if config.warm_start == "measured" else 1
     asked = min(config.warm_start_probes, len(train)) if config.warm_start != "none" else 0
@@ -67,6 +65,7 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
 
 
 def times_benchmarked(config: TrainConfig) -> int:
+    """Return how often the benchmarks are asked."""
     during = max(config.max_steps - 1, 0) // config.eval_steps
     return 1 + config.initial_eval + during
 
@@ -82,6 +81,7 @@ def parameter_counts(config: TrainConfig) -> tuple[int, int]:
 
 
 def work_table(work: Work) -> Table:
+    """Lay out the counts."""
     table = Table("", "number", title="derived from the flags and the question set")
     for name, number in (
         ("training texts", work.texts),
@@ -100,6 +100,7 @@ def work_table(work: Work) -> Table:
 
 
 def bytes_table(config: TrainConfig, work: Work) -> Table:
+    """Lay out the bytes that weights, optimizer, checkpoints and activations take."""
     base, adapter = parameter_counts(config)
     width = hidden_width(load_config(config.model))
     count = Positions.parse(config.positions).count or 0
@@ -117,7 +118,16 @@ def bytes_table(config: TrainConfig, work: Work) -> Table:
     return table
 
 
-def hours(config: TrainConfig, work: Work, times: argparse.Namespace) -> dict[str, float]:
+@dataclass(frozen=True)
+class Times:
+    """Seconds and rates measured on the card at hand."""
+
+    step_seconds: float
+    completions_per_second: float
+    fine_tune_seconds: float
+
+
+def hours(config: TrainConfig, work: Work, times: Times) -> dict[str, float]:
     """Return the hours of each phase, of times measured elsewhere."""
     warm_steps = config.warm_start_steps if config.warm_start != "none" else 0
     return {
@@ -127,30 +137,16 @@ def hours(config: TrainConfig, work: Work, times: argparse.Namespace) -> dict[st
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--step_seconds", type=float, help="one GRPO step")
-    parser.add_argument(
-        "--completions_per_second", type=float, help="sampling outside of the steps"
-    )
-    parser.add_argument("--fine_tune_seconds", type=float, help="one step of the warm start")
-    times, flags = parser.parse_known_args(sys.argv[1:])
-    config = parse_train_config(flags)
+def show_budget(config: TrainConfig, times: Times | None) -> None:
+    """Print the tables; hours only where times are given."""
     work = work_of(config, num_decoder_layers(load_config(config.model)))
     console = Console()
     console.print(work_table(work))
     console.print(bytes_table(config, work))
-    if None in vars(times).values():
+    if times is None:
         return
     table = Table("", "hours", title="derived from the times given")
     found = hours(config, work, times)
     for name, value in (found | {"all": sum(found.values())}).items():
         table.add_row(name, f"{value:.2f}")
     console.print(table)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -105,6 +105,9 @@ class TrainConfig(JudgeFlags):
     credit: Literal["joint", "split"] = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""
+    tag_outcome: Literal["own", "group"] = "own"
+    """What split credit compares a confidence with: the completion's own informativeness, or the
+    mean of its group's others, which has less variance."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     temperature: float = 0.9
@@ -177,6 +180,11 @@ class TrainConfig(JudgeFlags):
         _check_reading(self.layer_percents, (self.positions,))
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
+        if self.tag_outcome == "group" and self.credit == "joint":
+            raise UserError(
+                "--tag_outcome group credits the tag alone, --credit joint all tokens alike: leave "
+                "one out."
+            )
 
 
 def changeable_names(config: type) -> frozenset[str]:

@@ -407,6 +407,7 @@ class Run:
                 trainer_config(config, self.processes),
                 config.credit,
                 config.scale_rewards,
+                config.tag_outcome,
                 self._monitor(done) if self.processes.is_main else None,
                 [
                     CheckpointCallback(self.oracle, self.processes),

@@ -121,6 +121,7 @@ def make_trainer(
         trainer_config(config, processes),
         config.credit,
         config.scale_rewards,
+        config.tag_outcome,
         monitor,
     )
 

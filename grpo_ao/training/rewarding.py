@@ -50,7 +50,7 @@ class CalibratedReward:
     ) -> None:
         self._judge = judge
         self._probes = probes
-        self._rule = rule
+        self.rule = rule
         self._ahead = ahead
         self._begun: _Begun | None = None
         self.last: list[Answer] = []
@@ -89,7 +89,7 @@ class CalibratedReward:
     async def _rewarded(self, answers: Sequence[Answer]) -> list[Answer]:
         parsed = iter(await graded(self._judge, [a for a in answers if a.parsed]))
         known = [next(parsed) if answer.parsed else answer for answer in answers]
-        return [rewarded(answer, self._rule) for answer in known]
+        return [rewarded(answer, self.rule) for answer in known]
 
 
 class UnscoredLimit(TrainerCallback):

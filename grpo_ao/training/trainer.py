@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
+from math import isnan, nan
 from typing import Any, cast
 
 import torch
@@ -35,7 +36,14 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo_ao.answer import Answer
-from grpo_ao.credit import Credit, ScaleRewards, split_advantages, tag_lengths
+from grpo_ao.credit import (
+    Credit,
+    ScaleRewards,
+    TagOutcome,
+    means_of_the_others,
+    split_advantages,
+    tag_lengths,
+)
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
@@ -65,6 +73,8 @@ def rows_dataset(table: ProbeTable) -> Dataset:
 class OracleGRPOTrainer(GRPOTrainer):
     """TRL's trainer over a table of probes; ``credit`` is ``joint`` or ``split``.
 
+    With split credit, ``tag_outcome`` says against whose informativeness a tag's tokens are
+    credited: the completion's own, or the mean of its group's others.
     ``monitor`` is the main process's; it is None in the others.
     """
 
@@ -77,6 +87,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         args: GRPOConfig,
         credit: Credit,
         scale: ScaleRewards,
+        tag_outcome: TagOutcome,
         monitor: Monitor | None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -86,6 +97,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.engine = engine
         self.credit: Credit = credit
         self.scale: ScaleRewards = scale
+        self.tag_outcome: TagOutcome = tag_outcome
         self.monitor = monitor
         self._rows: list[int] = []
         self._seconds: dict[str, float] = {}
@@ -267,20 +279,33 @@ class OracleGRPOTrainer(GRPOTrainer):
         tag_B = tag_lengths(self.oracle.tokenizer, ids_BC.tolist())
         columns_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
         tag_mask_BC = columns_C[None] < torch.tensor(tag_B, device=ids_BC.device)[:, None]
-        terms_B3 = torch.tensor([_terms(answer) for answer in answers], device=ids_BC.device)
+        terms_B4 = torch.tensor([_terms(answer) for answer in answers], device=ids_BC.device)
         parsed_B = torch.tensor([answer.parsed for answer in answers], device=ids_BC.device)
         # A group may be spread over processes, its baseline may not: gather, then take our part.
         width = self._gathered(torch.tensor([ids_BC.shape[1]], device=ids_BC.device)).max()
         padding = int(width) - ids_BC.shape[1]
+        confidence_N, informativeness_N, calibration_N, reward_N = self._gathered(terms_B4).T
+        if self.tag_outcome == "group":
+            outcome_N = means_of_the_others(informativeness_N, self.group_size)
+            calibration_N = self._calibration(confidence_N, outcome_N)
         advantages_NC = split_advantages(
             self._gathered(torch.nn.functional.pad(tag_mask_BC, (0, padding))),
-            *self._gathered(terms_B3).unbind(dim=1),
+            informativeness_N,
+            calibration_N,
+            reward_N,
             parsed_N=self._gathered(parsed_B),
             group_size=self.group_size,
             scale=self.scale,
         )
         first = self.accelerator.process_index * len(ids_BC)
         return advantages_NC[first : first + len(ids_BC), : ids_BC.shape[1]].contiguous()
+
+    def _calibration(self, confidence_N: Tensor, outcome_N: Tensor) -> Tensor:
+        """Return the reward's calibration term of each pair, NaN where one is not known."""
+        pairs = torch.stack([confidence_N, outcome_N], dim=1).tolist()
+        term = self.reward.rule.calibration
+        terms = [nan if isnan(c) or isnan(outcome) else term(c, outcome) for c, outcome in pairs]
+        return outcome_N.new_tensor(terms)
 
     def _compute_loss(self, model, inputs):
         self._rows = inputs["rows"].tolist()
@@ -336,5 +361,5 @@ def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _terms(answer: Answer) -> tuple[float, ...]:
-    terms = (answer.informativeness, answer.calibration, answer.reward)
+    terms = (answer.confidence, answer.informativeness, answer.calibration, answer.reward)
     return tuple(float("nan") if term is None else term for term in terms)

@@ -12,7 +12,6 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from grpo_ao.credit import tag_lengths
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.ends import end_of_turn_id
+from grpo_ao.training.anchor import kept_tokens, space_partners
 from grpo_ao.training.fine_tuning import Target
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
@@ -113,11 +113,6 @@ def _target(
     origin_ids = token_ids
     if not tagged:
         origin_ids = [*tokenizer.encode(answer, add_special_tokens=False), end]
-    kept = min(behind + 1, _common_end(token_ids, origin_ids))
+    partner_V = space_partners(tokenizer, len(tokenizer))
+    kept = min(behind + 1, kept_tokens(token_ids, origin_ids, partner_V))
     return Target(row, token_ids, [*weights, ANSWER_WEIGHT * grade], origin_ids, kept)
-
-
-def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common at their ends."""
-    pairs = zip(reversed(a), reversed(b), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

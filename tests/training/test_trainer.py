@@ -16,6 +16,7 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Rollouts
 from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
+from grpo_ao.training import trainer as trainer_module
 from grpo_ao.training.correction import Mode
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
@@ -321,6 +322,41 @@ def test_split_credit_gives_each_token_its_own_advantage(tmp_path):
     assert not any("]" in answer.completion for answer in reward.last[:4])
     expected = [score - sum(scores) / 4 for score in scores]
     assert advantages_BC[:4, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("tag_outcome", ["own", "group"])
+def test_a_tag_is_credited_against_its_own_informativeness_or_the_others(
+    tag_outcome, tmp_path, monkeypatch
+):
+    # No completion of a random model closes a bracket: let the first two tokens be the tag.
+    monkeypatch.setattr(trainer_module, "tag_lengths", lambda tokenizer, ids: [2] * len(ids))
+    oracle = make_oracle()
+    table = planted_table(oracle, 6)
+    reward = LetterReward(table)
+    trainer = make_trainer(
+        tmp_path,
+        oracle,
+        table,
+        reward,
+        tag_outcome=tag_outcome,
+        num_generations=4,
+        questions_per_step=2,
+        max_steps=1,
+    )
+    advantages_BC, _ = advantages_of(trainer)
+    group = reward.last[:4]
+    graded = [answer.informativeness or 0.0 for answer in group]
+    outcomes = graded
+    if tag_outcome == "group":
+        outcomes = [(sum(graded) - own) / 3 for own in graded]
+    terms = [
+        reward.rule.calibration(answer.confidence or 0.0, outcome)
+        for answer, outcome in zip(group, outcomes, strict=True)
+    ]
+    mean = sum(terms) / 4
+    assert advantages_BC[:4, 1].tolist() == pytest.approx([t - mean for t in terms], abs=1e-5)
+    mean = sum(graded) / 4
+    assert advantages_BC[:4, 2].tolist() == pytest.approx([g - mean for g in graded], abs=1e-5)
 
 
 class BegunJudge:

@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
-from grpo_ao.report.formats import number, signed
-from grpo_ao.report.headline import METRICS, Estimate, Headline
+from grpo_ao.report.formats import number
+from grpo_ao.report.headline import Headline
 from grpo_ao.report.page import PAGE
 from grpo_ao.report.run_record import RunRecord
-from grpo_ao.report.tables import benchmark_tables
+from grpo_ao.report.tables import benchmark_tables, heldout_tables
 
 _FIGURE = "reliability.png"
 
@@ -38,8 +38,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "measured": _measured}
-    environment.filters |= {"estimate": _estimate, "change": _change}
+    environment.filters |= {"number": number}
     text = environment.get_template("card.md.jinja").render(
         card_data=_card_data(record.config).to_yaml().rstrip(),
         base=record.config["model"],
@@ -48,10 +47,9 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         run=record.run,
         steps=record.last_step,
         headline=headline,
-        metrics=METRICS,
         figure=figure.exists(),
+        tables=heldout_tables(record, headline),
         benchmarks=benchmark_tables(record.evaluations),
-        baselines=record.baselines,
     )
     atomic_write_text(adapter / "README.md", text)
     return adapter / "README.md"
@@ -133,24 +131,3 @@ def _card_data(config: dict[str, Any]) -> ModelCardData:
 
 def _on_hub(name: str) -> bool:
     return name.count("/") == 1 and not Path(name).exists() and not name.endswith(".jsonl")
-
-
-def _measured(estimate: dict[str, Any] | None) -> str:
-    """Write one metric of a ``metrics.json``."""
-    if estimate is None:
-        return number(None)
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    return _with_interval(number(value), low, high)
-
-
-def _estimate(estimate: Estimate) -> str:
-    return _with_interval(number(estimate.value), estimate.low, estimate.high)
-
-
-def _change(estimate: Estimate) -> str:
-    return _with_interval(signed(estimate.value), estimate.low, estimate.high)
-
-
-def _with_interval(shown: str, low: float | None, high: float | None) -> str:
-    ends = [number(end) for end in (low, high)]
-    return shown if number(None) in ends else f"{shown} [{ends[0]}, {ends[1]}]"

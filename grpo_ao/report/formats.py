@@ -1,11 +1,30 @@
-"""Numbers as the reports write them."""
+"""Numbers and tables as the reports write them."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from grpo_ao.report.headline import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 # What a sum of floats is off by.
 _ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report: the columns' names, the rows' own first, and each row's cells."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+
+    def markdown(self) -> str:
+        """Write the table, without its title, as Markdown."""
+        rule = ["---"] * len(self.columns)
+        lines = [self.columns, rule, *([name, *cells] for name, cells in self.rows.items())]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -24,3 +43,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def signed(value: float | None) -> str:
     """Write a difference, with its sign."""
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
+
+
+def cell(estimate: Estimate | None, difference: bool = False) -> str:
+    """Write an estimate with the interval that it has: 0.046 [0.030, 0.062]."""
+    if estimate is None:
+        return NONE
+    shown = signed(estimate.value) if difference else number(estimate.value)
+    ends = [number(end) for end in (estimate.low, estimate.high)]
+    return shown if NONE in ends else f"{shown} [{ends[0]}, {ends[1]}]"

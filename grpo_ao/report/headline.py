@@ -61,6 +61,12 @@ class Headline:
         """Whether there is a measurement before and one after training."""
         return any(line.change for lines in self.modes.values() for line in lines)
 
+    @property
+    def measured(self) -> str:
+        """The last measurement: ``before`` or ``after``."""
+        (line, *_) = next(iter(self.modes.values()))
+        return "after" if line.after else "before"
+
 
 def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
     """Compare a run's held-out measurements; None before the first."""

@@ -8,48 +8,53 @@ strangers: Jinja escapes them in the page, and the script writes them as text.
 import base64
 import hashlib
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote_plus
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import auroc, risk_coverage
+from grpo_ao.calibration import auroc
 from grpo_ao.files import atomic_write_text, finite
 from grpo_ao.measuring.metrics import Columns, parted
 from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
-from grpo_ao.report.formats import number, signed
-from grpo_ao.report.headline import METRICS, Headline, MetricLine
+from grpo_ao.report.formats import Table, number
+from grpo_ao.report.headline import METRICS, Headline
+from grpo_ao.report.meaning import meaning
 from grpo_ao.report.plots import (
     CURVE_LEFT,
     CURVE_WIDTH,
-    Bin,
-    Panel,
     curve,
-    estimates,
     gaps,
     inline_svg,
     page_svg,
-    reliability_diagram,
-    risk_coverage_diagram,
     running_mean,
 )
-from grpo_ao.report.run_record import MODES, WHEN, RunRecord
-from grpo_ao.report.tables import benchmark_tables
+from grpo_ao.report.run_record import WHEN, RunRecord
+from grpo_ao.report.tables import benchmark_tables, heldout_tables
 from grpo_ao.reward import RewardRule, reward_rule
 
 PAGE = Path(__file__).parent / "template"
 Row = dict[str, Any]
 # Families with fewer answers are shown together.
 _LEAST = 20
+
+
+class Group(NamedTuple):
+    """Answers of one layer or family: how many, the share right, mean confidence, AUROC."""
+
+    n: int
+    right: float
+    confidence: float
+    auroc: float
+
+
 VIEWS = ("after sampled", "after greedy", "before sampled", "before greedy")
-HEADLINE = ("ece10", "auroc", "brier", "informativeness")
 CURVES = {
     "reward": "Reward",
     "informativeness": "Informativeness",
@@ -97,7 +102,7 @@ def render_report(record: RunRecord, headline: Headline | None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed}
+    environment.filters |= {"number": number, "intervals": _intervals}
     return environment.get_template("report.html.jinja").render(
         style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -105,99 +110,62 @@ def render_report(record: RunRecord, headline: Headline | None) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         record=record,
         title=record.folder.resolve().name,
-        metrics=METRICS,
         headline=headline,
-        tiles=_tiles(headline) if headline else [],
-        diagrams=_diagrams(record),
+        meaning=meaning(_greedy(record), {}),
+        tables=heldout_tables(record, headline),
         breakdowns=_breakdowns(record),
         curves=_curves(record),
         curve_left=CURVE_LEFT,
         curve_width=CURVE_WIDTH,
         warm_start=_warm_start(record),
-        evaluations=benchmark_tables(record.evaluations),
+        benchmarks=benchmark_tables(record.evaluations),
         figures=_figures(record),
+        setup=_setup(record),
+        configuration=Table(
+            "Configuration", ["setting", "value"], {n: [str(v)] for n, v in record.config.items()}
+        ),
         data=finite(_browsable(record)),
     )
 
 
-def _tiles(headline: Headline) -> list[tuple[MetricLine, Markup]]:
-    """Return the main metrics of the sampled answers, each with its chart."""
-    lines = {line.metric: line for line in next(iter(headline.modes.values()))}
-    return [(lines[metric], _whiskers(lines[metric])) for metric in HEADLINE]
+def _greedy(record: RunRecord) -> dict[str, list[Answer]]:
+    """Return the greedy held-out answers of each measurement that was made."""
+    names = {when: f"{when} greedy" for when in WHEN}
+    return {when: record.heldout[name] for when, name in names.items() if name in record.heldout}
 
 
-def _whiskers(line: MetricLine) -> Markup:
-    named = {"before": line.before, "after": line.after}
-    rows = {when: {when: e} for when, e in named.items() if e and math.isfinite(e.value)}
-    return inline_svg(estimates({"": rows}), METRICS[line.metric][0]) if rows else Markup()
+def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
+    """Return the last greedy held-out answers by layer and by family, beside the first ones."""
+    measured = _greedy(record)
+    if not measured:
+        return []
+    (first, before), *_, (when, last) = [*measured.items()] * 2
+    sizes = Counter(_family(answer) for answer in last)
 
+    def family(answer: Answer) -> str:
+        name = _family(answer)
+        return name if sizes[name] >= _LEAST else "smaller families"
 
-def _diagrams(record: RunRecord) -> dict[str, dict[str, Markup]]:
-    """Return, by mode, the reliability diagrams by title, and the one of risk and coverage."""
-    found: dict[str, dict[str, Markup]] = {}
-    for mode in MODES:
-        diagrams, curves = {}, {}
-        for when in WHEN:
-            known = _known(record.heldout.get(f"{when} {mode}", []))
-            if known:
-                columns = Columns.of(known)
-                (confidence, outcome), texts = columns.known, columns.context_N
-                panel = Panel(f"{when} training, {mode}", confidence, outcome, texts, tone=when)
-                diagrams[when] = _reliability(panel, f"{when} {mode}")
-                curves[when] = risk_coverage(confidence, outcome)
-        if diagrams:
-            label = f"Risk and coverage, {mode} answers"
-            found[mode] = diagrams | {"risk": inline_svg(risk_coverage_diagram(curves), label)}
+    keys: dict[str, Callable[[Answer], str]] = {
+        "Layer": lambda answer: str(answer.probe.layer),
+        "Family": family,
+    }
+    found = []
+    for title, key in keys.items():
+        groups, earlier = _by_group(last, key), _by_group(before, key)
+        if groups:
+            rows = {n: {first: earlier.get(n), when: group} for n, group in groups.items()}
+            found.append((_table(title, groups), _gaps(title, rows)))
     return found
 
 
-def _reliability(panel: Panel, view: str) -> Markup:
-    """Draw a measurement; its bins lead to their answers, as the page's script reads addresses."""
-
-    def address(part: Bin) -> str:
-        return f"#answers&view={quote_plus(view)}&low={part.low}&high={part.high}"
-
-    figure = reliability_diagram([replace(panel, link=address)], "right")
-    words = {address(part): str(part) for part in panel.bins}
-    return inline_svg(figure, f"Reliability {panel.title}", words)
-
-
-def _known(answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers of which confidence and informativeness are known."""
-    return [a for a in answers if a.confidence is not None and a.informativeness is not None]
-
-
-def _breakdowns(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the held-out answers of the last sampled measurement by family and by layer."""
-    names = [name for name in record.heldout if name.endswith("sampled")]
-    if not names:
-        return []
-    before, last = record.heldout[names[0]], record.heldout[names[-1]]
-    sizes = Counter(_family(answer) for answer in last)
-    keys: dict[str, Callable[[Answer], str]] = {
-        "Layer": lambda answer: str(answer.probe.layer),
-        "Family": lambda answer: (
-            _family(answer) if sizes[_family(answer)] >= _LEAST else "smaller families"
-        ),
-    }
-    tables = []
-    for title, key in keys.items():
-        earlier = _by_group(before, key) if len(names) > 1 else {}
-        lines = [{"name": n, "before": earlier.get(n)} | g for n, g in _by_group(last, key).items()]
-        order = {"Layer": lambda line: line["layer"], "Family": lambda line: -line["right"]}
-        lines.sort(key=order[title])
-        figure = _gaps(title, names[-1].split()[0], lines)
-        tables.append({"title": title, "figure": figure, "lines": lines})
-    return tables
-
-
-def _gaps(title: str, when: str, lines: Sequence[Row]) -> Markup:
-    measured = {line["name"]: {"before": line["before"], when: line} for line in lines}
+def _table(title: str, groups: Mapping[str, Group]) -> Table:
+    columns = [title, "right", "confidence", "AUROC", "n"]
     rows = {
-        name: {w: (g["right"], g["confidence"]) for w, g in groups.items() if g}
-        for name, groups in measured.items()
+        name: [number(v, 2) for v in (group.right, group.confidence, group.auroc, group.n)]
+        for name, group in groups.items()
     }
-    return inline_svg(gaps(rows), f"Right and confident by {title.lower()}") if rows else Markup()
+    return Table(f"Held-out answers by {title.lower()}", columns, rows)
 
 
 def _family(answer: Answer) -> str:
@@ -206,18 +174,29 @@ def _family(answer: Answer) -> str:
     return probe.kind if probe.family == probe.kind else f"{probe.family}, {probe.kind}"
 
 
-def _by_group(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Row]:
+def _by_group(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Group]:
+    """Return the groups of answers with a known confidence, layers from the first on."""
     found = {}
-    for name, members in parted(_known(answers), key).items():
+    for name, members in parted(answers, key).items():
         confidence, outcome = Columns.of(members).known
-        found[name] = {
-            "n": len(members),
-            "layer": members[0].probe.layer,
-            "right": float(outcome.mean()),
-            "confidence": float(confidence.mean()),
-            "auroc": auroc(confidence, outcome >= 0.5),
-        }
-    return found
+        if len(outcome):
+            right, sure = float(outcome.mean()), float(confidence.mean())
+            found[name] = Group(len(outcome), right, sure, auroc(confidence, outcome >= 0.5))
+    return {name: found[name] for name in sorted(found, key=lambda name: (len(name), name))}
+
+
+def _gaps(title: str, rows: Mapping[str, Mapping[str, Group | None]]) -> Markup:
+    drawn = {
+        name: {when: (g.right, g.confidence) for when, g in groups.items() if g}
+        for name, groups in rows.items()
+    }
+    return inline_svg(gaps(drawn), f"Right and confident by {title.lower()}")
+
+
+def _intervals(cell: str) -> Markup:
+    """Set a cell's brackets apart from what stands before them."""
+    marked = re.sub(r"(\[[^\]]*\])", r'<span class="interval">\1</span>', str(escape(cell)))
+    return Markup(marked)
 
 
 def _curves(record: RunRecord) -> list[dict[str, Any]]:
@@ -266,13 +245,39 @@ def _warm_start(record: RunRecord) -> dict[str, Any] | None:
     losses = record.warm_start["losses"]
     steps = list(range(1, len(losses) + 1))
     smooth = running_mean(np.array(losses), max(1, len(losses) // 20))
+    before, after = record.warm_start["before"], record.warm_start["after"]
+    rows = {
+        METRICS[name][0] if name in METRICS else name: [number(value), number(after[name])]
+        for name, value in before.items()
+    }
     return {
-        "before": record.warm_start["before"],
-        "after": record.warm_start["after"],
+        "table": Table("Warm start", ["metric", "before", "after"], rows),
         "chart": _curve("Loss", steps, losses, {}),
         "steps": len(losses),
         "last_loss": float(smooth[-1]),
     }
+
+
+def _setup(record: RunRecord) -> Table:
+    """Lay out what was run, on what, by whom it was graded."""
+    run, config = record.run, record.config
+    judge = {name: value for name, value in run.get("judge", {}).items() if name != "judge"}
+    facts = {
+        "Base model": config["model"],
+        "Oracle": config["oracle_lora_path"],
+        "Questions": _listed(config["questions"], run["data"]),
+        "Judge": _listed(config["judge"], judge),
+        "Seed": run["seed"],
+        "Started": run["started"],
+        "Git commit": run["git_commit"] or "unknown",
+        "Versions": _listed(f"Python {run['python']}", run["versions"]),
+        "Command": " ".join(run["command"]),
+    }
+    return Table("Setup", ["fact", "value"], {name: [str(value)] for name, value in facts.items()})
+
+
+def _listed(first: str, others: Mapping[str, Any]) -> str:
+    return ", ".join([first, *(f"{name} {value}" for name, value in others.items())])
 
 
 def _figures(record: RunRecord) -> dict[str, Markup]:

@@ -99,8 +99,11 @@ def page_svg(svg: str, label: str, tooltips: Mapping[str, str] | None = None) ->
     root = ElementTree.fromstring(svg)
     for name in ("metadata", "defs"):  # the first defs are a style sheet for all of the page
         root.remove(root.find(f"{{{_SVG}}}{name}"))  # pyright: ignore[reportArgumentType]
+    # Letters are no larger than the page's, and shrink with the figure on a narrow screen.
+    widest = float(root.attrib["width"].removesuffix("pt")) * 1.45
     for name in ("width", "height", "version"):
         del root.attrib[name]
+    root.set("style", f"max-width: {widest:.0f}px")
     root.attrib |= {"role": "group" if tooltips else "img", "aria-label": label}
     for link in root.iter(f"{{{_SVG}}}a"):
         del link.attrib["target"]
@@ -345,14 +348,19 @@ def _thinned(count: int) -> np.ndarray:
 
 
 @rc_context(_STYLE)
-def estimates(panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Figure:
-    """Draw estimates with their intervals: panels side by side, of rows, of named series."""
+def estimates(
+    panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], reference: float | None = None
+) -> Figure:
+    """Draw estimates with their intervals: panels side by side, of rows, of named series.
+
+    ``reference`` is a value that all of them are to be compared with.
+    """
     rows = list(next(iter(panels.values())))
     series = list(
         dict.fromkeys(n for part in panels.values() for row in part.values() for n in row)
     )
     height = 0.45 + len(rows) * max(0.22, 0.13 * len(series))
-    figure = Figure(figsize=(max(3.3, 2.6 * len(panels)), height), layout="constrained")
+    figure = Figure(figsize=(3.3 * len(panels), height), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, part) in zip(axes, panels.items(), strict=True):
         for place, (name, color) in enumerate(zip(series, _colors(series), strict=True)):
@@ -362,6 +370,8 @@ def estimates(panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Fig
             low, high = ([getattr(e, end) for _, e in known] for end in ("low", "high"))
             axis.hlines(y, low, high, color=color)
             axis.plot([e.value for _, e in known], y, "o", color=color, markersize=5, label=name)
+        if reference is not None:
+            axis.axvline(reference, color=TONES["soft"], linestyle="--", linewidth=1)
         axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(4))
     _name_rows(axes[0], rows)
@@ -372,7 +382,7 @@ def estimates(panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> Fig
 def gaps(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """Draw, for each row and each series in it, share right (full) and mean confidence (open)."""
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
-    figure = Figure(figsize=(4.4, 0.45 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(3.3, 0.45 + 0.3 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for y, row in enumerate(rows.values()):
         for place, (name, color) in enumerate(zip(series, _colors(series), strict=True)):

@@ -1,18 +1,20 @@
 """What answers come to: ``metrics.json``, ``metrics.md``, and the tables of console and report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import risk_coverage
 from grpo_ao.files import atomic_write_json, atomic_write_text
 from grpo_ao.measuring.confidences import METHODS, PUBLISHED, baselines, generated_tokens
 from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference, parted
-from grpo_ao.report.headline import Estimate
+from grpo_ao.report.formats import Table, cell, number
+from grpo_ao.report.headline import METRICS, Estimate, Headline
 from grpo_ao.report.plots import (
     Panel,
     estimates,
@@ -20,7 +22,7 @@ from grpo_ao.report.plots import (
     risk_coverage_diagram,
     save,
 )
-from grpo_ao.report.run_record import MODES, Evaluation
+from grpo_ao.report.run_record import MODES, WHEN, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
 _BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc": "AUROC"}
@@ -170,69 +172,62 @@ _METRICS = {
 
 def markdown(metrics: Mapping[str, Any]) -> str:
     """Lay the metrics out as Markdown tables, intervals in brackets."""
-    lines = ["Intervals are 95 %, by bootstrap over texts.", ""]
+    parts = ["Intervals are 95 %, by bootstrap over texts."]
     for name, oracle in metrics["oracles"].items():
-        lines += [f"## {name}", "", *_oracle_lines(oracle, metrics["published"])]
+        tables = _oracle_tables(oracle)
+        parts += [f"## {name}", *(table.markdown() for table in tables)]
     for name, groups in metrics["differences"].items():
-        header = ["metric", *groups]
-        body = [
-            [title, *(_cell(group[metric], signed=True) for group in groups.values())]
-            for metric, title in _METRICS.items()
-            if metric in next(iter(groups.values()))
-        ]
-        lines += [f"## {name}, paired", "", *_table(header, body)]
-    return "\n".join(lines)
+        known = {m: title for m, title in _METRICS.items() if m in next(iter(groups.values()))}
+        rows = {t: [_entry(group[m], True) for group in groups.values()] for m, t in known.items()}
+        parts += [f"## {name}, paired", Table(name, ["metric", *groups], rows).markdown()]
+    return "\n\n".join(parts) + "\n"
 
 
-def _oracle_lines(oracle: Mapping[str, Any], published: Mapping[str, Any]) -> list[str]:
-    named = {**oracle["benchmarks"], **{f"**{k}**": v for k, v in oracle["groups"].items()}}
-    lines = _table(
-        ["benchmark", "n", *_COLUMNS.values()],
-        [[name, str(m["n"]), *(_cell(m[c]) for c in _COLUMNS)] for name, m in named.items()],
-    )
-    lines += _table(
-        ["metric", *oracle["groups"]],
-        [
-            [title, *(_cell(group[metric]) for group in oracle["groups"].values())]
-            for metric, title in _METRICS.items()
-        ],
-    )
-    for title, key in (("layer", "layers"), ("positions", "positions")):
-        lines += _table(
-            [title, "n", *_COLUMNS.values()],
-            [[k, str(m["n"]), *(_cell(m[c]) for c in _COLUMNS)] for k, m in oracle[key].items()],
-        )
-    return lines + _baseline_lines(oracle, published)
+def _oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:
+    groups = oracle["groups"]
+    named = {**oracle["benchmarks"], **{f"**{name}**": m for name, m in groups.items()}}
+    every = {title: [_entry(m[name]) for m in groups.values()] for name, title in _METRICS.items()}
+    return [
+        _measurements("benchmark", _COLUMNS, named),
+        Table("metrics", ["metric", *groups], every),
+        _measurements("layer", _COLUMNS, oracle["layers"]),
+        _measurements("positions", _COLUMNS, oracle["positions"]),
+        _baselines(oracle),
+    ]
 
 
-def _baseline_lines(oracle: Mapping[str, Any], published: Mapping[str, Any]) -> list[str]:
+def _measurements(
+    title: str, columns: Mapping[str, str], measured: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    rows = {name: [number(m["n"]), *_entries(m, columns)] for name, m in measured.items()}
+    return Table(title, [title, "n", *columns.values()], rows)
+
+
+def _baselines(oracle: Mapping[str, Any]) -> Table:
+    """Lay out each source of confidence with its cost.
+
+    A recalibrated source (``agreement of 20 + isotonic``) costs what the source costs.
+    """
     columns = {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "nll": "NLL", "aurc": "AURC"}
-    costs = oracle["generated_tokens"]
-    body = []
-    for name, m in oracle["baselines"].items():
-        cost = costs.get(name.split(" + ")[0])
-        tokens = "" if cost is None else f"{cost:.1f}"
-        body.append([name, str(m["n"]), *(_cell(m[c]) for c in columns), tokens])
-    for name, values in published.items():
-        known = [f"{values[c]:.3f}" if c in values else "" for c in columns]
-        body.append([f"published, Qwen3-8B (arXiv 2605.26045): {name}", "", *known, ""])
-    return _table(["confidence from", "n", *columns.values(), "tokens an item"], body)
+    costs = oracle.get("generated_tokens", {})
+    rows = {}
+    for name, m in oracle.get("baselines", {}).items():
+        cost = number(costs.get(name.split(" + ")[0]), 1)
+        rows[name] = [number(m["n"]), *_entries(m, columns), cost]
+    header = ["confidence from", "n", *columns.values(), "tokens an answer"]
+    return Table("Other sources of confidence, on the same answers", header, rows)
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *body]
-    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+def _entries(measurement: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    return [_entry(measurement.get(name)) for name in names]
 
 
-def _cell(entry: Mapping[str, float | None], signed: bool = False) -> str:
-    value, low, high = entry["value"], entry["low"], entry["high"]
-    if value is None or value != value:
-        return ""
-    sign = "+" if signed else ""
-    shown = f"{value:{sign}.3f}"
-    if low is None or high is None or low != low:
-        return shown
-    return f"{shown} [{low:{sign}.3f}, {high:{sign}.3f}]"
+def _entry(entry: Mapping[str, Any] | None, difference: bool = False) -> str:
+    if entry is None:
+        return cell(None)
+    # JSON has null for what is not defined.
+    ends = {end: float("nan") if value is None else value for end, value in entry.items()}
+    return cell(Estimate(**ends), difference)
 
 
 # The tables of a run
@@ -246,9 +241,9 @@ def draw_run(path: Path, measured: Mapping[str, Mapping[str, Sequence[Answer]]])
     save(reliability_diagram(panels), path)
 
 
-def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> Table:
+def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> ConsoleTable:
     """Lay out the summary: one line a metric, one column a measurement."""
-    table = Table(title="held-out probes")
+    table = ConsoleTable(title="held-out probes")
     table.add_column("metric", no_wrap=True)
     columns = [(when, mode) for mode in MODES for when in summary]
     for when, mode in columns:
@@ -260,6 +255,23 @@ def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> Table:
     return table
 
 
+def heldout_tables(record: RunRecord, headline: Headline | None) -> list[Table]:
+    """Lay out the held-out metrics of each mode, and the sources of confidence beside."""
+    tables = []
+    for mode, lines in (headline.modes if headline else {}).items():
+        columns = [name for name in (*WHEN, "change") if getattr(lines[0], name)]
+        rows = {
+            METRICS[line.metric][0]: [cell(getattr(line, c), c == "change") for c in columns]
+            for line in lines
+        }
+        tables.append(Table(f"All metrics, {mode} answers", ["metric", *columns], rows))
+    names = {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "n": "n"}
+    rows = {n: [number(values[c]) for c in names] for n, values in record.baselines.items()}
+    title = "Sources of confidence, greedy answers after training"
+    baselines = Table(title, ["confidence from", *names.values()], rows)
+    return [*tables, *([baselines] if rows else [])]
+
+
 # The report's tables of benchmarks
 
 COLUMNS = {
@@ -269,8 +281,6 @@ COLUMNS = {
     "brier": "Brier",
     "parse_rate": "Parsed",
 }
-_OF_BASELINES = ("ece10", "auroc", "brier")
-_PUBLISHED = "published, Qwen3-8B (arXiv 2605.26045)"
 _GROUPS = {
     "all": "All benchmarks",
     "in_distribution": "In distribution",
@@ -279,55 +289,33 @@ _GROUPS = {
 _WHEN = {"before": "before training", "after": "after training"}
 
 
-def benchmark_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
-    """Return what the report shows of the evaluations, or None if there are none.
-
-    ``rows`` are the pooled groups and the benchmarks, each with its metrics in the first and in
-    the last evaluation, and of groups the paired ``change``; ``baselines`` those of the last;
-    ``course`` the pooled metrics of each.
-    """
+def benchmark_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
+    """Lay out the last evaluation, its change since the first, its baselines, and the course."""
     if not evaluations:
-        return None
-    first, last = _oracle(evaluations[0]), _oracle(evaluations[-1])
-    # The last evaluation compares itself with the first, by pooled groups.
-    changes = next(iter(evaluations[-1].metrics["differences"].values()), {})
-    rows = [
-        {"name": _GROUPS.get(name, name), "pooled": part == "groups"}
-        | {"first": first[part].get(name), "last": metrics}
-        | {"change": changes.get(name) if part == "groups" else None}
-        for part in ("groups", "benchmarks")
-        for name, metrics in last[part].items()
-    ]
-    return {
-        "columns": COLUMNS,
-        "compared": len(evaluations) > 1,
-        "first": when(evaluations[0].name),
-        "last": when(evaluations[-1].name),
-        "rows": rows,
-        "baseline_columns": {name: COLUMNS[name] for name in _OF_BASELINES},
-        "baselines": _baselines(evaluations[-1]),
-        "course": [(when(e.name), _oracle(e)["groups"]["all"]) for e in evaluations],
+        return []
+    last, named = _oracle(evaluations[-1]), when(evaluations[-1].name)
+    measured = {_GROUPS.get(n, n): m for n, m in (last["groups"] | last["benchmarks"]).items()}
+    tables = [_measurements("benchmark", COLUMNS, measured), _baselines(last)]
+    if len(evaluations) > 1:
+        tables += [_changes(evaluations), _course(evaluations)]
+    return [replace(tables[0], title=f"Benchmarks, {named}"), *(t for t in tables[1:] if t.rows)]
+
+
+def _changes(evaluations: Sequence[Evaluation]) -> Table:
+    # The last evaluation compares itself with the first alone, by pooled groups.
+    groups = next(iter(evaluations[-1].metrics["differences"].values()), {})
+    rows = {
+        _GROUPS.get(name, name): [_entry(group[metric], True) for metric in COLUMNS]
+        for name, group in groups.items()
     }
+    title = f"Change since {when(evaluations[0].name)}, paired"
+    return Table(title, ["benchmark", *COLUMNS.values()], rows)
 
 
-def _baselines(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return each source of confidence with its metrics and its cost in tokens an item.
-
-    A recalibrated source (``agreement of 20 + isotonic``) costs what the source costs.
-    """
-    oracle = _oracle(evaluation)
-    costs = oracle.get("generated_tokens", {})
-    rows = [
-        {"name": name, "tokens": costs.get(name.split(" + ")[0]), "metrics": metrics}
-        for name, metrics in oracle.get("baselines", {}).items()
-    ]
-    published = evaluation.metrics.get("published", {}) if rows else {}
-    for name, values in published.items():
-        metrics = {
-            key: {"value": value, "low": None, "high": None} for key, value in values.items()
-        }
-        rows.append({"name": f"{_PUBLISHED}: {name}", "tokens": None, "metrics": metrics})
-    return rows
+def _course(evaluations: Sequence[Evaluation]) -> Table:
+    rows = {when(e.name): _entries(_oracle(e)["groups"]["all"], COLUMNS) for e in evaluations}
+    title = "All benchmarks, in the course of training"
+    return Table(title, ["when", *COLUMNS.values()], rows)
 
 
 def when(name: str) -> str:

@@ -44,7 +44,7 @@ def words(page: str) -> str:
 
 def test_a_finished_run_has_every_section(finished):
     assert sections(finished) == [
-        "results", "reliability", "breakdown", "benchmarks", "training", "warm-start", "answers",
+        "meaning", "results", "breakdown", "benchmarks", "training", "warm-start", "answers",
         "setup",
     ]  # fmt: skip
     assert "Finished: 40 steps. The process ran for 1.5 minutes." in words(finished)
@@ -52,7 +52,7 @@ def test_a_finished_run_has_every_section(finished):
 
 def test_an_unfinished_run_shows_what_it_has(unfinished):
     assert sections(unfinished) == [
-        "results", "reliability", "breakdown", "training", "warm-start", "answers", "setup",
+        "meaning", "results", "breakdown", "training", "warm-start", "answers", "setup",
     ]  # fmt: skip
     assert "Stopped at step 20 of 40." in words(unfinished)
     assert "Measured before training only." in words(unfinished)
@@ -76,12 +76,6 @@ def test_the_setup_says_what_was_run(finished):
                  "0123456789abcdef", "train.py --preset mini", "warm_start_batch 32",
                  "Judge api, model some/judge, rubric v1"):  # fmt: skip
         assert fact in text
-
-
-def test_other_sources_of_confidence_stand_beside_the_stated_one(finished, unfinished):
-    assert re.search(r"stated confidence 0\.\d+ 0\.\d+ 0\.\d+ 59", words(finished))
-    assert re.search(r"agreement of 20 0\.\d+ 0\.500 0\.\d+ 39", words(finished))
-    assert "agreement of 20" not in words(unfinished)
 
 
 def test_held_out_answers_are_broken_down_by_layer_and_family(finished):
@@ -139,27 +133,14 @@ def test_a_metric_that_was_never_known_has_no_curve(finished):
     assert data_of(finished)["curves"]["auroc"][0] is None
 
 
-def test_the_benchmarks_show_before_after_and_baselines(finished):
-    text = words(finished)
-    assert "All benchmarks 0.500 → 0.750 [0.625, 0.875]" in text
-    assert "perfect [0.625, 0.875] change −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
-    assert text.count("change −0.500") == 5  # noqa: RUF001
-    of_one = "0.750 [0.625, 0.875] " * 3
-    assert f"stated confidence {of_one}8.5 250" in text
-    assert f"stated confidence + isotonic {of_one}8.5 125" in text
-    assert "constant 0.750 [0.625, 0.875] – 0.750" in text  # noqa: RUF001
-    assert "published, Qwen3-8B (arXiv 2605.26045): self-report 0.582 0.516 –" in text  # noqa: RUF001
-    assert "step 20 0.600 [0.475, 0.725]" in text
-    assert 'aria-label="risk coverage"' in finished
-
-
 def test_a_single_evaluation_is_not_compared_with_itself(tmp_path):
     folder = make_run(tmp_path / "run", finished=False, evaluations=True)
     for name in ("step_000020", "after"):
         (folder / "eval" / name / "metrics.json").unlink()
     text = words(render(folder))
-    assert "All benchmarks 0.500 [0.375, 0.625]" in text
-    assert "Measured before training." in text
+    assert "Benchmarks, before training" in text
+    assert "All benchmarks 250 0.500 [0.375, 0.625]" in text
+    assert "Change since" not in text
 
 
 def test_the_page_of_a_long_run_stays_small(tmp_path):
@@ -199,7 +180,7 @@ def test_an_oracle_without_the_tag_has_no_confidence_to_show(tmp_path):
     untagged(folder, "before")
     page = render(folder)
     assert "Parse rate 0.000 [0.000, 0.000]" in words(page)
-    assert 'aria-label="Reliability' not in page
+    assert sections(page)[0] == "results"
     assert 'aria-label="Right and confident' not in page
     items = data_of(page)["items"]
     assert {answer["confidence"] for item in items[:PROBES] for answer in item["answers"]} == {None}
@@ -209,7 +190,37 @@ def test_an_oracle_that_learned_the_tag_is_shown_from_then_on(tmp_path):
     folder = make_run(tmp_path / "run")
     untagged(folder, "before")
     page = render(folder)
-    assert 'aria-label="Reliability after training, sampled"' in page
-    assert 'aria-label="Reliability before' not in page
     assert re.search(r"ECE, 10 bins – 0\.\d+ \[0\.\d+, 0\.\d+\] –", words(page))  # noqa: RUF001
     assert re.search(r"Parse rate 0\.000 \[0\.000, 0\.000\] 0\.983 .* \+0\.983", words(page))
+    assert 'class="key before"' not in page
+    assert 'class="key after"' in page
+
+
+def test_the_page_opens_with_a_verdict_on_each_kind_of_question(finished, unfinished):
+    opening = words(finished[finished.index('id="meaning"') : finished.index('id="results"')])
+    higher = (
+        "the stated confidence is higher on right answers than on wrong ones of the same family"
+    )
+    assert f"On closed questions {higher}" in opening
+    assert f"On open questions {higher}" in opening
+    assert "60 held-out questions about 21 texts" in opening
+    assert "So few texts carry no conclusion." in opening
+    assert "was not seen to tell right answers from wrong ones" in words(unfinished)
+
+
+def test_every_table_is_there(finished):
+    names = re.findall(r'role="region" aria-label="(.*?)"', finished)
+    assert names == [
+        "All metrics, sampled answers", "All metrics, greedy answers",
+        "Sources of confidence, greedy answers after training",
+        "Held-out answers by layer", "Held-out answers by family",
+        "Benchmarks, after training", "Other sources of confidence, on the same answers",
+        "Change since before training, paired", "All benchmarks, in the course of training",
+        "Warm start", "Setup", "Configuration",
+    ]  # fmt: skip
+    text = words(finished)
+    of_one = "0.750 [0.625, 0.875] "
+    assert f"All benchmarks 250 {of_one * 5}" in text
+    assert "All benchmarks −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
+    assert f"step 20 {'0.600 [0.475, 0.725] ' * 5}".strip() in text
+    assert 'aria-label="risk coverage"' in finished

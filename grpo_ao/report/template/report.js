@@ -67,13 +67,6 @@
 
   // Answers
 
-  const LABELS = {
-    "after sampled": "after training, sampled",
-    "after greedy": "after training, greedy",
-    "before sampled": "before training, sampled",
-    "before greedy": "before training, greedy",
-    rollouts: "rollouts of training",
-  };
   const ORDERS = {
     over: (a) => gap(a),
     under: (a) => (gap(a) === null ? null : -gap(a)),
@@ -100,6 +93,18 @@
     return answer.informativeness >= 0.5 ? "right" : "wrong";
   }
 
+  // "after greedy" is the measurement "after" in the mode "greedy".
+  function measurement(view) {
+    const [, when, mode] = view.match(/^(.*?) ?(\w+)$/);
+    return { when, mode };
+  }
+
+  function label(view) {
+    const { when, mode } = measurement(view);
+    if (!when) return "rollouts of training";
+    return `${when === "warm start" ? "after the warm start" : `${when} training`}, ${mode}`;
+  }
+
   function ofView(item, view) {
     return item.answers.filter((answer) => answer.view === view);
   }
@@ -111,12 +116,29 @@
       view: $("view").value,
       order: ORDERS[$("order").value],
       grade: $("grade").value,
+      change: $("change").value,
       kind: $("kind").value,
       family: $("family").value,
+      layer: $("layer").value,
       words: $("words").value.trim().toLowerCase(),
       low: Math.min(low, high),
       high: Math.max(low, high),
     };
+  }
+
+  function change(item, mode) {
+    const [before, after] = ["before", "after"].map((when) => ofView(item, `${when} ${mode}`)[0]);
+    if (!before || !after) return "";
+    return grade(before) === grade(after) ? "same" : grade(after);
+  }
+
+  function asked(item, wanted) {
+    if (ofView(item, wanted.view).length === 0) return false;
+    const mode = measurement(wanted.view).mode;
+    if (wanted.change && change(item, mode) !== wanted.change) return false;
+    return ["kind", "family", "layer"].every(
+      (name) => !wanted[name] || String(item[name]) === wanted[name],
+    );
   }
 
   function fits(item, answer, wanted) {
@@ -136,13 +158,8 @@
 
   function search() {
     const wanted = settings();
-    const ofKind = data.items.filter(
-      (item) =>
-        ofView(item, wanted.view).length > 0 &&
-        (!wanted.kind || item.kind === wanted.kind) &&
-        (!wanted.family || item.family === wanted.family),
-    );
-    found = ofKind
+    found = data.items
+      .filter((item) => asked(item, wanted))
       .map((item) => ({
         item,
         answers: ofView(item, wanted.view).filter((answer) => fits(item, answer, wanted)),
@@ -186,7 +203,7 @@
     answers.forEach((answer) => made.append(said(answer)));
     const others = item.answers.filter((answer) => !answers.includes(answer));
     others.sort((a, b) => data.views.indexOf(a.view) - data.views.indexOf(b.view));
-    others.forEach((answer) => made.append(said(answer, LABELS[answer.view])));
+    others.forEach((answer) => made.append(said(answer, label(answer.view))));
     const facts = [item.reference === null ? null : `reference: ${item.reference}`];
     facts.push(item.family === item.kind ? item.kind : `${item.family}, ${item.kind}`);
     if (item.layer !== null) facts.push(`layer ${item.layer}`);
@@ -197,7 +214,8 @@
   }
 
   function said(answer, other) {
-    const row = element("div", `said ${answer.view.split(" ")[0]}${other ? " other" : ""}`);
+    const tone = measurement(answer.view).when.replace(" ", "-");
+    const row = element("div", `said ${tone}${other ? " other" : ""}`);
     row.append(meter(percent(answer)));
     const mark = { right: "✓", wrong: "✗", none: "–" }[grade(answer)];
     const score = answer.informativeness === null ? "" : ` ${number(answer.informativeness)}`;
@@ -205,8 +223,9 @@
     graded.title = answer.informativeness === null ? "malformed or without a grade" : `grade ${score}`;
     row.append(graded);
     const words = element("span", "words", answer.answer);
-    const aside = [other && other !== LABELS.rollouts ? other : null];
+    const aside = [other && answer.view !== "rollouts" ? other : null];
     if (answer.reward !== null) aside.push(`reward ${number(answer.reward)}`);
+    if (answer.reason) aside.push(`judge: ${answer.reason}`);
     words.append(element("span", "aside", aside.filter(Boolean).join(", ")));
     row.append(words);
     return row;
@@ -225,9 +244,27 @@
     return made;
   }
 
-  function fill(select, values, label = (value) => value) {
+  // What is shown, as a table for other programs
+
+  const OF_ITEM = ["step", "family", "kind", "layer", "text", "question", "reference"];
+  const OF_ANSWER = ["view", "confidence", "informativeness", "reward", "answer", "reason"];
+
+  function saveTable() {
+    const rows = found.flatMap(({ item, answers }) =>
+      answers.map((a) => [...OF_ITEM.map((n) => item[n]), ...OF_ANSWER.map((n) => a[n])]),
+    );
+    const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+    const lines = [[...OF_ITEM, ...OF_ANSWER], ...rows].map((row) => row.map(quoted).join(","));
+    const link = element("a");
+    link.href = URL.createObjectURL(new Blob([lines.join("\r\n")], { type: "text/csv" }));
+    link.download = "answers.csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  function fill(select, values, words = (value) => value) {
     for (const value of values) {
-      const option = element("option", "", label(value));
+      const option = element("option", "", words(value));
       option.value = value;
       select.append(option);
     }
@@ -235,7 +272,8 @@
 
   // The address holds the filters: "#answers&view=after+sampled&low=70", what is not chosen left out.
 
-  const FILTERS = ["view", "order", "grade", "kind", "family", "words", "low", "high"];
+  const CHOICES = ["view", "order", "grade", "change", "kind", "family", "layer"];
+  const FILTERS = [...CHOICES, "words", "low", "high"];
 
   function writeAddress() {
     const changed = FILTERS.filter((name) => $(name).value !== defaults[name]);
@@ -254,9 +292,11 @@
   function startAnswers() {
     if (!$("list")) return;
     const form = document.querySelector(".filters");
-    fill($("view"), data.views, (view) => LABELS[view]);
-    fill($("kind"), [...new Set(data.items.map((item) => item.kind))].sort());
-    fill($("family"), [...new Set(data.items.map((item) => item.family))].sort());
+    fill($("view"), data.views, label);
+    for (const name of ["kind", "family", "layer"]) {
+      const values = new Set(data.items.map((item) => item[name]));
+      fill($(name), [...values].sort((a, b) => (a > b ? 1 : -1)));
+    }
     defaults = Object.fromEntries(FILTERS.map((name) => [name, $(name).value]));
     const changed = () => (search(), writeAddress());
     form.addEventListener("input", changed);
@@ -264,6 +304,7 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(changed));
     $("more").addEventListener("click", showMore);
+    $("save").addEventListener("click", saveTable);
     window.addEventListener("hashchange", readAddress);
     search();
     readAddress();

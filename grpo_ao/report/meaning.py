@@ -1,0 +1,234 @@
+"""Does the number mean anything? What the report opens with, of the held-out greedy answers.
+
+A confidence can be calibrated, and tell right answers from wrong ones over all questions, without
+any look at the activations: it is enough to know which questions are easy. So closed and open
+questions are kept apart here, and right answers are told from wrong ones of the same family.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+import numpy as np
+from markupsafe import Markup
+
+from grpo_ao.answer import Answer
+from grpo_ao.calibration import auroc, bootstrap_intervals, brier, calibration_error
+from grpo_ao.discrimination import within_family_auroc
+from grpo_ao.measuring.confidences import METHODS, generated_tokens
+from grpo_ao.measuring.metrics import Confidence, parted, stated
+from grpo_ao.report.formats import number
+from grpo_ao.report.headline import Estimate
+from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
+
+DRAWS = 300
+# A family with fewer answers is not shown by itself.
+_LEAST = 20
+_TITLES = {
+    "auroc": "AUROC within families",
+    "calibration": "Calibration error",
+    "brier": "Brier",
+    "informativeness": "Informativeness",
+}
+Measured = dict[str, Estimate]
+
+
+class Known(NamedTuple):
+    """Answers with a confidence and a grade, as columns; families and texts are numbered."""
+
+    confidence_N: np.ndarray
+    outcome_N: np.ndarray
+    family_N: np.ndarray
+    text_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The opening of the report; what a run has not measured is empty.
+
+    ``measured`` names the measurements, ``verdicts`` are sentences. ``reliability`` holds a diagram
+    by kind of question, ``families`` AUROC by family, ``course`` each measurement of the run,
+    ``reading`` what other activations do, ``rivals`` other sources of confidence with their cost.
+    """
+
+    measured: list[str]
+    verdicts: list[str]
+    reliability: dict[str, Markup]
+    families: Markup
+    course: dict[str, Markup]
+    reading: dict[str, Markup]
+    rivals: dict[str, dict[str, Markup]]
+
+
+def meaning(
+    measured: Mapping[str, Sequence[Answer]], controls: Mapping[str, Sequence[Answer]]
+) -> Meaning | None:
+    """Return the opening; None where no confidence is known yet.
+
+    ``measured`` holds the greedy answers of each measurement (``before``), the last of which is
+    judged, and ``controls`` the last oracle's answers where it read other activations.
+    """
+    stating = {when: answers for when, answers in measured.items() if len(known(answers).text_N)}
+    if not stating:
+        return None
+    when, last = list(stating.items())[-1]
+    kinds = _by_kind(last)
+    found = {name: _found(answers) for name, answers in stating.items()}
+    return Meaning(
+        measured=list(stating),
+        verdicts=[verdict(kind, found[when][kind]) for kind in kinds],
+        reliability={kind: _reliability(when, kind, answers) for kind, answers in kinds.items()},
+        families=_families(stating, found),
+        course=_course(found),
+        reading={kind: _reading(kind, when, last, controls) for kind in kinds if controls},
+        rivals={kind: _rivals(kind, when, answers) for kind, answers in kinds.items()},
+    )
+
+
+def _by_kind(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """Return the answers to closed questions, then to open ones, where confidences are known."""
+    kinds = parted(answers, lambda answer: answer.probe.kind)
+    return {kind: kinds[kind] for kind in sorted(kinds) if len(known(kinds[kind]).text_N)}
+
+
+def _found(answers: Sequence[Answer]) -> dict[str, Measured]:
+    return {kind: measures(known(members)) for kind, members in _by_kind(answers).items()}
+
+
+def known(answers: Sequence[Answer], confidence: Confidence = stated) -> Known:
+    """Return the columns of the answers of which confidence and informativeness are known."""
+    rows = [
+        (sure, answer.informativeness, answer.probe.family, answer.probe.text)
+        for answer in answers
+        if (sure := confidence(answer)) is not None and answer.informativeness is not None
+    ]
+    sure, outcome, family, text = zip(*rows, strict=True) if rows else ((), (), (), ())
+    numbered = [np.unique(names, return_inverse=True)[1] for names in (family, text)]
+    return Known(np.array(sure, dtype=float), np.array(outcome, dtype=float), *numbered)
+
+
+def measures(columns: Known, draws: int = DRAWS) -> Measured:
+    """Return AUROC within families, calibration error, Brier and informativeness.
+
+    Intervals are 95 %, by bootstrap over texts; the calibration error has its own.
+    """
+
+    def statistics(index_N: np.ndarray) -> dict[str, float]:
+        confidence_N, outcome_N, family_N, _ = (column[index_N] for column in columns)
+        return {
+            "auroc": within_family_auroc(confidence_N, outcome_N >= 0.5, family_N).auroc,
+            "brier": brier(confidence_N, outcome_N),
+            "informativeness": float(outcome_N.mean()),
+        }
+
+    values = statistics(np.arange(len(columns.text_N)))
+    intervals = bootstrap_intervals(statistics, columns.text_N, draws=draws)
+    error = calibration_error(columns.confidence_N, columns.outcome_N, columns.text_N)
+    found = {name: Estimate(values[name], *intervals[name]) for name in values}
+    return found | {"calibration": Estimate(*error)}
+
+
+def verdict(kind: str, found: Measured) -> str:
+    """Say whether the number tells right answers from wrong ones; no interval, no claim."""
+    told = found["auroc"]
+    if told.low > 0.5:
+        claim = "is higher on right answers than on wrong ones of the same family"
+    elif told.high < 0.5:
+        claim = "is lower on right answers than on wrong ones of the same family"
+    else:
+        claim = "was not seen to tell right answers from wrong ones of the same family"
+    return (
+        f"On {kind} questions the stated confidence {claim}: AUROC within families "
+        f"{_written(told)}, where a number read from the question alone has 0.5. Its calibration "
+        f"error is {_written(found['calibration'])}."
+    )
+
+
+def _written(estimate: Estimate) -> str:
+    value, low, high = (number(v, 2) for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _reliability(when: str, kind: str, answers: Sequence[Answer]) -> Markup:
+    """Draw one kind's diagram; its discs lead to their answers, by the page's address."""
+    confidence_N, outcome_N, _, text_N = known(answers)
+
+    def address(part: Bin) -> str:
+        chosen = {"view": f"{when} greedy", "kind": kind, "low": part.low, "high": part.high}
+        return f"#answers&{urlencode(chosen)}"
+
+    panel = Panel(f"{kind} questions", confidence_N, outcome_N, text_N, when, address)
+    outcome = "share right" if kind == "closed" else "mean grade"
+    words = {address(part): str(part) for part in panel.bins}
+    return inline_svg(
+        reliability_diagram([panel], outcome), f"Reliability, {kind} questions", words
+    )
+
+
+def _families(
+    measured: Mapping[str, Sequence[Answer]], found: Mapping[str, Mapping[str, Measured]]
+) -> Markup:
+    """Draw AUROC within the families of a kind, then in each family, for each measurement."""
+    rows: dict[str, Measured] = {}
+    for when, kinds in found.items():
+        for kind, values in kinds.items():
+            rows.setdefault(f"{kind}, within families", {})[when] = values["auroc"]
+    for when, answers in measured.items():
+        for family, members in parted(answers, lambda answer: answer.probe.family).items():
+            columns = known(members)
+            if len(columns.text_N) >= _LEAST:
+                rows.setdefault(family, {})[when] = _auroc(columns)
+    return inline_svg(estimates({"AUROC": rows}, reference=0.5), "AUROC by family")
+
+
+def _auroc(columns: Known) -> Estimate:
+    def statistic(index_N: np.ndarray) -> dict[str, float]:
+        return {"": auroc(columns.confidence_N[index_N], columns.outcome_N[index_N] >= 0.5)}
+
+    interval = bootstrap_intervals(statistic, columns.text_N, draws=DRAWS)[""]
+    return Estimate(statistic(np.arange(len(columns.text_N)))[""], *interval)
+
+
+def _course(found: Mapping[str, Mapping[str, Measured]]) -> dict[str, Markup]:
+    """Draw each measurement of the run: a figure a metric, a row a kind of question."""
+    figures = {}
+    for name, title in _TITLES.items():
+        rows: dict[str, Measured] = {}
+        for when, kinds in found.items():
+            for kind, values in kinds.items():
+                rows.setdefault(kind, {})[when] = values[name]
+        figures[title] = inline_svg(estimates({"": rows}), f"{title} in the course of the run")
+    return figures
+
+
+def _reading(
+    kind: str, when: str, answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
+) -> Markup:
+    """Draw share right and mean confidence on the true activations and on others."""
+    parts = {"its own text": answers, **controls}
+    of_kind = {name: known(_by_kind(part).get(kind, [])) for name, part in parts.items()}
+    rows = {
+        name: {when: (float(columns.outcome_N.mean()), float(columns.confidence_N.mean()))}
+        for name, columns in of_kind.items()
+        if len(columns.text_N)
+    }
+    return inline_svg(gaps(rows), f"The reading test, {kind} questions")
+
+
+def _rivals(kind: str, when: str, answers: Sequence[Answer]) -> dict[str, Markup]:
+    """Draw the sources of confidence in the same answers, each with its cost in tokens."""
+    costs = generated_tokens(answers)
+    found = {
+        f"{method}, {number(costs.get(method), 0)} tokens": measures(columns)
+        for method, confidence in METHODS.items()
+        if len((columns := known(answers, confidence)).text_N)
+    }
+    figures = {}
+    for name in ("auroc", "brier"):
+        rows = {method: {when: values[name]} for method, values in found.items()}
+        label = f"{_TITLES[name]} of other sources, {kind} questions"
+        figures[f"{kind.capitalize()} questions, {_TITLES[name]}"] = inline_svg(
+            estimates({"": rows}), label
+        )
+    return figures

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grpo_ao.answer import Agreement, Answer
+from grpo_ao.calibration import auroc, ece
+from grpo_ao.probe import Positions, Probe, QuestionKind
+from grpo_ao.report.headline import Estimate
+from grpo_ao.report.meaning import known, meaning, measures, verdict
+
+LAST = Positions.parse("last:20")
+
+
+def answer(
+    text: str, family: str, confidence: int, right: bool, kind: QuestionKind = "closed"
+) -> Answer:
+    probe = Probe(text, f"Is it {family}?", kind, 9, LAST, "Yes", family)
+    found = Answer.read(probe, f"[epistemic status: {confidence}] Yes", token_ids=[1, 2, 3])
+    return replace(found, informativeness=float(right), answer_probability=0.5)
+
+
+def from_the_question_alone() -> list[Answer]:
+    """An easy family, right and sure 9 times in 10, and a hard one: 1 in 10."""
+    return [
+        answer(f"{family} {number}", family, sure, number < right)
+        for family, sure, right in (("easy", 90, 90), ("hard", 10, 10))
+        for number in range(100)
+    ]
+
+
+def test_a_number_read_from_the_question_alone_is_found_out():
+    answers = from_the_question_alone()
+    columns = known(answers)
+    assert ece(columns.confidence_N, columns.outcome_N) < 1e-9
+    assert auroc(columns.confidence_N, columns.outcome_N >= 0.5) == pytest.approx(0.9)
+    found = meaning({"after": answers}, {})
+    assert found
+    (sentence,) = found.verdicts
+    assert "was not seen to tell right answers from wrong ones of the same family" in sentence
+    assert "AUROC within families 0.50 [0.50, 0.50]" in sentence
+
+
+def test_what_is_not_known_is_left_out():
+    plain = answer("a", "f", 50, True)
+    untagged = replace(plain, confidence=None)
+    ungraded = replace(plain, informativeness=None)
+    columns = known([untagged, ungraded, plain])
+    assert columns.confidence_N.tolist() == [0.5] and columns.outcome_N.tolist() == [1]
+    assert meaning({"before": [untagged]}, {}) is None
+
+
+def test_a_verdict_claims_no_more_than_its_interval():
+    error = Estimate(0.1, 0.0, 0.2)
+    claims = {
+        (0.51, 0.7): "is higher on right answers",
+        (0.3, 0.49): "is lower on right answers",
+        (0.5, 0.9): "was not seen to tell",
+    }
+    for (low, high), claim in claims.items():
+        told = Estimate((low + high) / 2, low, high)
+        assert claim in verdict("open", {"auroc": told, "calibration": error})
+    unknown = Estimate(np.nan, np.nan, np.nan)
+    assert "was not seen to tell" in verdict("open", {"auroc": unknown, "calibration": error})
+
+
+def test_measures_are_of_all_answers_and_hold_their_interval():
+    # Sure and right, sure and wrong, unsure and wrong, of one family.
+    answers = [answer(str(n), "f", *pair) for n, pair in enumerate([(80, 1), (80, 0), (20, 0)])]
+    found = measures(known(answers), draws=20)
+    assert found["auroc"].value == 0.75
+    assert found["brier"].value == pytest.approx((0.04 + 0.64 + 0.04) / 3)
+    assert found["informativeness"].value == pytest.approx(1 / 3)
+    assert all(e.low <= e.value <= e.high for e in found.values())
+
+
+def test_kinds_are_never_pooled():
+    answers = [
+        answer(f"{kind} {number}", "f", 10 * number, number > 5, kind)
+        for kind in ("open", "closed")
+        for number in range(10)
+    ]
+    found = meaning({"before": answers, "after": answers}, {})
+    assert found
+    assert found.measured == ["before", "after"]
+    assert [sentence.split()[1] for sentence in found.verdicts] == ["closed", "open"]
+    assert list(found.reliability) == list(found.rivals) == ["closed", "open"]
+    assert "kind=open" in found.reliability["open"] and "kind=" not in found.families
+    assert found.reading == {}
+
+
+def test_wrong_activations_stand_beside_the_true_ones():
+    answers = from_the_question_alone()
+    found = meaning({"after": answers}, {"noise of the same norms": answers})
+    assert found
+    drawn = found.reading["closed"]
+    assert "its own text" in drawn and "noise of the same norms" in drawn
+
+
+def test_rivals_are_named_with_what_they_cost():
+    answers = [
+        replace(a, agreement=Agreement(10, 20, 60), answer_probability=None)
+        for a in from_the_question_alone()
+    ]
+    found = meaning({"after": answers}, {})
+    assert found
+    drawn = found.rivals["closed"]["Closed questions, Brier"]
+    assert "stated confidence, 3 tokens" in drawn
+    assert "agreement of 20, 63 tokens" in drawn
+    assert "answer probability" not in drawn

@@ -27,26 +27,33 @@ CONTROLS: dict[Control, str] = {
 }
 
 
-def control_table(table: ProbeTable, control: Control) -> tuple[list[int], ProbeTable]:
-    """Return the rows that can be asked so, and a table of these with ``control``'s activations.
+def control_rows(table: ProbeTable, count: int) -> list[int]:
+    """Return ``count`` rows, drawn by hashes of their ids, or all where there are fewer."""
+    draws = [stable_hash("control", probe.id) for probe in table.probes]
+    return sorted(sorted(range(len(draws)), key=draws.__getitem__)[:count])
 
-    A row cannot be where no other text was read in as many places of the same layer.
+
+def control_table(
+    table: ProbeTable, control: Control, rows: Sequence[int]
+) -> tuple[list[int], ProbeTable]:
+    """Return those of ``rows`` that can be asked so, and a table of them with other activations.
+
+    A row cannot be where no other text of the table was read in as many places of the same layer.
     """
-    if control == "question_alone":
-        prompts = [replace(prompt, positions=[]) for prompt in table.prompts]
-        nothing = [row_KD[:0] for row_KD in table.vectors]
-        return list(range(len(table))), ProbeTable(table.probes, nothing, prompts)
-    if control == "noise":
-        vectors = [
-            noise_like(row_KD, probe.id)
-            for row_KD, probe in zip(table.vectors, table.probes, strict=True)
-        ]
-        return list(range(len(table))), ProbeTable(table.probes, vectors, table.prompts)
-    donor_of = donors(table, same_family=control == "same_family")
-    rows = sorted(donor_of)
+    donor_of: dict[int, int] = {}
+    if control in ("same_family", "other_family"):
+        donor_of = donors(table, same_family=control == "same_family")
+        rows = [row for row in rows if row in donor_of]
     part = table.part(rows)
-    part.vectors = [_of_donor(table, donor_of[row], row) for row in rows]
-    return rows, part
+    if control == "question_alone":
+        part.prompts = [replace(prompt, positions=[]) for prompt in part.prompts]
+        part.vectors = [row_KD[:0] for row_KD in part.vectors]
+    elif control == "noise":
+        pairs = zip(part.vectors, part.probes, strict=True)
+        part.vectors = [noise_like(row_KD, probe.id) for row_KD, probe in pairs]
+    else:
+        part.vectors = [_of_donor(table, donor_of[row], row) for row in rows]
+    return list(rows), part
 
 
 def with_wrong_activations(table: ProbeTable, share: float) -> ProbeTable:

@@ -7,11 +7,13 @@ import torch
 
 from grpo_ao.measuring.controls import (
     CONTROLS,
+    control_rows,
     control_table,
     donors,
     noise_like,
     with_wrong_activations,
 )
+from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from tests.rigs import make_oracle
@@ -57,7 +59,7 @@ def source(table, vectors_KD):
 @pytest.mark.parametrize("control", ["same_family", "other_family"])
 def test_a_row_reads_another_text_at_its_own_layer_in_as_many_places(oracle, control):
     table = many(oracle)
-    rows, swapped = control_table(table, control)
+    rows, swapped = control_table(table, control, range(len(table)))
     assert len(rows) > 100
     for row, probe, vectors_KD in zip(rows, swapped.probes, swapped.vectors, strict=True):
         assert probe == table.probes[row]
@@ -86,9 +88,24 @@ def test_rows_that_no_other_text_fits_are_left_out(oracle):
         ],
     )
     assert donors(table, same_family=True) == {1: 0}
-    rows, swapped = control_table(table, "same_family")
+    rows, swapped = control_table(table, "same_family", range(4))
     assert rows == [1]
     assert torch.equal(swapped.vectors[0], table.vectors[0][1:])
+
+
+def test_the_rows_that_are_asked_do_not_depend_on_the_others_and_read_any_text_of_the_table(oracle):
+    table = many(oracle)
+    chosen = control_rows(table, 30)
+    assert len(chosen) == 30
+    kept = {table.probes[row].id for row in chosen}
+    part = table.part(range(60))
+    assert {part.probes[row].id for row in control_rows(part, 30)} >= {
+        probe.id for probe in part.probes if probe.id in kept
+    }
+    rows, swapped = control_table(table, "other_family", chosen)
+    assert set(rows) <= set(chosen)
+    assert not {source(table, vectors_KD) for vectors_KD in swapped.vectors} <= set(chosen)
+    assert control_rows(table, 500) == list(range(120))
 
 
 def test_noise_has_the_norms_of_what_it_stands_for_and_no_direction_in_common(oracle):
@@ -106,13 +123,14 @@ def test_noise_has_the_norms_of_what_it_stands_for_and_no_direction_in_common(or
 
 def test_the_question_alone_is_answered_as_if_nothing_were_injected(oracle):
     table = many(oracle, 12)
-    rows, alone = control_table(table, "question_alone")
+    rows, alone = control_table(table, "question_alone", range(12))
     assert rows == list(range(12))
-    found = oracle.complete(alone.prompts, alone.vectors, max_new_tokens=5)
-    assert found != oracle.complete(table.prompts, table.vectors, max_new_tokens=5)
+    short = Sampling(1, 0.0, max_new_tokens=5)
+    found = oracle.complete(alone.prompts, alone.vectors, short)
+    assert found != oracle.complete(table.prompts, table.vectors, short)
     coefficient, oracle.hook.coefficient = oracle.hook.coefficient, 0.0
     try:
-        assert found == oracle.complete(table.prompts, table.vectors, max_new_tokens=5)
+        assert found == oracle.complete(table.prompts, table.vectors, short)
     finally:
         oracle.hook.coefficient = coefficient
 
@@ -121,7 +139,7 @@ def test_every_control_keeps_the_table_it_is_made_of(oracle):
     table = many(oracle, 24)
     before = [row_KD.clone() for row_KD in table.vectors]
     for control in CONTROLS:
-        rows, other = control_table(table, control)
+        rows, other = control_table(table, control, range(len(table)))
         assert [probe.id for probe in other.probes] == [table.probes[row].id for row in rows]
     assert all(map(torch.equal, before, table.vectors))
 

@@ -1,0 +1,134 @@
+"""Confidences that are read from the oracle without its writing a number.
+
+The expectation of the number that it would write, and the probability with which it says that its
+own answer is right (P(True), arXiv 2207.05221).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from grpo_ao.answer import Answer
+from grpo_ao.epistemic import render_tag
+from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.ends import end_token_ids, pad_token_id
+from grpo_ao.oracle.layers import input_device
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.prompt import pad_prompts
+from grpo_ao.oracle.table import ProbeTable
+
+_NUMBERS = range(101)
+# Rows whose logits are held at once.
+_ROWS = 128
+
+
+def truth_table(oracle: Oracle, table: ProbeTable, answers: Sequence[Answer]) -> ProbeTable:
+    """Return a table that asks, of the same activations, whether each answer is right.
+
+    ``answers[n]`` is the graded answer to row n; the right reply is Yes where its grade is at
+    least one half. The probability of Yes in a reply is P(True) of the answer.
+    """
+    probes = [
+        replace(
+            probe,
+            question=f"{probe.question}\nAnswer: {answer.answer}\n"
+            "Is the answer right? Answer with 'Yes' or 'No' only.",
+            kind="closed",
+            reference="Yes" if (answer.informativeness or 0.0) >= 0.5 else "No",
+        )
+        for probe, answer in zip(table.probes, answers, strict=True)
+    ]
+    return ProbeTable.of_vectors(oracle, probes, table.vectors)
+
+
+def expected_confidences(oracle: Oracle, table: ProbeTable) -> Float[np.ndarray, "probes"]:
+    """Return the expectation of the number that the oracle writes, in [0, 1], for each probe.
+
+    The tag is forced up to its number, and the probabilities of 0 to 100 are those of their tokens,
+    each given the ones before, scaled to a sum of 1: one reading of a prompt where every number is
+    one token, twelve where every digit is.
+    """
+    opening, numbers = number_tokens(oracle.tokenizer)
+    stems = sorted({ids[:cut] for ids in numbers for cut in range(len(ids))})
+    tokens = sorted({token for ids in numbers for token in ids})
+    logp_NST = _next_token_logp(oracle, table, [(*opening, *stem) for stem in stems], tokens)
+    logp_NK = torch.stack(
+        [
+            logp_NST[
+                :,
+                [stems.index(ids[:cut]) for cut in range(len(ids))],
+                [tokens.index(token) for token in ids],
+            ].sum(dim=1)
+            for ids in numbers
+        ],
+        dim=1,
+    )
+    share_NK = logp_NK.double().softmax(dim=1)
+    return (share_NK @ torch.linspace(0, 1, len(numbers), dtype=torch.double)).numpy()
+
+
+def number_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Return the tokens that open every tag, and for 0 to 100 those that write the number.
+
+    Where one number's tokens open another's (8 and 85, digit by digit), each has the token that
+    ends it, too.
+    """
+    written = [_up_to_number(tokenizer, number, ended=False) for number in _NUMBERS]
+    if any(a != b and b[: len(a)] == a for a in written for b in written):
+        written = [_up_to_number(tokenizer, number, ended=True) for number in _NUMBERS]
+    columns = zip(*written, strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return written[0][:shared], [ids[shared:] for ids in written]
+
+
+def _up_to_number(tokenizer: PreTrainedTokenizerBase, number: int, ended: bool) -> tuple[int, ...]:
+    tag = render_tag(number)
+    encoded = tokenizer(tag, add_special_tokens=False, return_offsets_mapping=True)
+    end = tag.index("]") + ended
+    return tuple(
+        token
+        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        if start < end
+    )
+
+
+def _next_token_logp(
+    oracle: Oracle,
+    table: ProbeTable,
+    tails: Sequence[tuple[int, ...]],
+    tokens: Sequence[int],
+) -> Float[Tensor, "probes tails tokens"]:
+    """Return the log probabilities of ``tokens`` behind each prompt and each of ``tails``."""
+    pairs = [(row, tail) for row in range(len(table)) for tail in tails]
+    found = []
+    with evaluating(oracle.model):
+        for first in range(0, len(pairs), _ROWS):
+            rows, written = zip(*pairs[first : first + _ROWS], strict=True)
+            batch = table.part(rows)
+            batch.prompts = [
+                replace(prompt, input_ids=[*prompt.input_ids, *tail])
+                for prompt, tail in zip(batch.prompts, written, strict=True)
+            ]
+            logits_BV = _last_logits(oracle, batch)
+            found.append(logits_BV.float().log_softmax(dim=-1)[:, list(tokens)].cpu())
+    return torch.cat(found).view(len(table), len(tails), len(tokens))
+
+
+def _last_logits(oracle: Oracle, table: ProbeTable) -> Float[Tensor, "probes vocab"]:
+    pad = pad_token_id(oracle.tokenizer, end_token_ids(oracle.model, oracle.tokenizer))
+    ids_BL, mask_BL, _ = pad_prompts(table.prompts, pad)
+    injection = table.injection(range(len(table)), padded_length=ids_BL.shape[1])
+    device = input_device(oracle.model)
+    with oracle.hook.serving(injection.to(device)):
+        logits_BLV = oracle.model(
+            input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device), logits_to_keep=1
+        ).logits
+    return logits_BLV[:, -1]

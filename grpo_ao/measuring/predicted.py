@@ -1,0 +1,128 @@
+"""Confidences that are predicted without the oracle's say: what a stated one has to be better than.
+
+Whether an answer is right can be guessed from the family of its question, from the question's
+words, or from the activations by a linear probe. What is fitted to outcomes is fitted on other
+texts (five folds, by hash of the text) than those that it serves.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from grpo_ao.answer import Answer
+from grpo_ao.probe import text_key, unit_draw
+
+FOLDS = 5
+_LEAST, _MOST = 0.005, 0.995
+
+Predictions = Float[np.ndarray, "answers"]
+
+
+def predicted_confidences(
+    answers: Sequence[Answer], vectors: Sequence[Float[Tensor, "K D"]]
+) -> dict[str, Predictions]:
+    """Return each predictor's confidences in the answers, by name; NaN where there is no grade.
+
+    ``vectors[n]`` are the activations that answer n was read from.
+    """
+    families = [f"{answer.probe.family}/{answer.probe.kind}" for answer in answers]
+    return {
+        "family and kind": family_means(outcomes_of(answers), families),
+        "question's words": from_words(answers),
+        "linear probe": from_activations(answers, vectors, [""] * len(answers)),
+        "linear probe, one a family": from_activations(answers, vectors, families),
+    }
+
+
+def outcomes_of(answers: Sequence[Answer]) -> Float[np.ndarray, "answers"]:
+    """Return the answers' grades, NaN where there is none."""
+    return np.array([answer.informativeness for answer in answers], dtype=float)
+
+
+def family_means(outcome_N: Float[np.ndarray, "answers"], families: Sequence[str]) -> Predictions:
+    """Return the mean outcome of each answer's family.
+
+    On the same items, so that it is calibrated by construction, and equal within a family.
+    """
+    family_N, mean_N = np.array(families), np.full(len(families), np.nan)
+    for family in set(families):
+        inside_N = (family_N == family) & ~np.isnan(outcome_N)
+        mean_N[inside_N] = outcome_N[inside_N].mean() if inside_N.any() else np.nan
+    return mean_N
+
+
+def from_words(answers: Sequence[Answer]) -> Predictions:
+    """Predict outcomes from a question's words and pairs of words, by logistic regression."""
+
+    def model() -> Any:
+        counts = CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=r"\w+")
+        return make_pipeline(counts, LogisticRegression(max_iter=300))
+
+    questions = np.array([answer.probe.question for answer in answers], dtype=object)
+    return _cross_fitted(model, questions, answers, [""] * len(answers))
+
+
+def from_activations(
+    answers: Sequence[Answer], vectors: Sequence[Float[Tensor, "K D"]], groups: Sequence[str]
+) -> Predictions:
+    """Predict outcomes from the mean of the activations, by logistic regression.
+
+    One model for each group and layer. Features are standardised, and weights have a prior of
+    variance 1/D, so that the log odds of an answer have a variance of about 1 beforehand.
+    """
+    mean_ND = np.stack([row_KD.float().mean(dim=0).numpy() for row_KD in vectors])
+
+    def model() -> Any:
+        regression = LogisticRegression(C=1 / mean_ND.shape[1], max_iter=300)
+        return make_pipeline(StandardScaler(), regression)
+
+    parts = [f"{g} {a.probe.layer}" for g, a in zip(groups, answers, strict=True)]
+    return _cross_fitted(model, mean_ND, answers, parts)
+
+
+def _cross_fitted(
+    model: Callable[[], Any],
+    feature_N: np.ndarray,
+    answers: Sequence[Answer],
+    parts: Sequence[str],
+) -> Predictions:
+    """Predict each part's outcomes, each fold by what is fitted on the others.
+
+    The mean stands in where the others have right or wrong answers alone, and one half where they
+    have none.
+    """
+    outcome_N, part_N = outcomes_of(answers), np.array(parts)
+    draws = [unit_draw("fold", text_key(answer.probe.text)) for answer in answers]
+    fold_N = (np.array(draws) * FOLDS).astype(int)
+    graded_N = ~np.isnan(outcome_N)
+    predicted_N = np.full(len(answers), np.nan)
+    for part, fold in sorted(set(zip(parts, fold_N.tolist(), strict=True))):
+        asked_N = graded_N & (part_N == part) & (fold_N == fold)
+        known_N = graded_N & (part_N == part) & (fold_N != fold)
+        if asked_N.any():
+            predict = _fitted(model, feature_N[known_N], outcome_N[known_N])
+            predicted_N[asked_N] = predict(feature_N[asked_N])
+    return predicted_N
+
+
+def _fitted(
+    model: Callable[[], Any], feature_N: np.ndarray, outcome_N: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    # A grade in between is so much of a right answer, and the rest of a wrong one.
+    rows = np.concatenate([np.flatnonzero(outcome_N > 0), np.flatnonzero(outcome_N < 1)])
+    right = np.arange(len(rows)) < (outcome_N > 0).sum()
+    if right.all() or not right.any():
+        mean = outcome_N.mean() if len(outcome_N) else 0.5
+        return lambda new_N: np.full(len(new_N), mean)
+    weight = np.where(right, outcome_N[rows], 1 - outcome_N[rows])
+    pipeline = model()
+    last = pipeline.steps[-1][0]
+    pipeline.fit(feature_N[rows], right, **{f"{last}__sample_weight": weight})
+    return lambda new_N: np.clip(pipeline.predict_proba(new_N)[:, 1], _LEAST, _MOST)

@@ -1,0 +1,73 @@
+"""Expected numbers and P(True): what is read off the oracle's probabilities."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from grpo_ao.answer import Answer
+from grpo_ao.epistemic import TAG_PREFIX, render_tag
+from grpo_ao.files import MINI_WEIGHTS
+from grpo_ao.measuring.elicited import expected_confidences, number_tokens, truth_table
+from grpo_ao.oracle.injection import Injection
+from grpo_ao.oracle.loading import load_tokenizer
+from tests.rigs import make_oracle, planted_table
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return make_oracle()
+
+
+def test_numbers_of_one_token_need_no_closing_bracket():
+    tokenizer = load_tokenizer(MINI_WEIGHTS / "base")
+    opening, numbers = number_tokens(tokenizer)
+    assert tokenizer.decode(opening) == TAG_PREFIX
+    assert [tokenizer.decode(ids) for ids in numbers] == [str(n) for n in range(101)]
+    assert {len(ids) for ids in numbers} == {1}
+
+
+def test_numbers_of_several_tokens_are_told_apart_by_the_bracket():
+    opening, numbers = number_tokens(tiny_tokenizer())
+    assert tiny_tokenizer().decode(opening) == TAG_PREFIX
+    assert [tiny_tokenizer().decode(ids) for ids in numbers] == [f"{n}]" for n in range(101)]
+
+
+def test_the_expected_number_is_that_of_all_hundred_and_one_written_out(oracle):
+    table = planted_table(oracle, 5)
+    expected = []
+    for row in range(5):
+        logp = torch.tensor([log_probability(oracle, table, row, n) for n in range(101)])
+        expected.append((logp.softmax(0) @ torch.arange(101.0)).item() / 100)
+    assert expected_confidences(oracle, table) == pytest.approx(expected, rel=1e-4)
+    assert len({round(value, 4) for value in expected}) == 5
+
+
+def log_probability(oracle, table, row, number):
+    """Of the number's own tokens, with the bracket, one row at a time and without padding."""
+    prompt = table.prompts[row].input_ids
+    tag = oracle.tokenizer.encode(render_tag(number), add_special_tokens=False)
+    own = len(oracle.tokenizer.encode(f"{number}]", add_special_tokens=False))
+    injection = Injection.from_rows([table.prompts[row].positions], [table.vectors[row]])
+    with torch.no_grad(), oracle.hook.serving(injection):
+        logits = oracle.model(input_ids=torch.tensor([[*prompt, *tag]])).logits[0]
+    logp = logits.log_softmax(-1)[-own - 1 : -1]
+    return logp[range(own), tag[-own:]].sum().item()
+
+
+def test_the_oracle_is_asked_whether_its_answer_is_right(oracle):
+    table = planted_table(oracle, 3)
+    said = [Answer.read(p, f"[epistemic status: 80] word {n}") for n, p in enumerate(table.probes)]
+    graded = [
+        replace(answer, informativeness=grade)
+        for answer, grade in zip(said, (1.0, 0.4, 0.5), strict=True)
+    ]
+    asked = truth_table(oracle, table, graded)
+    assert [probe.reference for probe in asked.probes] == ["Yes", "No", "Yes"]
+    assert np.all([a is b for a, b in zip(asked.vectors, table.vectors, strict=True)])
+    for number, (probe, before) in enumerate(zip(asked.probes, table.probes, strict=True)):
+        assert probe.question.startswith(f"{before.question}\nAnswer: word {number}\n")
+        assert probe.kind == "closed"
+        assert "80" not in probe.question

@@ -270,19 +270,19 @@ SCORN = (
 WORKS = ("film", "play", "book", "show", "concert", "exhibition", "series", "musical")
 
 # Scenes: what someone did, what follows from it, what contradicts it.
-SCENES: tuple[tuple[str, str, str], ...] = (
-    ("swam across the lake", "was in the water", "stayed dry all day"),
-    ("slept on the sofa", "was resting", "was running a race"),
-    ("ate a whole pizza", "had something to eat", "went without food"),
-    ("sold the old bicycle", "gave the bicycle away for money", "kept the bicycle"),
-    ("climbed the highest hill", "went up a hill", "stayed in the valley"),
-    ("sang in front of a crowd", "made music before people", "was silent and alone"),
-    ("missed the last train", "was late for the train", "caught the train in time"),
-    ("painted the kitchen wall", "changed the look of a wall", "left every wall as it was"),
-    ("broke a tall vase", "damaged something", "left everything whole"),
-    ("walked home in the rain", "got wet on the way", "drove home in the sun"),
-    ("won the final match", "came first", "lost the final match"),
-    ("read a letter aloud", "spoke some words", "never saw a letter"),
+SCENES: tuple[tuple[str, str], ...] = (
+    ("swam across the lake", "was in the water"),
+    ("slept on the sofa", "was resting"),
+    ("ate a whole pizza", "had something to eat"),
+    ("sold the old bicycle", "gave the bicycle away for money"),
+    ("climbed the highest hill", "went up a hill"),
+    ("sang in front of a crowd", "made music before people"),
+    ("missed the last train", "was late for the train"),
+    ("painted the kitchen wall", "changed the look of a wall"),
+    ("broke a tall vase", "damaged something"),
+    ("walked home in the rain", "got wet on the way"),
+    ("won the final match", "came first"),
+    ("read a letter aloud", "spoke some words"),
 )
 
 # Verb phrases: past, present singular, present plural, future.

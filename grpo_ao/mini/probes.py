@@ -8,7 +8,7 @@ from grpo_ao.mini.questions import ask
 from grpo_ao.mini.world import make_message, split_of_message
 from grpo_ao.probe import Positions, Probe, Split, unit_draw
 
-_SEED_OF_SPLIT = {"train": 11, "heldout": 1}
+_SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
 
 
 def mini_probes(
@@ -16,9 +16,10 @@ def mini_probes(
 ) -> list[Probe]:
     """Return the first ``count`` probes of a split of the mini world, always the same ones.
 
-    The held-out split has its own texts and its own templates. Each text gets ``per_text``
-    questions of different families, each read at a layer drawn from ``layers``.
+    Each split has its own texts, and the held-out one its own templates. Each text gets
+    ``per_text`` questions of different families, each read at a layer drawn from ``layers``.
     """
+    wordings: Split = "heldout" if split == "heldout" else "train"
     probes: dict[str, Probe] = {}
     index = 0
     while len(probes) < count:
@@ -27,7 +28,7 @@ def mini_probes(
         if split_of_message(message.text) != split:
             continue
         rng = random.Random(f"questions {message.text}")
-        questions = ask(message, rng, split)
+        questions = ask(message, rng, wordings)
         for question in rng.sample(questions, min(per_text, len(questions))):
             layer = layers[int(unit_draw("layer", message.text, question.text) * len(layers))]
             probe = Probe(

@@ -85,7 +85,7 @@ _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
     "train": (
         "Does the message mean that someone {x}?",
         "Does it follow that someone {x}?",
-        "Is it consistent with the text that someone {x}?",
+        "Does the text mean that someone {x}?",
         "Can we conclude that someone {x}?",
         "Given the message, is it true that someone {x}?",
         "Yes or no: someone {x}?",
@@ -265,9 +265,10 @@ def ask(message: Message, rng: random.Random, split: Split) -> list[Question]:
         write = _choice if rng.random() < _CHOICE_SHARE else _closed
         questions.append(write(family, label, others, rng, split))
     if facts.scene is not None:
-        _, entailed, contradicted = lx.SCENES[facts.scene]
+        # What follows from one scene is asked of the others too, or the question had the answer.
         yes = rng.random() < 0.5
-        x = entailed if yes else contradicted
+        others = [scene for scene in range(len(lx.SCENES)) if scene != facts.scene]
+        _, x = lx.SCENES[facts.scene if yes else rng.choice(others)]
         questions.append(_framed(_SNLI_FRAMES, "snli", x, yes, rng, split))
     questions += _mentions(message, rng, split)
     return questions

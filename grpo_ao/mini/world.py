@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from grpo_ao.mini import lexicon as lx
-from grpo_ao.probe import Split, text_key, unit_draw
+from grpo_ao.probe import Split, split_of, text_key, unit_draw
 
 Tense = Literal["past", "present", "future"]
-# Of the texts that the program holds out, those that the shipped weights were not trained on.
-_HELDOUT_SHARE = 0.1
+# The shipped weights were trained on all texts but these, half of what is held out otherwise.
+_UNSEEN_SHARE = 0.1
 _SHARE = 0.3
 # What is claimed and told is harder to judge than the rest is to read: it comes more often.
 _TRUTH_SHARE = 0.45
@@ -59,9 +59,11 @@ class Message:
     reply: str
 
 
-def split_of_message(text: str) -> Split:
-    """Return the split of a message: what the shipped weights never saw is held out."""
-    return "heldout" if unit_draw("split", text_key(text)) < _HELDOUT_SHARE else "train"
+def split_of_message(text: str) -> Split | None:
+    """Return a message's split; None if it is held out but the shipped weights have seen it."""
+    split = split_of(text)
+    unseen = unit_draw("split", text_key(text)) < _UNSEEN_SHARE
+    return None if split == "heldout" and not unseen else split
 
 
 def make_message(seed: int, index: int) -> Message:

@@ -149,12 +149,16 @@ def test_mentions_are_in_the_text_or_not(train):
     assert min(answers["Yes"], answers["No"]) > 0.4 * answers.total()
 
 
-def test_entailment_is_the_scenes(train):
+def test_entailment_is_the_scenes_and_no_hypothesis_has_one_answer_alone(train):
+    answers = {entailed: Counter() for _, entailed in lx.SCENES}
     for message, question in train:
         if question.family == "snli":
             assert message.facts.scene is not None
-            _, entailed, contradicted = lx.SCENES[message.facts.scene]
-            assert slot(question) == (entailed if question.answer == "Yes" else contradicted)
+            own = slot(question) == lx.SCENES[message.facts.scene][1]
+            assert question.answer == ("Yes" if own else "No")
+            answers[slot(question)][question.answer] += 1
+    for counts in answers.values():
+        assert 0.2 < counts["Yes"] / counts.total() < 0.8
 
 
 def test_truths_can_be_asked_with_both_labels():

@@ -64,7 +64,7 @@ Segments = list[tuple[str, float]]
 def training_messages(seed: int, first: int, count: int) -> list[Message]:
     """Return the messages of an index range, without those whose text is held out."""
     messages = (make_message(seed, index) for index in range(first, first + count))
-    return [m for m in messages if split_of_message(m.text) == "train"]
+    return [m for m in messages if split_of_message(m.text) != "heldout"]
 
 
 def turn(role: str, content: Segments) -> Segments:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import isotonic_regression, minimize_scalar
-from scipy.special import expit, logit, ndtr
+from scipy.special import expit, logit, ndtr, softmax
 from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
@@ -100,23 +100,54 @@ def smooth_ece(confidence_N: Array, outcome_N: Array) -> float:
 
 
 def perfect_ece_interval(
-    confidence_N: Array, bins: int = 10, seed: int = 0, draws: int = 1000
+    confidence_N: Array,
+    outcome_N: Array,
+    cluster_N: np.ndarray,
+    bins: int = 10,
+    seed: int = 0,
+    draws: int = 1000,
 ) -> tuple[float, float, float]:
     """Return mean, 2.5 % and 97.5 % quantile of a perfect forecaster's ECE at these confidences.
 
-    Outcomes are drawn 0 or 1 with the stated probabilities: what finite data alone makes of the
-    ECE of one who is calibrated (the consistency bars of Broecker and Smith 2007).
+    What finite data alone makes of the ECE of one who is calibrated (the consistency bars of
+    Broecker and Smith 2007). Outcomes are drawn from the distribution of those given, tilted to the
+    stated mean: 0 or 1 with the stated probability where all are 0 or 1. The items of a cluster
+    have one luck: a question asked at six layers is right or wrong at all of them alike.
     """
     if not len(confidence_N):
         return float("nan"), float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    bin_N = equal_width_bins(confidence_N, bins)
-    drawn_SN = rng.random((draws, len(confidence_N))) < confidence_N
-    inside_NB = bin_N[:, None] == np.arange(bins)
-    surplus_SB = drawn_SN.astype(float) @ inside_NB - confidence_N @ inside_NB
+    _, cluster_N = np.unique(cluster_N, return_inverse=True)
+    luck_SC = np.random.default_rng(seed).random((draws, int(cluster_N.max()) + 1))
+    levels, level_N = np.unique(confidence_N, return_inverse=True)
+    grades, below_MK = _tilted(outcome_N, levels)
+    surplus_SB = np.zeros((draws, bins))
+    for m, bin_of_level in enumerate(equal_width_bins(levels, bins)):
+        luck_SI = luck_SC[:, cluster_N[level_N == m]]
+        drawn_SI = grades[np.searchsorted(below_MK[m, :-1], luck_SI, side="right")]
+        surplus_SB[:, bin_of_level] += (drawn_SI - levels[m]).sum(axis=1)
     eces = np.abs(surplus_SB).sum(axis=1) / len(confidence_N)
     low, high = np.percentile(eces, [2.5, 97.5])
     return float(eces.mean()), float(low), float(high)
+
+
+def _tilted(outcome_N: Array, mean_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the grades, and for each mean the cumulative probabilities of their tilted shares.
+
+    Exponential tilting changes a distribution least, in relative entropy, to give it a mean. One
+    count of 0 and of 1 is added, so that every mean can be had.
+    """
+    grade_K, count_K = np.unique(np.append(outcome_N, [0.0, 1.0]), return_counts=True)
+
+    def tilted(tilt_M: np.ndarray) -> np.ndarray:
+        return softmax(np.log(count_K) + tilt_M[:, None] * grade_K, axis=1)
+
+    low_M, high_M = np.full(len(mean_M), -1e3), np.full(len(mean_M), 1e3)
+    for _ in range(60):
+        middle_M = (low_M + high_M) / 2
+        too_low_M = tilted(middle_M) @ grade_K < mean_M
+        low_M = np.where(too_low_M, middle_M, low_M)
+        high_M = np.where(too_low_M, high_M, middle_M)
+    return grade_K, tilted(high_M).cumsum(axis=1)
 
 
 class CalibrationError(NamedTuple):

@@ -381,23 +381,50 @@ def test_the_calibration_error_does_not_depend_on_order(items, random):
     assert math.isnan(found.value) or 0 <= found.low <= found.value + 1e-6 <= found.high + 2e-6
 
 
+def perfect(confidence, outcome=None, cluster=None):
+    """A perfect forecaster; of closed questions, a text each, if not told otherwise."""
+    outcome = (confidence >= 0.5).astype(float) if outcome is None else outcome
+    return perfect_ece_interval(
+        confidence, outcome, np.arange(len(confidence)) if cluster is None else cluster
+    )
+
+
 def test_a_perfect_forecaster_of_250_items_has_an_ece_of_about_5_per_cent():
-    mean, low, high = perfect_ece_interval(np.random.default_rng(1).random(250))
+    mean, low, high = perfect(np.random.default_rng(1).random(250))
     assert 0.03 < low < 0.045 < mean < 0.065 < high < 0.1
 
 
 def test_a_perfect_forecaster_who_is_certain_makes_no_error():
-    assert perfect_ece_interval(floats(0, 1, 1, 0)) == (0, 0, 0)
-    assert all(math.isnan(value) for value in perfect_ece_interval(floats()))
+    assert perfect(floats(0, 1, 1, 0)) == (0, 0, 0)
+    assert all(math.isnan(value) for value in perfect(floats()))
 
 
 def test_a_perfect_forecaster_by_hand():
     # One item at .5: the outcome is off by .5 whatever it is.
-    assert perfect_ece_interval(floats(0.5)) == (0.5, 0.5, 0.5)
-    # Two items at .5: both alike (gap .5) or one of each (gap 0).
-    mean, low, high = perfect_ece_interval(floats(0.5, 0.5))
+    assert perfect(floats(0.5)) == (0.5, 0.5, 0.5)
+    # Two items at .5: both alike (gap .5) or one of each (gap 0); always alike in one cluster.
+    mean, low, high = perfect(floats(0.5, 0.5))
     assert (low, high) == (0.0, 0.5)
     assert mean == pytest.approx(0.25, abs=0.03)
+    assert perfect(floats(0.5, 0.5), cluster=np.zeros(2)) == (0.5, 0.5, 0.5)
+
+
+def test_a_question_asked_six_times_makes_a_perfect_forecaster_no_surer():
+    confidence = np.random.default_rng(1).random(100)
+    six = np.repeat(confidence, 6), np.repeat((confidence > 0.5) * 1.0, 6), np.repeat(range(100), 6)
+    assert perfect_ece_interval(*six) == pytest.approx(perfect(confidence))
+
+
+def test_a_perfect_forecaster_of_grades_has_their_spread_and_the_stated_means():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(20, 80, 400) / 100
+    closed, _, _ = perfect(confidence)
+    near, _, _ = perfect(confidence, np.clip(confidence + rng.normal(0, 0.02, 400), 0, 1))
+    # Grades from .2 to .8 scatter less around any mean than 0 and 1 do.
+    assert near < 0.6 * closed
+    # All are graded .7 where .3 is stated: outcomes are drawn with the mean .3 all the same.
+    off, _, _ = perfect(np.full(400, 0.3), np.full(400, 0.7))
+    assert off < 0.05
 
 
 def test_risk_and_coverage_by_hand():

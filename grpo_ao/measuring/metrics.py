@@ -141,7 +141,8 @@ def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) 
     )
     result = _sizes(columns) | {name: _entry(values[name], intervals[name]) for name in values}
     result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
-    mean, low, high = perfect_ece_interval(columns.known[0])
+    stated = columns.take(np.flatnonzero(columns.is_known))
+    mean, low, high = perfect_ece_interval(*stated.known, stated.context_N)
     return result | {"ece10_perfect": _entry(mean, (low, high))}
 
 

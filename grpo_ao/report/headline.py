@@ -78,8 +78,9 @@ def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
         if before or after:
             modes[mode] = metric_lines(before, after, draws)
     last = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
-    stated = np.array([answer.confidence for answer in last if answer.confidence is not None])
-    _, *perfect = perfect_ece_interval(stated)
+    columns = Columns.of(last)
+    stated = columns.take(np.flatnonzero(columns.is_known))
+    _, *perfect = perfect_ece_interval(*stated.known, stated.context_N)
     texts = {answer.probe.text for answer in last}
     return Headline(modes, len(last), len(texts), (perfect[0], perfect[1]))
 

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo_ao.calibration import auroc, brier, debiased_ece, ece, smooth_ece
+    from grpo_ao.calibration import auroc, brier, calibration_error, ece, smooth_ece
+    from grpo_ao.discrimination import within_family_auroc
     from grpo_ao.epistemic import parse_oracle_output
     from grpo_ao.errors import UserError
     from grpo_ao.oracle.oracle import Oracle, OracleAnswer
@@ -24,10 +25,11 @@ __all__ = [
     "auroc",
     "brier",
     "calibrated_reward",
-    "debiased_ece",
+    "calibration_error",
     "ece",
     "parse_oracle_output",
     "smooth_ece",
+    "within_family_auroc",
 ]
 _MODULES = {
     "Oracle": "oracle.oracle",
@@ -37,6 +39,7 @@ _MODULES = {
     "UserError": "errors",
     "calibrated_reward": "reward",
     "parse_oracle_output": "epistemic",
+    "within_family_auroc": "discrimination",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import isotonic_regression, minimize_scalar
-from scipy.special import expit, logit, ndtr, softmax
+from scipy.special import expit, logit, softmax
 from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
@@ -61,32 +61,6 @@ def adaptive_ece(confidence_N: Array, outcome_N: Array, bins: int = 10) -> float
         return float("nan")
     gaps, counts = bin_gaps(confidence_N, outcome_N, equal_mass_bins(confidence_N, bins))
     return float(np.average(gaps, weights=counts))
-
-
-def debiased_ece(confidence_N: Array, outcome_N: Array, bins: int = 10) -> float:
-    """Equal-width ECE less what chance alone adds to it (Kumar et al., arXiv 1909.10155).
-
-    A bin's gap is taken for normal around the true one, with the variance of its mean outcome;
-    the bias is the mean of that gap's absolute value (a folded normal) less the gap itself. It
-    takes off a part of what chance adds, since the gap seen stands in for the true one, and falls
-    below 0 where gaps are smaller than chance makes them.
-    """
-    if not len(confidence_N):
-        return float("nan")
-    bin_N = equal_width_bins(confidence_N, bins)
-    gaps, counts = bin_gaps(confidence_N, outcome_N, bin_N)
-    filled = np.bincount(bin_N) > 0
-    mean = np.bincount(bin_N, weights=outcome_N)[filled] / counts
-    square = np.bincount(bin_N, weights=outcome_N**2)[filled] / counts
-    sigma = np.sqrt(np.maximum(square - mean**2, 0.0) / counts)
-    bias = _folded_normal_mean(gaps, sigma) - gaps
-    return float(np.average(gaps - bias, weights=counts))
-
-
-def _folded_normal_mean(mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    # E|X| for X normal; |mean| where sigma is 0.
-    z = np.divide(mean, sigma, out=np.full_like(mean, np.inf), where=sigma > 0)
-    return sigma * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + mean * (1 - 2 * ndtr(-z))
 
 
 def smooth_ece(confidence_N: Array, outcome_N: Array) -> float:

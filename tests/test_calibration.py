@@ -22,7 +22,6 @@ from grpo_ao.calibration import (
     calibration_error,
     calibration_summary,
     cross_fitted,
-    debiased_ece,
     ece,
     equal_mass_bins,
     equal_width_bins,
@@ -176,7 +175,6 @@ def test_a_calibrated_forecaster_has_brier_but_no_ece():
     assert adaptive_ece(confidence, outcome) == pytest.approx(0.0)
     assert brier(confidence, outcome) == pytest.approx(0.16)
     assert isotonic_brier(confidence, outcome) == pytest.approx(0.16)
-    assert debiased_ece(confidence, outcome) < 0  # a gap of 0 is less than chance makes
     reliability, resolution, uncertainty = brier_parts(confidence, outcome)
     assert (reliability, resolution, uncertainty) == pytest.approx((0.0, 0.09, 0.25))
 
@@ -221,7 +219,7 @@ def test_auroc_of_no_items_is_nan():
     assert math.isnan(auroc(floats(), np.array([], dtype=bool)))
 
 
-# Parts of Brier, likelihood, debiased and smooth ECE, risk and coverage
+# Parts of Brier, likelihood, smooth ECE, calibration error, risk and coverage
 
 
 def closed(items):
@@ -291,37 +289,6 @@ def test_smooth_ece_of_a_large_gap_is_that_gap():
     assert smooth_ece(confidence, outcome) == pytest.approx(0.9, abs=0.02)
     assert smooth_ece(np.full(200, 0.5), np.tile(floats(0, 1), 100)) == pytest.approx(0, abs=0.02)
     assert math.isnan(smooth_ece(floats(), floats()))
-
-
-def test_debiased_ece_by_hand():
-    # One bin: gap .1, four outcomes of variance 1/4, so that the gap's deviation is .25.
-    confidence, outcome = np.full(4, 0.65), floats(1, 1, 0, 0)
-    gap, sigma = 0.15, 0.25
-    tail = math.erf(gap / sigma / math.sqrt(2))
-    folded = sigma * math.sqrt(2 / math.pi) * math.exp(-((gap / sigma) ** 2) / 2) + gap * tail
-    assert debiased_ece(confidence, outcome) == pytest.approx(2 * gap - folded)
-
-
-def test_outcomes_without_variance_leave_no_bias_to_take_off():
-    confidence, outcome = floats(0.9, 0.9, 0.2), floats(1, 1, 0)
-    assert debiased_ece(confidence, outcome) == pytest.approx(ece(confidence, outcome))
-
-
-def test_debiasing_takes_off_a_third_or_more_of_what_chance_adds():
-    rng = np.random.default_rng(0)
-    confidence = rng.integers(0, 101, (200, 250)) / 100
-    outcome = (rng.random((200, 250)) < confidence).astype(float)
-    plain = np.mean([ece(c, o) for c, o in zip(confidence, outcome, strict=True)])
-    debiased = np.mean([debiased_ece(c, o) for c, o in zip(confidence, outcome, strict=True)])
-    assert plain > 0.05
-    assert abs(debiased) < plain * 2 / 3
-
-
-@given(pairs, st.randoms())
-def test_debiased_ece_does_not_depend_on_order_and_is_at_most_ece(items, random):
-    value = debiased_ece(*columns(items))
-    assert value <= ece(*columns(items)) + 1e-9
-    assert debiased_ece(*columns(random.sample(items, len(items)))) == pytest.approx(value)
 
 
 def test_the_calibration_error_by_hand():
@@ -455,7 +422,7 @@ def test_no_order_of_confidence_has_less_area_than_the_outcomes_own(items):
 
 
 def test_aurc_and_nll_of_nothing_are_nan():
-    for metric in (aurc, nll, debiased_ece):
+    for metric in (aurc, nll):
         assert math.isnan(metric(floats(), floats()))
     assert all(math.isnan(part) for part in brier_parts(floats(), floats()))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import fit_isotonic, fit_temperature
+from grpo_ao.calibration import Fit, cross_fitted, fit_isotonic, fit_temperature
 from grpo_ao.credit import tag_lengths
 from grpo_ao.judges.reference import said
 from grpo_ao.measuring.metrics import Columns, Confidence, stated
@@ -29,12 +29,6 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import unit_draw
 
 AGREEMENT_SAMPLES = 20
-PUBLISHED = {
-    "self-report": {"ece10": 0.582, "auroc": 0.516},
-    "log-probability": {"ece10": 0.255, "auroc": 0.840},
-    "agreement of 20": {"ece10": 0.057, "auroc": 0.829},
-}
-"""Measured on a public activation oracle of Qwen3-8B by arXiv 2605.26045."""
 _YES = (" Yes", "Yes", " yes", "yes")
 _NO = (" No", "No", " no", "no")
 
@@ -140,8 +134,8 @@ METHODS: dict[str, Confidence] = {
 def baselines(answers: Sequence[Answer]) -> dict[str, Columns]:
     """Return each method's columns, recalibrated ones and the constant among them.
 
-    What is fitted is fitted on the texts of one half and measured on those of the other; the
-    halves are by hash of the text. A method that states too little to be fitted is left out.
+    What is fitted is fitted on the texts of one half and serves those of the other, both ways, so
+    that all have the same answers. A method that states too little to be fitted is left out.
     Where agreement was measured on a part, it is compared on that part.
     """
     found = {name: Columns.of(answers, method) for name, method in METHODS.items()}
@@ -150,32 +144,29 @@ def baselines(answers: Sequence[Answer]) -> dict[str, Columns]:
         found[_AGREEMENT] = Columns.of(sampled, agreement)
         found["stated confidence, where agreement is known"] = Columns.of(sampled)
     found = {name: columns for name, columns in found.items() if len(columns.known[0])}
-    fitted = {}
-    for name, columns in {"constant": Columns.of(answers, lambda _: 0.5), **found}.items():
-        in_fit = np.array([unit_draw("split", c) >= 0.5 for c in columns.context_N], dtype=bool)
-        fit, rest = (columns.take(np.flatnonzero(part)) for part in (in_fit, ~in_fit))
-        if not len(fit.known[0]) or not len(rest.known[0]):
-            continue
-        if name == "constant":
-            fitted[name] = _recalibrated(_constant(*fit.known), rest)
-        else:
-            fitted[f"{name} + isotonic"] = _recalibrated(fit_isotonic(*fit.known), rest)
-            fitted[f"{name} + temperature"] = _recalibrated(fit_temperature(*fit.known), rest)
-    return found | fitted
+    fitted = {"constant": cross_recalibrated(_fit_constant, Columns.of(answers, lambda _: 0.5))}
+    for name, columns in found.items():
+        fitted[f"{name} + isotonic"] = cross_recalibrated(fit_isotonic, columns)
+        fitted[f"{name} + temperature"] = cross_recalibrated(fit_temperature, columns)
+    return found | {name: columns for name, columns in fitted.items() if columns is not None}
 
 
-Change = Callable[[np.ndarray], np.ndarray]
+def cross_recalibrated(fit: Fit, columns: Columns) -> Columns | None:
+    """Recalibrate by what is fitted on the texts of the other half; None if one half has nothing.
 
-
-def _constant(confidence_N: np.ndarray, outcome_N: np.ndarray) -> Change:
-    return lambda new_N: np.full(len(new_N), outcome_N.mean())
-
-
-def _recalibrated(change: Change, columns: Columns) -> Columns:
+    The halves are by hash of the text, so that all methods have the same ones.
+    """
+    known_N = columns.is_known
+    second_N = np.array([unit_draw("half", str(text)) < 0.5 for text in columns.context_N], bool)
+    if not (known_N & second_N).any() or not (known_N & ~second_N).any():
+        return None
     confidence_N = columns.confidence_N.copy()
-    stated_N = ~np.isnan(confidence_N)
-    confidence_N[stated_N] = change(confidence_N[stated_N])
+    confidence_N[known_N] = cross_fitted(fit, *columns.known, second_N[known_N])
     return replace(columns, confidence_N=confidence_N)
+
+
+def _fit_constant(_: np.ndarray, outcome_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda new_N: np.full(len(new_N), outcome_N.mean())
 
 
 def generated_tokens(answers: Sequence[Answer]) -> dict[str, float]:

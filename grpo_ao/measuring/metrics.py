@@ -1,8 +1,8 @@
 """Every metric of a set of answers, with intervals: held-out probes and benchmarks alike."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ from grpo_ao.calibration import (
     bootstrap_interval,
     bootstrap_intervals,
     brier,
+    brier_of_all,
     brier_parts,
-    debiased_ece,
+    calibration_error,
     ece,
     mce,
     nll,
     perfect_ece_interval,
     smooth_ece,
 )
+from grpo_ao.discrimination import risk_at_coverage, somers_d, within_family_auroc
+from grpo_ao.intervals import paired_differences
 from grpo_ao.judges.reference import says_neither
 from grpo_ao.probe import stable_hash
 
@@ -34,7 +37,8 @@ Confidence = Callable[[Answer], float | None]
 # Kernel regression costs a hundred times what the other metrics cost.
 _SMOOTH_DRAWS = 200
 SUMMARY = (
-    *("informativeness", "ece10", "auroc", "brier", "brier_isotonic"),
+    *("informativeness", "auroc_within", "calibration_error", "brier_all"),
+    *("ece10", "auroc", "brier", "brier_isotonic"),
     *("confidence_mean", "confidence_std", "parse_rate"),
 )
 
@@ -50,12 +54,14 @@ class Columns:
 
     ``confidence_N`` lies in [0, 1], NaN where the method has none; ``informativeness_N`` too, NaN
     where the judge gave no grade. ``neither_N`` marks answers to a question of yes or no that are
-    neither. ``context_N`` names each answer's text, the unit of the bootstrap.
+    neither. ``family_N`` names each answer's family, ``context_N`` its text, the unit of the
+    bootstrap.
     """
 
     confidence_N: Float[np.ndarray, "answers"]
     informativeness_N: Float[np.ndarray, "answers"]
     neither_N: Bool[np.ndarray, "answers"]
+    family_N: np.ndarray
     context_N: np.ndarray
 
     @classmethod
@@ -65,6 +71,7 @@ class Columns:
             np.array([_number(confidence(answer)) for answer in answers], dtype=float),
             np.array([_number(answer.informativeness) for answer in answers], dtype=float),
             np.array([says_neither(a.answer, a.probe.reference) for a in answers], dtype=bool),
+            np.array([answer.probe.family for answer in answers]),
             np.array([stable_hash(answer.probe.text) for answer in answers]),
         )
 
@@ -74,6 +81,7 @@ class Columns:
             self.confidence_N[index_N],
             self.informativeness_N[index_N],
             self.neither_N[index_N],
+            self.family_N[index_N],
             self.context_N[index_N],
         )
 
@@ -95,11 +103,13 @@ def metric_values(columns: Columns) -> dict[str, float]:
     """Return every metric that is cheap enough to bootstrap, by name.
 
     An answer without a grade counts in none. One without a confidence counts in informativeness
-    and ``parse_rate``, and in no metric of confidence. AUROC is of confidence for informativeness
-    of at least one half.
+    and ``parse_rate``, in ``brier_all`` as 50 % on a wrong answer, and in no other metric of
+    confidence. AUROC is of confidence for informativeness of at least one half, ``auroc_within``
+    inside of families.
     """
     graded = ~np.isnan(columns.informativeness_N)
     confidence, outcome = columns.known
+    families, texts = columns.family_N[columns.is_known], columns.context_N[columns.is_known]
     parts, squared = brier_parts(confidence, outcome), brier(confidence, outcome)
     return {
         "informativeness": _mean(columns.informativeness_N[graded]),
@@ -109,17 +119,29 @@ def metric_values(columns: Columns) -> dict[str, float]:
         "confidence_std": float(confidence.std()) if len(confidence) else float("nan"),
         "ece10": ece(confidence, outcome),
         "ece_mass": adaptive_ece(confidence, outcome),
-        "ece_debiased": debiased_ece(confidence, outcome),
+        "calibration_error": calibration_error(confidence, outcome, texts).value,
         "mce": mce(confidence, outcome),
         "brier": squared,
+        "brier_all": _brier_of_all(columns),
         "brier_isotonic": squared - parts.reliability,
         "brier_reliability": parts.reliability,
         "brier_resolution": parts.resolution,
         "brier_uncertainty": parts.uncertainty,
         "nll": nll(confidence, outcome),
+        "auroc_within": within_family_auroc(confidence, outcome >= 0.5, families).auroc,
         "auroc": auroc(confidence, outcome >= 0.5),
+        "somers_d": somers_d(confidence, outcome),
+        "risk_at_80": risk_at_coverage(confidence, outcome, 0.8),
         "aurc": aurc(confidence, outcome),
     }
+
+
+def _brier_of_all(columns: Columns) -> float:
+    stated_N = ~np.isnan(columns.confidence_N)
+    counted_N = columns.is_known | ~stated_N
+    return brier_of_all(
+        columns.confidence_N[counted_N], columns.informativeness_N[counted_N], stated_N[counted_N]
+    )
 
 
 def summary(columns: Columns) -> dict[str, float]:
@@ -132,44 +154,60 @@ def summary(columns: Columns) -> dict[str, float]:
 def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) -> Measurement:
     """Return every metric with its 95 % interval by bootstrap over texts.
 
-    ``ece_smooth`` has an interval only if asked for; it is slow. ``ece10_perfect`` is the mean and
-    the interval of the ECE that a perfect forecaster would have at these confidences.
+    The primary one, ``calibration_error``, has an interval of its own: a resample's errors are
+    larger than the sample's, as those of ``ece10`` are. ``families`` have right and wrong answers
+    and so are in ``auroc_within``; ``families_left_out`` have not. ``ece_smooth`` has an interval
+    only if asked for; it is slow. ``ece10_perfect`` is the mean and the interval of the ECE that a
+    perfect forecaster would have at these confidences.
     """
+    columns = _coded(columns)
     values = metric_values(columns)
     intervals = bootstrap_intervals(
         lambda index: metric_values(columns.take(index)), columns.context_N, draws=draws
     )
-    result = _sizes(columns) | {name: _entry(values[name], intervals[name]) for name in values}
-    result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
     stated = columns.take(np.flatnonzero(columns.is_known))
-    mean, low, high = perfect_ece_interval(*stated.known, stated.context_N)
-    return result | {"ece10_perfect": _entry(mean, (low, high))}
+    _, *intervals["calibration_error"] = calibration_error(*stated.known, stated.context_N)
+    result = _sizes(columns) | {name: _entry(values[name], *intervals[name]) for name in values}
+    result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
+    perfect = perfect_ece_interval(*stated.known, stated.context_N)
+    return result | {"ece10_perfect": _entry(*perfect)}
 
 
 def measure_difference(first: Columns, second: Columns, draws: int = 1000) -> Measurement:
     """Return first less second for every metric, on the same answers' probes in the same order.
 
-    The interval is paired: each draw takes the same texts for both.
+    Intervals and p-values are paired: each draw takes the same texts for both.
     """
     if first.context_N.tolist() != second.context_N.tolist():
         raise ValueError("a paired difference needs two measurements of the same items.")
-    values = _difference(metric_values(first), metric_values(second))
-    intervals = bootstrap_intervals(
-        lambda index: _difference(
-            metric_values(first.take(index)), metric_values(second.take(index))
-        ),
+    first, second = _coded(first), _coded(second)
+    found = paired_differences(
+        lambda index: metric_values(first.take(index)),
+        lambda index: metric_values(second.take(index)),
         first.context_N,
         draws=draws,
     )
-    return _sizes(first) | {name: _entry(values[name], intervals[name]) for name in values}
+    return _sizes(first) | {name: difference._asdict() for name, difference in found.items()}
+
+
+def _coded(columns: Columns) -> Columns:
+    """Number texts and families: a bootstrap compares them thousands of times."""
+    families, contexts = (
+        np.unique(names, return_inverse=True)[1] for names in (columns.family_N, columns.context_N)
+    )
+    return replace(columns, family_N=families, context_N=contexts)
 
 
 def _sizes(columns: Columns) -> Measurement:
-    return {"n": len(columns), "contexts": len(set(columns.context_N.tolist()))}
-
-
-def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    return {name: first[name] - second[name] for name in first}
+    stated = columns.take(np.flatnonzero(columns.is_known))
+    confidence, outcome = stated.known
+    within = within_family_auroc(confidence, outcome >= 0.5, stated.family_N)
+    return {
+        "n": len(columns),
+        "contexts": len(set(columns.context_N.tolist())),
+        "families": within.families,
+        "families_left_out": within.left_out,
+    }
 
 
 def _smooth(columns: Columns, draws: int) -> dict[str, float | None]:
@@ -179,11 +217,11 @@ def _smooth(columns: Columns, draws: int) -> dict[str, float | None]:
     value = statistic(np.arange(len(columns)))
     if not draws or np.isnan(value):
         return {"value": value, "low": None, "high": None}
-    return _entry(value, bootstrap_interval(statistic, columns.context_N, draws=draws))
+    return _entry(value, *bootstrap_interval(statistic, columns.context_N, draws=draws))
 
 
-def _entry(value: float, interval: tuple[float, float]) -> dict[str, float | None]:
-    return {"value": value, "low": interval[0], "high": interval[1]}
+def _entry(value: float, low: float, high: float) -> dict[str, float | None]:
+    return {"value": value, "low": low, "high": high}
 
 
 def _number(value: float | None) -> float:

@@ -13,6 +13,9 @@ from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 DRAWS = 500
 # Name and direction of what is better; None where neither is.
 METRICS = {
+    "auroc_within": ("AUROC within families", "higher"),
+    "calibration_error": ("Calibration error (RMS, debiased)", "lower"),
+    "brier_all": ("Brier, unparsed as 50 % on wrong", "lower"),
     "ece10": ("ECE, 10 bins", "lower"),
     "auroc": ("AUROC", "higher"),
     "brier": ("Brier", "lower"),
@@ -31,6 +34,8 @@ class Estimate:
     value: float
     low: float
     high: float
+    p: float | None = None
+    """Of a difference: the p-value of there being none."""
 
 
 @dataclass(frozen=True)

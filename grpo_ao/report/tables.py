@@ -11,7 +11,7 @@ from rich.table import Table as ConsoleTable
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import risk_coverage
 from grpo_ao.files import atomic_write_json, atomic_write_text
-from grpo_ao.measuring.confidences import METHODS, PUBLISHED, baselines, generated_tokens
+from grpo_ao.measuring.confidences import METHODS, baselines, generated_tokens
 from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference, parted
 from grpo_ao.report.formats import Table, cell, number
 from grpo_ao.report.headline import METRICS, Estimate, Headline
@@ -87,7 +87,6 @@ def write_results(
             }
             for other in others
         },
-        "published": PUBLISHED,
         "seconds": round(seconds, 1),
     }
     draw_figures(folder, answers, {n: m["layers"] for n, m in metrics["oracles"].items()})
@@ -140,10 +139,13 @@ def _by_layer(
 
 _COLUMNS = {
     "informativeness": "accuracy",
+    "auroc_within": "AUROC within families",
+    "calibration_error": "calibration error",
     "ece10": "ECE",
     "ece10_perfect": "perfect forecaster's ECE",
     "auroc": "AUROC",
     "brier": "Brier",
+    "brier_all": "Brier, unparsed as 50 % on wrong",
     "confidence_mean": "confidence",
     "parse_rate": "parsed",
 }
@@ -156,7 +158,7 @@ _METRICS = {
     "ece10": "ECE, 10 bins of equal width",
     "ece10_perfect": "ECE of a perfect forecaster at these confidences",
     "ece_mass": "ECE, 10 bins of equal mass",
-    "ece_debiased": "ECE, bias-corrected",
+    "calibration_error": "calibration error (RMS, debiased)",
     "ece_smooth": "smooth ECE",
     "mce": "MCE, bins of at least 20 items",
     "brier": "Brier",
@@ -165,7 +167,11 @@ _METRICS = {
     "brier_uncertainty": "Brier, uncertainty",
     "brier_isotonic": "Brier after isotonic recalibration (same items)",
     "nll": "NLL",
+    "brier_all": "Brier, an output without a confidence as 50 % on a wrong answer",
+    "auroc_within": "AUROC within families",
     "auroc": "AUROC",
+    "somers_d": "Somers' D over grades",
+    "risk_at_80": "risk at 80 % coverage",
     "aurc": "area under risk-coverage",
 }
 
@@ -208,7 +214,11 @@ def _baselines(oracle: Mapping[str, Any]) -> Table:
 
     A recalibrated source (``agreement of 20 + isotonic``) costs what the source costs.
     """
-    columns = {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "nll": "NLL", "aurc": "AURC"}
+    columns = {
+        **{"auroc_within": "AUROC within families", "calibration_error": "calibration error"},
+        **{"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "nll": "NLL"},
+        **{"risk_at_80": "risk at 80 % coverage", "aurc": "AURC"},
+    }
     costs = oracle.get("generated_tokens", {})
     rows = {}
     for name, m in oracle.get("baselines", {}).items():
@@ -285,6 +295,7 @@ _GROUPS = {
     "all": "All benchmarks",
     "in_distribution": "In distribution",
     "out_of_distribution": "Out of distribution",
+    "own": "Own benchmarks",
 }
 _WHEN = {"before": "before training", "after": "after training"}
 

@@ -9,12 +9,13 @@ from grpo_ao.measuring.metrics import Columns, measure, measure_difference, metr
 from grpo_ao.probe import Positions, Probe
 
 
-def columns(confidence, informativeness, neither=None, context=None):
+def columns(confidence, informativeness, neither=None, context=None, family=None):
     size = len(informativeness)
     return Columns(
         np.array(confidence, dtype=float),
         np.array(informativeness, dtype=float),
         np.zeros(size, bool) if neither is None else np.array(neither),
+        np.array(["a family"] * size if family is None else family),
         np.array([f"context {i}" for i in (range(size) if context is None else context)]),
     )
 
@@ -50,7 +51,8 @@ def test_a_summary_is_a_part_of_the_metrics():
     some = columns([0.9, 0.3, np.nan], [1, 0, 0.5])
     found = summary(some)
     assert found.pop("n") == 3
-    assert found.items() <= metric_values(some).items()
+    values = metric_values(some)
+    assert found == pytest.approx({name: values[name] for name in found}, nan_ok=True)
     assert (found["informativeness"], found["parse_rate"]) == (0.5, pytest.approx(2 / 3))
     assert found["confidence_mean"] == pytest.approx(0.6)
 
@@ -58,7 +60,7 @@ def test_a_summary_is_a_part_of_the_metrics():
 def test_an_answer_without_a_confidence_counts_for_accuracy_and_in_no_metric_of_confidence():
     two = metric_values(columns([0.9, 0.3], [1, 0]))
     three = metric_values(columns([0.9, 0.3, np.nan], [1, 0, 1]))
-    shares = {"informativeness": 2 / 3, "parse_rate": 2 / 3}
+    shares = {"informativeness": 2 / 3, "parse_rate": 2 / 3, "brier_all": (0.01 + 0.09 + 0.25) / 3}
     assert {name: three[name] for name in shares} == pytest.approx(shares)
     others = two.keys() - shares.keys()
     assert {name: three[name] for name in others} == pytest.approx(
@@ -74,7 +76,9 @@ def test_an_answer_that_is_neither_is_counted_apart():
 def test_nothing_stated_leaves_accuracy_alone():
     values = metric_values(columns([np.nan, np.nan], [1, 0]))
     known = {name for name, value in values.items() if not math.isnan(value)}
-    assert known == {"informativeness", "parse_rate", "neither_rate"}
+    assert known == {"informativeness", "parse_rate", "neither_rate", "brier_all"}
+    # Nothing stated is 50 % on wrong answers, whatever was said.
+    assert values["brier_all"] == 0.25
 
 
 def test_every_metric_lies_in_its_entry_with_an_interval():
@@ -82,7 +86,9 @@ def test_every_metric_lies_in_its_entry_with_an_interval():
     confidence = rng.integers(0, 101, 80) / 100
     measured = measure(columns(confidence, rng.random(80) < confidence, context=range(80)), 200)
     assert (measured["n"], measured["contexts"]) == (80, 80)
-    entries = {name: entry for name, entry in measured.items() if name not in ("n", "contexts")}
+    sizes = ("n", "contexts", "families", "families_left_out")
+    assert [measured[name] for name in sizes] == [80, 80, 1, 0]
+    entries = {name: entry for name, entry in measured.items() if name not in sizes}
     assert entries.pop("ece_smooth")["low"] is None
     assert all(entry.keys() == {"value", "low", "high"} for entry in entries.values())
     accuracy = entries["informativeness"]
@@ -108,7 +114,37 @@ def test_a_paired_difference_of_a_measurement_with_itself_is_nothing():
     same = columns([0.9, 0.4, 0.6, 0.2], [1, 1, 0, 0])
     difference = measure_difference(same, same, 50)
     assert difference["n"] == 4
-    assert difference["brier"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert difference["brier"] == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+def test_a_confidence_that_knows_the_family_alone_is_found_out():
+    # Right in .6, .75 and .9 of three families' answers, and that is what is stated.
+    family = np.repeat(["hard", "middling", "easy"], 100)
+    confidence = np.repeat([0.6, 0.75, 0.9], 100)
+    right = np.tile(np.arange(100), 3) < np.round(100 * confidence)
+    known = np.repeat(["known"], 10)
+    measured = measure(
+        columns(
+            [*confidence, *[0.9] * 10],
+            [*right, *[1] * 10],
+            context=range(310),
+            family=[*family, *known],
+        ),
+        200,
+    )
+    assert measured["ece10"]["value"] < 0.02
+    assert measured["calibration_error"]["value"] < 0.02
+    assert measured["auroc"]["low"] > 0.6
+    assert measured["auroc_within"]["value"] == measured["auroc_within"]["high"] == 0.5
+    assert (measured["families"], measured["families_left_out"]) == (3, 1)
+
+
+def test_the_calibration_error_of_a_calibrated_oracle_may_be_nothing_and_its_ece_may_not():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(20, 90, 300) / 100
+    measured = measure(columns(confidence, rng.random(300) < confidence, context=range(300)), 200)
+    assert measured["calibration_error"]["low"] == 0.0
+    assert measured["ece10"]["low"] > 0.02
 
 
 def test_pairing_makes_a_small_steady_gain_certain():

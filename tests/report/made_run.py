@@ -184,12 +184,10 @@ def benchmark_metrics(accuracy: float) -> dict:
         },
         "generated_tokens": {"stated confidence": 8.5},
     }
-    published = {"self-report": {"ece10": 0.582, "auroc": 0.516}}
     change = {"value": -0.5, "low": -0.75, "high": -0.25}
     return {
         "settings": {},
         "oracles": {"after": oracle, "before": oracle},
         "differences": {"after - before": {"all": dict.fromkeys(metrics, change)}},
-        "published": published,
         "seconds": 1.0,
     }

@@ -105,13 +105,13 @@ def test_the_card_shows_the_numbers_of_the_run(run_folder):
     text = written(run_folder)
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
-    ece = headline.modes["sampled"][0]
-    assert ece.metric == "ece10" and ece.before and ece.after
+    ece = next(line for line in headline.modes["sampled"] if line.metric == "ece10")
+    assert ece.before and ece.after
     assert f"| ECE, 10 bins | {ece.before.value:.3f} [" in text
     assert f"| {ece.after.value:.3f} [" in text
     assert "| sst2 | 250 | 0.750 [0.625, 0.875] |" in text
     of_one = "0.750 [0.625, 0.875]"
-    assert f"| stated confidence | 250 | {of_one} | {of_one} | {of_one} |" in text
+    assert re.search(r"\| stated confidence \| 250 \| .*" + re.escape(f"{of_one} | " * 3), text)
     assert "| judge | `api`, model some/judge, rubric v1 |" in text
     assert re.search(r"\| agreement of 20 \| 0\.\d+ .*\| 39 \|", text)
     assert "40 steps of 8 questions, 8 completions each" in text

@@ -220,7 +220,7 @@ def _rivals(kind: str, when: str, answers: Sequence[Answer]) -> dict[str, Markup
     """Draw the sources of confidence in the same answers, each with its cost in tokens."""
     costs = generated_tokens(answers)
     found = {
-        f"{method}, {number(costs.get(method), 0)} tokens": measures(columns)
+        f"{method}, {costs[method]:.0f} tokens": measures(columns)
         for method, confidence in METHODS.items()
         if len((columns := known(answers, confidence)).text_N)
     }

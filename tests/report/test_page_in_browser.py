@@ -1,5 +1,6 @@
 """The report in a real, headless Chromium; skipped where there is none."""
 
+import csv
 import json
 import shutil
 
@@ -8,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from grpo_ao.report.headline import headline_of
 from grpo_ao.report.page import write_report
@@ -102,14 +103,14 @@ def test_a_hostile_text_is_shown_as_it_is_and_does_nothing(page):
 def test_the_filters_choose_answers(page):
     assert count(page) == f"{PROBES} of {PROBES} questions."
     choose(page, "grade", "wrong (below 0.5)")
-    assert count(page) == f"20 of {PROBES} questions."
+    assert count(page) == f"21 of {PROBES} questions."
     choose(page, "family", "city")
-    assert count(page) == f"10 of {PROBES} questions."
+    assert count(page) == f"11 of {PROBES} questions."
     choose(page, "kind", "open")
     assert count(page) == f"0 of {PROBES} questions."
     page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
-    choose(page, "grade", "malformed or without grade")
-    assert count(page) == f"2 of {PROBES} questions."
+    choose(page, "grade", "without a grade")
+    assert count(page) == f"1 of {PROBES} questions."
     page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
     page.find_element(By.ID, "words").send_keys("Question 59")
     assert count(page) == f"1 of {PROBES} questions."
@@ -158,14 +159,15 @@ def test_more_answers_are_shown_when_asked_for(page):
 
 
 def test_a_bin_of_the_diagram_opens_its_answers_by_keyboard(page):
-    address = "#answers&view=before+sampled&low=70&high=79"
+    address = "#answers&view=after+greedy&kind=closed&low=80&high=89"
     opens_bin(page, address).send_keys(Keys.ENTER)
     assert page.current_url.endswith(address)
-    assert Select(page.find_element(By.ID, "view")).first_selected_option.text == (
-        "before training, sampled"
-    )
+    shown = [
+        Select(page.find_element(By.ID, name)).first_selected_option for name in ("view", "kind")
+    ]
+    assert [option.text for option in shown] == ["after training, greedy", "closed"]
     listed = stated(page)
-    assert listed and all(70 <= confidence <= 79 for confidence in listed)
+    assert listed and all(80 <= confidence <= 89 for confidence in listed)
     assert page.switch_to.active_element.get_attribute("id") == "answers"
 
 
@@ -183,10 +185,32 @@ def test_an_address_holds_the_filters(page, address):
     assert page.current_url.endswith("#answers&family=city&words=%26+question&low=40")
     page.get("about:blank")
     page.get(f"{address}#answers&family=city&grade=wrong")
-    assert count(page) == f"10 of {PROBES} questions."
+    assert count(page) == f"11 of {PROBES} questions."
     page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
     assert count(page) == f"{PROBES} of {PROBES} questions."
     assert page.current_url.endswith("#answers")
+
+
+def test_answers_that_training_made_right_are_found(page):
+    choose(page, "change", "made it wrong")
+    assert count(page) == f"0 of {PROBES} questions."
+    choose(page, "change", "all")
+    choose(page, "layer", "18")
+    assert count(page) == f"20 of {PROBES} questions."
+
+
+def test_what_is_shown_is_saved_as_a_table(page, tmp_path):
+    folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
+    choose(page, "family", "city")
+    page.find_element(By.ID, "words").send_keys("Question 5")
+    page.find_element(By.ID, "save").click()
+    path = tmp_path / "answers.csv"
+    WebDriverWait(page, 10).until(lambda _: path.exists() and path.stat().st_size)
+    rows = list(csv.DictReader(path.open(newline="")))
+    assert {row["question"] for row in rows} == {f"Question {n}?" for n in (5, 51, 53, 55, 57, 59)}
+    assert {row["family"] for row in rows} == {"city"}
+    assert rows[0]["view"] == "after sampled" and 0 <= float(rows[0]["confidence"]) <= 1
 
 
 def test_the_step_slider_reads_the_curves_by_keyboard(page):
@@ -218,7 +242,7 @@ def test_dark_mode_is_dark_and_readable(page):
     assert luminance(body, "background-color") > 0.9
     show(page, width=1200, scheme="dark")
     assert luminance(body, "background-color") < 0.02
-    for selector in ("body", ".legend", "nav a", ".key.before", ".alerts li", ".interval"):
+    for selector in ("body", ".legend", "nav a", ".key.before", ".alerts li", ".verdicts li"):
         element = page.find_element(By.CSS_SELECTOR, selector)
         ratio = (luminance(element, "color") + 0.05) / (luminance(body, "background-color") + 0.05)
         assert ratio > 4.5, selector

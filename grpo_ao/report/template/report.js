@@ -220,7 +220,7 @@
     const mark = { right: "✓", wrong: "✗", none: "–" }[grade(answer)];
     const score = answer.informativeness === null ? "" : ` ${number(answer.informativeness)}`;
     const graded = element("span", `grade ${grade(answer)}`, mark + score);
-    graded.title = answer.informativeness === null ? "malformed or without a grade" : `grade ${score}`;
+    graded.title = answer.informativeness === null ? "without a grade" : `grade ${score}`;
     row.append(graded);
     const words = element("span", "words", answer.answer);
     const aside = [other && answer.view !== "rollouts" ? other : null];

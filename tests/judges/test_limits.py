@@ -120,7 +120,7 @@ def test_an_outage_of_the_judge_ends_in_a_checkpoint_and_the_run_goes_on_after_i
     # What was not graded is no number anywhere. What the cache holds is graded all the same.
     ungraded = [row for row in rows_of(folder / "rollouts.jsonl") if row["informativeness"] is None]
     assert ungraded
-    assert {row["reward"] for row in ungraded if row["parsed"]} == {None}
+    assert {row["reward"] for row in ungraded if row["confidence"] is not None} == {None}
 
     behaviour.mended = True
     assert train(folder, endpoint, "--resume")["after"]["sampled"]["n"] == 8

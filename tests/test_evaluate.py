@@ -53,7 +53,7 @@ def test_the_flags_are_those_of_the_configuration():
         ({"positions": ()}, "--positions names none"),
         ({"layer_percents": (100,)}, "--layer_percents must lie between 1 and 99"),
         ({"num_contexts": 1}, "--num_contexts must be at least 2"),
-        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"batch_size": 0}, "--batch_size must be above 0"),
         ({"suite": "mini", "data_dir": Path()}, "--data_dir has no part"),
     ],
 )
@@ -182,7 +182,6 @@ def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini, m
         f"{n}.{s}" for n in ("reliability", "risk_coverage", "layers") for s in ("png", "svg")
     }
     assert written >= figures | {"metrics.md"}
-    assert "arXiv 2605.26045" in (folder / "metrics.md").read_text()
 
 
 def test_other_settings_are_not_mixed_with_the_rows_that_are_there(tmp_path, few_draws, no_figures):

@@ -7,40 +7,24 @@ questions are kept apart here, and right answers are told from wrong ones of the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
 from markupsafe import Markup
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import auroc, bootstrap_intervals, brier, calibration_error
-from grpo_ao.discrimination import within_family_auroc
+from grpo_ao.calibration import auroc, bootstrap_interval
 from grpo_ao.measuring.confidences import METHODS, generated_tokens
-from grpo_ao.measuring.metrics import Confidence, parted, stated
+from grpo_ao.measuring.metrics import Columns, Confidence, measure, parted, stated
 from grpo_ao.report.formats import number
-from grpo_ao.report.headline import Estimate
+from grpo_ao.report.headline import METRICS, Estimate
 from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
 
-DRAWS = 300
+DRAWS = 200
 # A family with fewer answers is not shown by itself.
 _LEAST = 20
-_TITLES = {
-    "auroc": "AUROC within families",
-    "calibration": "Calibration error",
-    "brier": "Brier",
-    "informativeness": "Informativeness",
-}
+_MEASURED = ("auroc_within", "calibration_error", "brier_all", "informativeness")
 Measured = dict[str, Estimate]
-
-
-class Known(NamedTuple):
-    """Answers with a confidence and a grade, as columns; families and texts are numbered."""
-
-    confidence_N: np.ndarray
-    outcome_N: np.ndarray
-    family_N: np.ndarray
-    text_N: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,76 +46,59 @@ class Meaning:
 
 
 def meaning(
-    measured: Mapping[str, Sequence[Answer]], controls: Mapping[str, Sequence[Answer]]
+    measured: Mapping[str, Sequence[Answer]],
+    controls: Mapping[str, Sequence[Answer]],
+    draws: int = DRAWS,
 ) -> Meaning | None:
     """Return the opening; None where no confidence is known yet.
 
     ``measured`` holds the greedy answers of each measurement (``before``), the last of which is
     judged, and ``controls`` the last oracle's answers where it read other activations.
     """
-    stating = {when: answers for when, answers in measured.items() if len(known(answers).text_N)}
+    stating = {when: answers for when, answers in measured.items() if len(known(answers))}
     if not stating:
         return None
     when, last = list(stating.items())[-1]
     kinds = _by_kind(last)
-    found = {name: _found(answers) for name, answers in stating.items()}
+    found = {name: _found(answers, draws) for name, answers in stating.items()}
     return Meaning(
         measured=list(stating),
         verdicts=[verdict(kind, found[when][kind]) for kind in kinds],
         reliability={kind: _reliability(when, kind, answers) for kind, answers in kinds.items()},
-        families=_families(stating, found),
+        families=_families(stating, found, draws),
         course=_course(found),
         reading={kind: _reading(kind, when, last, controls) for kind in kinds if controls},
-        rivals={kind: _rivals(kind, when, answers) for kind, answers in kinds.items()},
+        rivals={kind: _rivals(kind, when, answers, draws) for kind, answers in kinds.items()},
     )
 
 
 def _by_kind(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
     """Return the answers to closed questions, then to open ones, where confidences are known."""
     kinds = parted(answers, lambda answer: answer.probe.kind)
-    return {kind: kinds[kind] for kind in sorted(kinds) if len(known(kinds[kind]).text_N)}
+    return {kind: kinds[kind] for kind in sorted(kinds) if len(known(kinds[kind]))}
 
 
-def _found(answers: Sequence[Answer]) -> dict[str, Measured]:
-    return {kind: measures(known(members)) for kind, members in _by_kind(answers).items()}
+def _found(answers: Sequence[Answer], draws: int) -> dict[str, Measured]:
+    return {
+        kind: measures(Columns.of(members), draws) for kind, members in _by_kind(answers).items()
+    }
 
 
-def known(answers: Sequence[Answer], confidence: Confidence = stated) -> Known:
+def known(answers: Sequence[Answer], confidence: Confidence = stated) -> Columns:
     """Return the columns of the answers of which confidence and informativeness are known."""
-    rows = [
-        (sure, answer.informativeness, answer.probe.family, answer.probe.text)
-        for answer in answers
-        if (sure := confidence(answer)) is not None and answer.informativeness is not None
-    ]
-    sure, outcome, family, text = zip(*rows, strict=True) if rows else ((), (), (), ())
-    numbered = [np.unique(names, return_inverse=True)[1] for names in (family, text)]
-    return Known(np.array(sure, dtype=float), np.array(outcome, dtype=float), *numbered)
+    columns = Columns.of(answers, confidence)
+    return columns.take(np.flatnonzero(columns.is_known))
 
 
-def measures(columns: Known, draws: int = DRAWS) -> Measured:
-    """Return AUROC within families, calibration error, Brier and informativeness.
-
-    Intervals are 95 %, by bootstrap over texts; the calibration error has its own.
-    """
-
-    def statistics(index_N: np.ndarray) -> dict[str, float]:
-        confidence_N, outcome_N, family_N, _ = (column[index_N] for column in columns)
-        return {
-            "auroc": within_family_auroc(confidence_N, outcome_N >= 0.5, family_N).auroc,
-            "brier": brier(confidence_N, outcome_N),
-            "informativeness": float(outcome_N.mean()),
-        }
-
-    values = statistics(np.arange(len(columns.text_N)))
-    intervals = bootstrap_intervals(statistics, columns.text_N, draws=draws)
-    error = calibration_error(columns.confidence_N, columns.outcome_N, columns.text_N)
-    found = {name: Estimate(values[name], *intervals[name]) for name in values}
-    return found | {"calibration": Estimate(*error)}
+def measures(columns: Columns, draws: int) -> Measured:
+    """Return what the report opens with, each with its 95 % interval over texts."""
+    found = measure(columns, draws)
+    return {name: Estimate(**found[name]) for name in _MEASURED}
 
 
 def verdict(kind: str, found: Measured) -> str:
     """Say whether the number tells right answers from wrong ones; no interval, no claim."""
-    told = found["auroc"]
+    told = found["auroc_within"]
     if told.low > 0.5:
         claim = "is higher on right answers than on wrong ones of the same family"
     elif told.high < 0.5:
@@ -141,7 +108,7 @@ def verdict(kind: str, found: Measured) -> str:
     return (
         f"On {kind} questions the stated confidence {claim}: AUROC within families "
         f"{_written(told)}, where a number read from the question alone has 0.5. Its calibration "
-        f"error is {_written(found['calibration'])}."
+        f"error is {_written(found['calibration_error'])}."
     )
 
 
@@ -152,13 +119,13 @@ def _written(estimate: Estimate) -> str:
 
 def _reliability(when: str, kind: str, answers: Sequence[Answer]) -> Markup:
     """Draw one kind's diagram; its discs lead to their answers, by the page's address."""
-    confidence_N, outcome_N, _, text_N = known(answers)
+    columns = known(answers)
 
     def address(part: Bin) -> str:
         chosen = {"view": f"{when} greedy", "kind": kind, "low": part.low, "high": part.high}
         return f"#answers&{urlencode(chosen)}"
 
-    panel = Panel(f"{kind} questions", confidence_N, outcome_N, text_N, when, address)
+    panel = Panel(f"{kind} questions", *columns.known, columns.context_N, when, address)
     outcome = "share right" if kind == "closed" else "mean grade"
     words = {address(part): str(part) for part in panel.bins}
     return inline_svg(
@@ -167,33 +134,38 @@ def _reliability(when: str, kind: str, answers: Sequence[Answer]) -> Markup:
 
 
 def _families(
-    measured: Mapping[str, Sequence[Answer]], found: Mapping[str, Mapping[str, Measured]]
+    measured: Mapping[str, Sequence[Answer]],
+    found: Mapping[str, Mapping[str, Measured]],
+    draws: int,
 ) -> Markup:
     """Draw AUROC within the families of a kind, then in each family, for each measurement."""
     rows: dict[str, Measured] = {}
     for when, kinds in found.items():
         for kind, values in kinds.items():
-            rows.setdefault(f"{kind}, within families", {})[when] = values["auroc"]
+            rows.setdefault(f"{kind}, within families", {})[when] = values["auroc_within"]
     for when, answers in measured.items():
         for family, members in parted(answers, lambda answer: answer.probe.family).items():
             columns = known(members)
-            if len(columns.text_N) >= _LEAST:
-                rows.setdefault(family, {})[when] = _auroc(columns)
+            if len(columns) >= _LEAST:
+                rows.setdefault(family, {})[when] = _auroc(columns, draws)
     return inline_svg(estimates({"AUROC": rows}, reference=0.5), "AUROC by family")
 
 
-def _auroc(columns: Known) -> Estimate:
-    def statistic(index_N: np.ndarray) -> dict[str, float]:
-        return {"": auroc(columns.confidence_N[index_N], columns.outcome_N[index_N] >= 0.5)}
+def _auroc(columns: Columns, draws: int) -> Estimate:
+    confidence_N, outcome_N = columns.known
 
-    interval = bootstrap_intervals(statistic, columns.text_N, draws=DRAWS)[""]
-    return Estimate(statistic(np.arange(len(columns.text_N)))[""], *interval)
+    def statistic(index_N: np.ndarray) -> float:
+        return auroc(confidence_N[index_N], outcome_N[index_N] >= 0.5)
+
+    interval = bootstrap_interval(statistic, columns.context_N, draws=draws)
+    return Estimate(statistic(np.arange(len(columns))), *interval)
 
 
 def _course(found: Mapping[str, Mapping[str, Measured]]) -> dict[str, Markup]:
     """Draw each measurement of the run: a figure a metric, a row a kind of question."""
     figures = {}
-    for name, title in _TITLES.items():
+    for name in _MEASURED:
+        title = METRICS[name][0]
         rows: dict[str, Measured] = {}
         for when, kinds in found.items():
             for kind, values in kinds.items():
@@ -209,26 +181,26 @@ def _reading(
     parts = {"its own text": answers, **controls}
     of_kind = {name: known(_by_kind(part).get(kind, [])) for name, part in parts.items()}
     rows = {
-        name: {when: (float(columns.outcome_N.mean()), float(columns.confidence_N.mean()))}
+        name: {when: (float(columns.informativeness_N.mean()), float(columns.confidence_N.mean()))}
         for name, columns in of_kind.items()
-        if len(columns.text_N)
+        if len(columns)
     }
     return inline_svg(gaps(rows), f"The reading test, {kind} questions")
 
 
-def _rivals(kind: str, when: str, answers: Sequence[Answer]) -> dict[str, Markup]:
+def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict[str, Markup]:
     """Draw the sources of confidence in the same answers, each with its cost in tokens."""
     costs = generated_tokens(answers)
     found = {
-        f"{method}, {costs[method]:.0f} tokens": measures(columns)
+        f"{method}, {costs[method]:.0f} tokens": measures(columns, draws)
         for method, confidence in METHODS.items()
-        if len((columns := known(answers, confidence)).text_N)
+        if len(columns := known(answers, confidence))
     }
     figures = {}
-    for name in ("auroc", "brier"):
+    for name in ("auroc_within", "brier_all"):
         rows = {method: {when: values[name]} for method, values in found.items()}
-        label = f"{_TITLES[name]} of other sources, {kind} questions"
-        figures[f"{kind.capitalize()} questions, {_TITLES[name]}"] = inline_svg(
+        label = f"{METRICS[name][0]} of other sources, {kind} questions"
+        figures[f"{kind.capitalize()} questions, {METRICS[name][0]}"] = inline_svg(
             estimates({"": rows}), label
         )
     return figures

@@ -25,7 +25,7 @@ from grpo_ao.measuring.metrics import Columns, parted
 from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
 from grpo_ao.report.formats import Table, number
 from grpo_ao.report.headline import METRICS, Headline
-from grpo_ao.report.meaning import meaning
+from grpo_ao.report.meaning import DRAWS, meaning
 from grpo_ao.report.plots import (
     CURVE_LEFT,
     CURVE_WIDTH,
@@ -92,8 +92,8 @@ def write_report(record: RunRecord, headline: Headline | None) -> Path:
     return path
 
 
-def render_report(record: RunRecord, headline: Headline | None) -> str:
-    """Return the page."""
+def render_report(record: RunRecord, headline: Headline | None, draws: int = DRAWS) -> str:
+    """Return the page; ``draws`` are those of the bootstrap of what it opens with."""
     script = (PAGE / "report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(PAGE),
@@ -111,7 +111,7 @@ def render_report(record: RunRecord, headline: Headline | None) -> str:
         record=record,
         title=record.folder.resolve().name,
         headline=headline,
-        meaning=meaning(_greedy(record), {}),
+        meaning=meaning(_greedy(record), {}, draws),
         tables=heldout_tables(record, headline),
         breakdowns=_breakdowns(record),
         curves=_curves(record),

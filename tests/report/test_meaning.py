@@ -32,9 +32,10 @@ def from_the_question_alone() -> list[Answer]:
 def test_a_number_read_from_the_question_alone_is_found_out():
     answers = from_the_question_alone()
     columns = known(answers)
-    assert ece(columns.confidence_N, columns.outcome_N) < 1e-9
-    assert auroc(columns.confidence_N, columns.outcome_N >= 0.5) == pytest.approx(0.9)
-    found = meaning({"after": answers}, {})
+    confidence, outcome = columns.known
+    assert ece(confidence, outcome) < 1e-9
+    assert auroc(confidence, outcome >= 0.5) == pytest.approx(0.9)
+    found = meaning({"after": answers}, {}, draws=20)
     assert found
     (sentence,) = found.verdicts
     assert "was not seen to tell right answers from wrong ones of the same family" in sentence
@@ -46,8 +47,8 @@ def test_what_is_not_known_is_left_out():
     untagged = replace(plain, confidence=None)
     ungraded = replace(plain, informativeness=None)
     columns = known([untagged, ungraded, plain])
-    assert columns.confidence_N.tolist() == [0.5] and columns.outcome_N.tolist() == [1]
-    assert meaning({"before": [untagged]}, {}) is None
+    assert [column.tolist() for column in columns.known] == [[0.5], [1]]
+    assert meaning({"before": [untagged]}, {}, draws=20) is None
 
 
 def test_a_verdict_claims_no_more_than_its_interval():
@@ -59,17 +60,19 @@ def test_a_verdict_claims_no_more_than_its_interval():
     }
     for (low, high), claim in claims.items():
         told = Estimate((low + high) / 2, low, high)
-        assert claim in verdict("open", {"auroc": told, "calibration": error})
+        assert claim in verdict("open", {"auroc_within": told, "calibration_error": error})
     unknown = Estimate(np.nan, np.nan, np.nan)
-    assert "was not seen to tell" in verdict("open", {"auroc": unknown, "calibration": error})
+    assert "was not seen to tell" in verdict(
+        "open", {"auroc_within": unknown, "calibration_error": error}
+    )
 
 
 def test_measures_are_of_all_answers_and_hold_their_interval():
     # Sure and right, sure and wrong, unsure and wrong, of one family.
     answers = [answer(str(n), "f", *pair) for n, pair in enumerate([(80, 1), (80, 0), (20, 0)])]
     found = measures(known(answers), draws=20)
-    assert found["auroc"].value == 0.75
-    assert found["brier"].value == pytest.approx((0.04 + 0.64 + 0.04) / 3)
+    assert found["auroc_within"].value == 0.75
+    assert found["brier_all"].value == pytest.approx((0.04 + 0.64 + 0.04) / 3)
     assert found["informativeness"].value == pytest.approx(1 / 3)
     assert all(e.low <= e.value <= e.high for e in found.values())
 
@@ -80,7 +83,7 @@ def test_kinds_are_never_pooled():
         for kind in ("open", "closed")
         for number in range(10)
     ]
-    found = meaning({"before": answers, "after": answers}, {})
+    found = meaning({"before": answers, "after": answers}, {}, draws=20)
     assert found
     assert found.measured == ["before", "after"]
     assert [sentence.split()[1] for sentence in found.verdicts] == ["closed", "open"]
@@ -91,7 +94,7 @@ def test_kinds_are_never_pooled():
 
 def test_wrong_activations_stand_beside_the_true_ones():
     answers = from_the_question_alone()
-    found = meaning({"after": answers}, {"noise of the same norms": answers})
+    found = meaning({"after": answers}, {"noise of the same norms": answers}, draws=20)
     assert found
     drawn = found.reading["closed"]
     assert "its own text" in drawn and "noise of the same norms" in drawn
@@ -102,9 +105,9 @@ def test_rivals_are_named_with_what_they_cost():
         replace(a, agreement=Agreement(10, 20, 60), answer_probability=None)
         for a in from_the_question_alone()
     ]
-    found = meaning({"after": answers}, {})
+    found = meaning({"after": answers}, {}, draws=20)
     assert found
-    drawn = found.rivals["closed"]["Closed questions, Brier"]
+    drawn = found.rivals["closed"]["Closed questions, Brier, unparsed as 50 % on wrong"]
     assert "stated confidence, 3 tokens" in drawn
     assert "agreement of 20, 63 tokens" in drawn
     assert "answer probability" not in drawn

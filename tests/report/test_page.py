@@ -24,7 +24,7 @@ def unfinished(tmp_path_factory):
 
 def render(folder) -> str:
     record = read_run(folder)
-    return render_report(record, headline_of(record, draws=20))
+    return render_report(record, headline_of(record, draws=20), draws=20)
 
 
 def data_of(page: str) -> dict:

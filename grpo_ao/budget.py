@@ -47,9 +47,11 @@ class Work:
 
 def work_of(config: TrainConfig, num_layers: int) -> Work:
     """Count what a run of these flags does, from its question set."""
-    train, heldout, benchmarks = probes_of_run(config, num_layers, Console(stderr=True))
+    probes, benchmarks = probes_of_run(config, num_layers, Console(stderr=True))
+    train, heldout = [*probes.warm_start, *probes.grpo], probes.heldout
+    validations = 1 + -(-config.max_steps // config.save_steps) if config.max_steps else 0
     samples = config.warm_start_samples if config.warm_start == "measured" else 1
-    asked = min(config.warm_start_probes, len(train)) if config.warm_start != "none" else 0
+    asked = min(config.warm_start_probes, len(probes.warm_start))
     checks = (2 if asked else 0) + (1 if config.max_steps else 0)
     return Work(
         texts=len({p.text for p in train}),
@@ -57,7 +59,8 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
         heldout=len(heldout),
         warm_start=asked * samples,
         checks=checks * min(CHECKED, len(train)),
-        measured=len(heldout) * 2 * (2 if config.initial_eval else 1),
+        measured=len(heldout) * 2 * (2 if config.initial_eval else 1)
+        + validations * len(probes.validation),
         baselines=min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
         benchmarks=len(benchmarks) * times_benchmarked(config),
         grpo=config.max_steps * config.questions_per_step * config.num_generations,

@@ -32,7 +32,7 @@ _LARGEST = 2**31 - 1
 _AT_LEAST_2 = ("num_generations", "eval_contexts", "num_contexts")
 _MAY_BE_ZERO = ("seed", "max_steps", "calibration_lambda", "kl_penalty")
 _MAY_BE_ZERO += ("judge_input_price", "judge_output_price")
-_SHARES = ("max_unscored", "vllm_gpu_memory")
+_SHARES = ("max_unscored", "vllm_gpu_memory", "wrong_activations")
 
 
 def _check_numbers(config: "TrainConfig | EvalConfig") -> None:
@@ -136,6 +136,10 @@ class TrainConfig(JudgeFlags):
     warm_start_lr: float = 1e-5
     """Peak learning rate of the warm start."""
 
+    wrong_activations: float = 0.1
+    """Share of training questions that are asked on another text's activations or on noise, where
+    the number has to fall to what a guess is worth."""
+
     judge_cache: Path | None = field(default=None, metadata=CHANGEABLE)
     """File that keeps the judge's grades, for any number of runs (default: grades.sqlite beside
     output_dir)."""
@@ -145,6 +149,8 @@ class TrainConfig(JudgeFlags):
 
     initial_eval: bool = True
     """Measure the oracle on held-out probes before training (--no_initial_eval skips it)."""
+    validation_probes: int = 1000
+    """Probes of validation texts, on which GRPO's checkpoints are compared with the warm start."""
     eval_probes: int = 2000
     """Held-out probes of the measurements before and after."""
     benchmarks: tuple[str, ...] = BENCHMARKS

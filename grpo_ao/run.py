@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import ReferenceJudge, check_references
 from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.measuring.controls import with_wrong_activations
 from grpo_ao.measuring.metrics import Columns, summary
 from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.layers import layer_index
@@ -35,7 +37,9 @@ from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
+from grpo_ao.probes.division import shortage
 from grpo_ao.probes.load import (
+    RunProbes,
     check_lengths,
     data_digest,
     load_probes,
@@ -62,8 +66,9 @@ from grpo_ao.training.checkpoints import (
 from grpo_ao.training.fine_tuning import Target, fine_tune
 from grpo_ao.training.monitor import BenchmarkCallback, Monitor
 from grpo_ao.training.rewarding import CalibratedReward, UnscoredLimit
+from grpo_ao.training.selection import WARM_START, Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.warm_start import make_targets
+from grpo_ao.training.warm_start import chances, make_targets
 
 LEAST_PARSE_RATE = 0.95
 CHECKED = 400
@@ -110,8 +115,7 @@ class Prepared:
     processes: Processes
     console: Console
     sharded: bool
-    train: list[Probe]
-    heldout: list[Probe]
+    probes: RunProbes
     benchmarks: list[Probe]
     judge: CheckedJudge | None
 
@@ -127,50 +131,66 @@ def prepare(config: TrainConfig) -> Prepared:
         judge = None if config.judge == "local" else tried_judge(config, _grades(config))
         base_folder = resolve_files(config.model, ["config.json"])
         check_start(config, processes, sharded)
-        train, heldout, benchmarks = probes_of_run(config, num_layers_of(base_folder), console)
+        probes, benchmarks = probes_of_run(config, num_layers_of(base_folder), console)
+        everything = [*chain(*probes)]
         if config.judge == "reference":
-            check_references([*train, *heldout])
-        for warning in warnings_of(config, {probe.layer for probe in [*train, *heldout]}):
+            check_references(everything)
+        warnings = warnings_of(config, {probe.layer for probe in everything})
+        for warning in [*warnings, *_shortages(config, probes)]:
             console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
             check_push(config.push_to_hub)
         if folder is not None:
-            _record(config, folder, train, heldout, benchmarks, judge)
-    return Prepared(processes, console, sharded, train, heldout, benchmarks, judge)
+            _record(config, folder, probes, benchmarks, judge)
+    return Prepared(processes, console, sharded, probes, benchmarks, judge)
 
 
 def _grades(config: TrainConfig) -> Path:
     return config.judge_cache or config.output_dir.parent / "grades.sqlite"
 
 
+def questions_asked(config: TrainConfig) -> tuple[int, int]:
+    """Return how many questions the warm start asks, and how many GRPO."""
+    warm_start = 0 if config.warm_start == "none" else config.warm_start_probes
+    return warm_start, config.max_steps * config.questions_per_step
+
+
+def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
+    found = (len(probes.warm_start), len(probes.grpo))
+    stages = zip(("the warm start", "GRPO"), questions_asked(config), found, strict=True)
+    return [warning for stage in stages if (warning := shortage(*stage))]
+
+
 def probes_of_run(
     config: TrainConfig, num_layers: int, console: Console
-) -> tuple[list[Probe], list[Probe], list[Probe]]:
-    """Return the probes of training, of the held-out measurements and of the benchmarks."""
+) -> tuple[RunProbes, list[Probe]]:
+    """Return the probes of each stage, and those of the benchmarks."""
     tokenizer = load_tokenizer(config.model)
     layers = [layer_index(num_layers, percent) for percent in config.layer_percents]
-    count = max(config.warm_start_probes, config.max_steps * config.questions_per_step)
-    train, heldout = load_probes(
+    warm_start, grpo = questions_asked(config)
+    probes = load_probes(
         config.questions,
         tokenizer,
         layers,
         Positions.parse(config.positions),
-        train_probes=min(count, (config.num_prompts or count) * 4),
-        heldout_probes=config.eval_probes,
+        warm_start,
+        grpo,
+        config.validation_probes,
+        config.eval_probes,
         train_texts=config.num_prompts,
         strict=config.strict,
         strict_positions=config.strict_positions,
         report=console.print,
     )
     if not config.benchmarks:
-        return train, heldout, []
+        return probes, []
     suite = _suite(config)
     items = load_items(suite, config.benchmarks, config.eval_contexts, config.data_dir)
     specs = (config.positions,) if suite == "mini" else _POSITIONS
     positions = [Positions.parse(spec) for spec in specs]
     benchmarks = probes_of_items(items, layers, positions, one_layer=True)
     check_lengths(tokenizer, benchmarks)
-    return train, heldout, benchmarks
+    return probes, benchmarks
 
 
 def _suite(config: TrainConfig) -> Suite:
@@ -180,8 +200,7 @@ def _suite(config: TrainConfig) -> Suite:
 def _record(
     config: TrainConfig,
     folder: RunFolder,
-    train: Sequence[Probe],
-    heldout: Sequence[Probe],
+    probes: RunProbes,
     benchmarks: Sequence[Probe],
     judge: CheckedJudge | None,
 ) -> None:
@@ -189,7 +208,7 @@ def _record(
     # A value that stopped the run before GRPO can be mended without losing the warm start.
     if last_checkpoint(folder.path / "checkpoints") is None:
         free |= {"trl"}
-    data = {"train": data_digest(train), "heldout": data_digest(heldout)}
+    data = {name: data_digest(found) for name, found in probes._asdict().items()}
     data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
     defaults = dataclasses.asdict(TrainConfig())
     folder.write_record(dataclasses.asdict(config), data, free, defaults)
@@ -210,6 +229,7 @@ class Run:
     def __init__(self, config: TrainConfig, prepared: Prepared) -> None:
         self.config = config
         self.folder = config.output_dir
+        self.ships = "the adapter as it was"
         self.processes = prepared.processes
         self.console = prepared.console
         self.progress = PhaseProgress(self.console)
@@ -223,8 +243,13 @@ class Run:
         make_trainable(self.oracle)
         base = model_fingerprint(config.model)
         self.judge = prepared.judge or self._local_judge(base)
-        self.train_table = self._table("training", prepared.train, base)
-        self.heldout_table = self._table("held-out", prepared.heldout, base)
+        probes = prepared.probes
+        table = self._table("training", [*probes.warm_start, *probes.grpo], base)
+        self.wrong, self.train_table = with_wrong_activations(table, config.wrong_activations)
+        self.warm_start_rows = range(len(probes.warm_start))
+        self.grpo_rows = range(len(probes.warm_start), len(table))
+        self.validation_table = self._table("validation", probes.validation, base)
+        self.heldout_table = self._table("held-out", probes.heldout, base)
         self.benchmark_table = None
         if prepared.benchmarks:
             self.benchmark_table = self._table("benchmark", prepared.benchmarks, base)
@@ -365,14 +390,19 @@ class Run:
     def _warm_start_targets(self, mode: Literal["measured", "random"], path: Path) -> list[Target]:
         config = self.config
         rng = random.Random(f"warm start {config.seed}")
-        size = min(config.warm_start_probes, len(self.train_table))
-        rows = sorted(rng.sample(range(len(self.train_table)), size))
+        size = min(config.warm_start_probes, len(self.warm_start_rows))
+        rows = sorted(rng.sample(self.warm_start_rows, size))
+        table = self.train_table.part(rows)
         count = config.warm_start_samples if mode == "measured" else 1
         how = self._how("", "sampled")._replace(num_samples=count, batch_size=_WARM_START_BATCH)
         phase = "sampling answers for the warm start"
-        answers = self._ask(phase, self.train_table.part(rows), how, path)
+        answers = self._ask(phase, table, how, path)
         samples = [answers[first : first + count] for first in range(0, len(answers), count)]
-        return make_targets(self.oracle.tokenizer, rows, samples, mode, rng)
+        numbers = None
+        if mode == "measured":
+            wrong = {place for place, row in enumerate(rows) if row in self.wrong}
+            numbers = chances(self.oracle, table, samples, wrong, self.processes)
+        return make_targets(self.oracle.tokenizer, rows, samples, numbers, rng, self.wrong)
 
     def _check_parse_rate(self) -> None:
         rate = self._check_oracle("parse rate before GRPO")["parse_rate"]
@@ -390,18 +420,23 @@ class Run:
         if checkpoint is None:
             self._check_parse_rate()
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        probes = {probe.id: probe for probe in self.train_table.probes}
+        table = self.train_table.part(self.grpo_rows)
+        probes = {probe.id: probe for probe in table.probes}
         # The judge `local` is the model that is busy meanwhile.
         ahead = config.judge != "local"
         rule = reward_rule(config.calibration_lambda, config.reward)
         reward = CalibratedReward(self.judge, probes, rule, ahead)
         limit = UnscoredLimit(reward, config.max_unscored)
+        selection = Selection(
+            self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
+        )
+        selection.begin()
         free_captures()  # what measuring and the warm start sampled with
         with self.progress.phase("GRPO", config.max_steps) as bar:
             bar.advance(done)
             trainer = OracleGRPOTrainer(
                 self.oracle,
-                self.train_table,
+                table,
                 reward,
                 self._rollout_engine(),
                 trainer_config(config, self.processes),
@@ -410,6 +445,7 @@ class Run:
                 config.tag_outcome,
                 self._monitor(done) if self.processes.is_main else None,
                 [
+                    selection,
                     CheckpointCallback(self.oracle, self.processes),
                     ProgressCallback(self.progress),
                     BenchmarkCallback(self.measure_benchmarks, config.eval_steps),
@@ -418,6 +454,21 @@ class Run:
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         limit.check()
+        self.ships = selection.restore()
+        if self.ships == WARM_START:
+            self.console.print(
+                "no step of GRPO was better than the warm start on validation texts, so the warm "
+                "start is what this run ships: lower --lr, or give GRPO more questions."
+            )
+
+    def _validate(self, step: int) -> list[Answer]:
+        """Ask the validation probes of the oracle as it is after ``step`` steps, greedily."""
+        how = Asking(self.config.max_new_tokens)
+        path = self.folder / "validation" / f"step_{step:06d}.jsonl"
+        if self.processes.is_main:
+            path.parent.mkdir(exist_ok=True)
+        judge = LimitedJudge(self.judge, self.config.max_unscored)
+        return ask(self.oracle, self.validation_table, judge, how, self.processes, path)
 
     def _rollout_engine(self) -> RolloutEngine:
         config = self.config
@@ -456,6 +507,7 @@ class Run:
             for when, modes in measured.items()
         }
         found = summaries | {
+            "ships": self.ships,
             "seconds": round(seconds, 1),
             "baselines": baseline_summaries(measured["after"]["greedy"]),
         }

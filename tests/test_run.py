@@ -131,13 +131,14 @@ TEXTS = [f"The writer of letter {number} asks how to mend a broken chair." for n
 def test_a_question_set_without_references(tmp_path, no_load):
     rows = [{"wildchat_question": text, "oracle_questions": ["Is it late?"]} for text in TEXTS]
     said = refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
-    assert "40 questions have no reference answer" in said
+    # Four of the six held-out ones are asked.
+    assert "38 questions have no reference answer" in said
 
 
 def test_a_question_set_that_is_too_small_to_hold_texts_out(tmp_path, no_load):
     row = {"wildchat_question": TEXTS[0], "oracle_questions": ["Late?"]}
     said = refusal(tmp_path / "run", "--questions", questions(tmp_path, row))
-    assert "1 training and 0 held-out probes" in said
+    assert "probes of 1 train, 0 validation, 0 heldout texts" in said
 
 
 def test_more_positions_than_every_text_has(tmp_path, no_load):

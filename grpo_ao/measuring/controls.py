@@ -56,10 +56,10 @@ def control_table(
     return list(rows), part
 
 
-def with_wrong_activations(table: ProbeTable, share: float) -> ProbeTable:
-    """Return the table with other activations in a share of its rows.
+def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], ProbeTable]:
+    """Return the table with other activations in a share of its rows, and which rows these are.
 
-    A third of these read another text of the same family, a third one of another family (noise,
+    A third of them read another text of the same family, a third one of another family (noise,
     where there is none to be read), a third noise.
     """
     drawn = {
@@ -77,7 +77,7 @@ def with_wrong_activations(table: ProbeTable, share: float) -> ProbeTable:
             if donor is None
             else _of_donor(table, donor, row)
         )
-    return ProbeTable(table.probes, vectors, table.prompts)
+    return set(drawn), ProbeTable(table.probes, vectors, table.prompts)
 
 
 def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:

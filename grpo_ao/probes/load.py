@@ -1,7 +1,9 @@
 """The probes of a run and of the benchmarks: loaded, checked for length, split by text."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, get_args
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -10,8 +12,9 @@ from grpo_ao.files import text_digest
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import select_positions, subject_token_ids
 from grpo_ao.oracle.layers import num_decoder_layers
-from grpo_ao.probe import Positions, Probe, split_of, unit_draw
+from grpo_ao.probe import Positions, Probe, Split, split_of, unit_draw
 from grpo_ao.probes.benchmarks import Item
+from grpo_ao.probes.division import divide
 from grpo_ao.probes.rows import load_rows, probes_of
 
 
@@ -20,52 +23,88 @@ def num_layers_of(base_folder: Path) -> int:
     return num_decoder_layers(AutoConfig.from_pretrained(base_folder))
 
 
+_MINI_QUESTIONS = 4  # of one text, as mini_probes asks them
+
+
+class RunProbes(NamedTuple):
+    """The probes of a run, each list about texts of its own."""
+
+    warm_start: list[Probe]
+    grpo: list[Probe]
+    validation: list[Probe]
+    heldout: list[Probe]
+
+
 def load_probes(
     questions: str,
     tokenizer: PreTrainedTokenizerBase,
     layers: Sequence[int],
     positions: Positions,
-    train_probes: int,
-    heldout_probes: int,
+    warm_start: int,
+    grpo: int,
+    validation: int,
+    heldout: int,
     train_texts: int | None = None,
     strict: bool = False,
     strict_positions: bool = False,
     report: Callable[[str], None] = print,
-) -> tuple[list[Probe], list[Probe]]:
-    """Return training and held-out probes; rows and texts that cannot be used are reported.
+) -> RunProbes:
+    """Return the probes of each stage, which asks for so many; what cannot be used is reported.
 
-    ``train_probes`` is how many the mini world makes; a question set gives all that it has of its
-    first ``train_texts`` training texts. ``strict`` refuses a broken row, ``strict_positions`` a
-    text that has fewer tokens than are read.
+    The mini world makes them. A question set's training texts, or the first ``train_texts`` of
+    them, are divided between the warm start and GRPO (``division``): all that they have.
+    ``strict`` refuses a broken row, ``strict_positions`` a text that has fewer tokens than are
+    read.
     """
 
-    def long_enough(probes: list[Probe]) -> list[Probe]:
+    def long_enough(probes: Sequence[Probe]) -> list[Probe]:
         return _long_enough(tokenizer, probes, strict_positions, report)
 
     if questions == "mini":
-        train = mini_probes("train", train_probes, layers, positions)
-        heldout = mini_probes("heldout", heldout_probes, layers, positions)
-        return long_enough(train), long_enough(heldout)
+        asked, most = warm_start + grpo, _MINI_QUESTIONS * (train_texts or sys.maxsize)
+        if asked > most:
+            warm_start, grpo = most * warm_start // asked, most * grpo // asked
+        # The warm start may end inside of a text, whose other questions are left to none.
+        counts = (warm_start, grpo)
+        made = mini_probes("train", sum(counts) + _MINI_QUESTIONS, layers, positions)
+        found = [
+            *_in_turn(made, counts),
+            mini_probes("validation", validation, layers, positions),
+            mini_probes("heldout", heldout, layers, positions),
+        ]
+        return RunProbes._make(long_enough(probes) for probes in found)
     loaded = load_rows(questions, strict)
     for problem in loaded.problems:
         report(problem)
     probes = long_enough(probes_of(loaded.rows, layers, positions))
-    train = [p for p in probes if split_of(p.text) == "train"]
+    of_split = {name: [p for p in probes if split_of(p.text) == name] for name in get_args(Split)}
+    if not all(of_split.values()):
+        counts = ", ".join(f"{len(found)} {name}" for name, found in of_split.items())
+        raise UserError(
+            f"{questions} leaves probes of {counts} texts: all are needed, so give a larger "
+            "question set."
+        )
+    train = of_split["train"]
     if train_texts is not None:
         texts = set(list(dict.fromkeys(p.text for p in train))[:train_texts])
         train = [p for p in train if p.text in texts]
-    heldout = [p for p in probes if split_of(p.text) == "heldout"]
-    if not train or not heldout:
-        raise UserError(
-            f"{questions} leaves {len(train)} training and {len(heldout)} held-out probes: "
-            "both are needed, so give a larger question set."
-        )
-    return train, heldout[:heldout_probes]
+    first, second = ([train[row] for row in rows] for rows in divide(train, warm_start, grpo))
+    rest = (of_split["validation"][:validation], of_split["heldout"][:heldout])
+    return RunProbes(first, second, *rest)
+
+
+def _in_turn(probes: Sequence[Probe], counts: Sequence[int]) -> Iterator[Sequence[Probe]]:
+    """Take so many probes after one another, none of a text that was taken from before."""
+    for count in counts:
+        taken = probes[:count]
+        texts = {probe.text for probe in taken}
+        yield taken
+        probes = [probe for probe in probes[count:] if probe.text not in texts]
 
 
 def _long_enough(
     tokenizer: PreTrainedTokenizerBase,
-    probes: list[Probe],
+    probes: Sequence[Probe],
     strict: bool,
     report: Callable[[str], None],
 ) -> list[Probe]:
@@ -91,7 +130,7 @@ def _long_enough(
     if first_problem:
         left_out = len(probes) - len(kept)
         report(f"{left_out} probes are left out. The first: {first_problem}")
-    if not kept:
+    if probes and not kept:
         raise UserError(f"no probe can be read. The first: {first_problem}")
     return kept
 

@@ -9,7 +9,7 @@ Everything here is numpy, one entry a question: ``sum_N`` is the sum of its samp
 ``count_N`` how many there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,13 +34,15 @@ def posterior_means(
     probability_N: Float[np.ndarray, "questions"],
     sum_N: Float[np.ndarray, "questions"],
     count_N: Int[np.ndarray, "questions"],
+    wrong: Collection[int] = (),
 ) -> Float[np.ndarray, "questions"]:
     """Return the expected grade of an answer to each question, between 0 and 1.
 
     ``probability_N`` is the oracle's probability of its own most frequent answer. Recalibration and
     weight are those of a question's family where that has ``ENOUGH`` questions, of its kind else.
+    The questions ``wrong``, by their place, were asked on wrong activations: they are apart.
     """
-    pools = pools_of(probes)
+    pools = pools_of(probes, wrong)
     folds = [int(unit_draw("fold", probe.text) * FOLDS) for probe in probes]
     prior_N = cross_fitted(probability_N, sum_N, count_N, pools, folds)
     mean_N = np.empty(len(probes))
@@ -52,18 +54,18 @@ def posterior_means(
     return mean_N
 
 
-def pools_of(probes: Sequence[Probe]) -> list[str]:
+def pools_of(probes: Sequence[Probe], wrong: Collection[int] = ()) -> list[str]:
     """Name the questions that each one is judged by: its family's if there are enough, its kind's.
 
-    A family with questions of both kinds is two.
+    A family with questions of both kinds is two, and so is one with questions on ``wrong``
+    activations.
     """
-    families = [f"{probe.family}/{probe.kind}" for probe in probes]
+    asked_on = ["wrong" if place in wrong else "own" for place in range(len(probes))]
+    kinds = [f"{on} {probe.kind}" for on, probe in zip(asked_on, probes, strict=True)]
+    families = [f"{kind} {probe.family}" for kind, probe in zip(kinds, probes, strict=True)]
     names, counts = np.unique(families, return_counts=True)
     large = set(names[counts >= ENOUGH].tolist())
-    return [
-        family if family in large else probe.kind
-        for probe, family in zip(probes, families, strict=True)
-    ]
+    return [f if f in large else kind for f, kind in zip(families, kinds, strict=True)]
 
 
 def cross_fitted(

@@ -2,75 +2,93 @@
 
 Each target is an answer that the oracle itself gave, with a tag in front; an answer weighs as much
 as its grade, so that wrong ones are not repeated, and stays distributed as it was. ``measured``
-writes into the tag how often the oracle was right on that question over k samples, shrunk to the
-mean of the question's family: the position that writes the number learns to read the activations
-before GRPO begins. ``random`` writes a random number, whose loss is left out: it teaches the tag
-and no belief.
+writes into the tag how likely an answer to that question is right (``targets``): the position that
+writes the number learns to read the activations before GRPO begins. ``random`` writes a random
+number, whose loss is left out: it teaches the tag and no belief.
 """
 
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.answer import Answer
 from grpo_ao.credit import tag_lengths
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.errors import UserError
+from grpo_ao.measuring.confidences import with_probabilities
 from grpo_ao.oracle.ends import end_of_turn_id
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sharding import together
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.processes import Processes
 from grpo_ao.training.anchor import kept_tokens, space_partners
 from grpo_ao.training.fine_tuning import Target
+from grpo_ao.training.targets import posterior_means
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
-_SHRINKAGE = 2.0
+# Answers whose logits are held at once.
+_LOGITS_ROWS = 128
 
 
-def shrunk_accuracy(
-    scores: Sequence[Sequence[float]], groups: Sequence[str], strength: float = _SHRINKAGE
+def chances(
+    oracle: Oracle,
+    table: ProbeTable,
+    samples: Sequence[Sequence[Answer]],
+    wrong: Collection[int],
+    processes: Processes,
 ) -> list[float]:
-    """Return each question's mean score, shrunk to its group's.
+    """Return how likely an answer to each probe of the table is right, as ``targets`` has it.
 
-    ``(sum + strength * group mean) / (k + strength)``: the posterior mean under a beta prior that
-    weighs ``strength`` samples. Groups average over samples.
+    ``samples[row]`` are a probe's graded answers, ``wrong`` the rows that were asked on wrong
+    activations. The oracle reads the most frequent answer of each once more, for its probability.
     """
-    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for values, group in zip(scores, groups, strict=True):
-        totals[group][0] += sum(values)
-        totals[group][1] += len(values)
-    means = {group: total / max(count, 1.0) for group, (total, count) in totals.items()}
-    return [
-        (sum(values) + strength * means[group]) / (len(values) + strength)
-        for values, group in zip(scores, groups, strict=True)
-    ]
+    rows = processes.share(range(len(table)))
+    frequent = [_most_frequent(samples[row]) for row in rows]
+    with together(oracle.model):
+        read = with_probabilities(oracle, table.part(rows), frequent, _LOGITS_ROWS)
+    known = processes.gathered([answer.answer_probability for answer in read])
+    grades = [[a.informativeness for a in own if a.informativeness is not None] for own in samples]
+    return posterior_means(
+        table.probes,
+        np.array(known, dtype=float),
+        np.array([sum(own) for own in grades], dtype=float),
+        np.array([len(own) for own in grades]),
+        wrong,
+    ).tolist()
+
+
+def _most_frequent(answers: Sequence[Answer]) -> Answer:
+    count = Counter(answer.answer for answer in answers)
+    return max(answers, key=lambda answer: count[answer.answer])
 
 
 def make_targets(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[int],
     samples: Sequence[Sequence[Answer]],
-    mode: Literal["measured", "random"],
+    chances: Sequence[float] | None,
     rng: random.Random,
+    wrong: Collection[int] = (),
 ) -> list[Target]:
-    """Write one target for each different answer to a question, with the number of ``mode``.
+    """Write one target for each different answer to a question, with its chance in the tag.
 
     ``samples[i]`` are the sampled answers to the probe in row ``rows[i]`` of the run's table. A
     completion with a tag counts by its answer alone, one without by its whole text; an ungraded
-    one counts for nothing.
+    one counts for nothing. Without ``chances`` the numbers are random and not taught. Of the rows
+    ``wrong``, asked on wrong activations, the answers are not: they were guesses.
     """
-    groups = [f"{own[0].probe.family}/{own[0].probe.kind}" for own in samples]
-    grades = [_grades(own) for own in samples]
-    flat = [[grade for found in own.values() for grade in found] for own in grades]
     targets = []
-    for row, own, accuracy in zip(rows, grades, shrunk_accuracy(flat, groups), strict=True):
+    for place, (row, own) in enumerate(zip(rows, map(_grades, samples), strict=True)):
         for (answer, tagged), found in own.items():
-            number = round(100 * accuracy) if mode == "measured" else rng.randint(0, 100)
+            number = round(100 * chances[place]) if chances else rng.randint(0, 100)
             if parse_oracle_output(render_oracle_output(number, answer)).parsed:
-                grade = sum(found) / len(found)
-                target = _target(tokenizer, row, number, answer, tagged, grade, mode == "measured")
+                grade = 0.0 if row in wrong else sum(found) / len(found)
+                target = _target(tokenizer, row, number, answer, tagged, grade, bool(chances))
                 targets.append(replace(target, count=len(found)))
     if not targets:
         raise UserError("the oracle gave no answer that a tag can be put in front of.")

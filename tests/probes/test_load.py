@@ -33,8 +33,8 @@ def config_of(questions, strict) -> TrainConfig:
 
 
 def load(config: TrainConfig, console: Console, num_layers: int) -> tuple[list[Probe], list[Probe]]:
-    train, heldout, _ = probes_of_run(config, num_layers, console)
-    return train, heldout
+    probes, _ = probes_of_run(config, num_layers, console)
+    return [*probes.warm_start, *probes.grpo], probes.heldout
 
 
 def test_a_broken_row_is_reported_by_its_number_and_left_out(questions):
@@ -70,8 +70,10 @@ def test_num_prompts_takes_the_first_training_texts_with_all_of_their_questions(
     config = config_of(questions, strict=False)
     everything, heldout = load(config, quiet(), num_layers=8)
     some, same = load(dataclasses.replace(config, num_prompts=3), quiet(), num_layers=8)
-    texts = list(dict.fromkeys(p.text for p in everything))
-    assert list(dict.fromkeys(p.text for p in some)) == texts[:3]
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    texts = [row["wildchat_question"] for row in rows if "wildchat_question" in row]
+    texts = [text for text in texts if split_of(text) == "train"]
+    assert {p.text for p in some} == set(texts[:3]) < {p.text for p in everything}
     assert len(some) == 6
     assert same == heldout
 
@@ -103,19 +105,32 @@ def test_a_short_text_is_read_as_far_as_it_goes_and_said(questions):
         load(strict, quiet(), num_layers=8)
 
 
-def test_the_mini_world_has_probes_enough_for_the_warm_start_and_every_step():
+def test_the_mini_world_has_probes_enough_for_every_stage():
     config = dataclasses.replace(
         make_defaults("mini", None),
-        warm_start_probes=10,
-        max_steps=6,
+        warm_start_probes=12,
+        max_steps=8,
         questions_per_step=5,
+        validation_probes=16,
         eval_probes=12,
     )
-    train, heldout = load(config, quiet(), num_layers=8)
-    assert (len(train), len(heldout)) == (30, 12)
-    assert not {p.text for p in train} & {p.text for p in heldout}
-    few, _ = load(dataclasses.replace(config, num_prompts=2), quiet(), num_layers=8)
-    assert few == train[:8]
+    probes, _ = probes_of_run(config, 8, quiet())
+    assert list(map(len, probes)) == [12, 40, 16, 12]
+    # The warm start's questions are the same ones whatever GRPO asks.
+    alone, _ = probes_of_run(dataclasses.replace(config, max_steps=0), 8, quiet())
+    assert alone.warm_start == probes.warm_start
+    assert alone.grpo == []
+
+
+def test_stages_never_share_a_text(questions):
+    mini = dataclasses.replace(
+        make_defaults("mini", None), warm_start_probes=10, max_steps=3, questions_per_step=5
+    )
+    for config in (mini, config_of(questions, strict=False)):
+        probes, _ = probes_of_run(config, 8, quiet())
+        texts = [{probe.text for probe in part} for part in probes]
+        assert all(texts)
+        assert sum(map(len, texts)) == len(set.union(*texts))
 
 
 def test_the_digest_is_of_all_that_a_result_depends_on():
@@ -141,7 +156,7 @@ def test_the_digest_is_of_all_that_a_result_depends_on():
 
 
 def test_without_names_there_are_no_benchmarks():
-    assert probes_of_run(make_defaults("mini", None), 8, quiet())[2] == []
+    assert probes_of_run(make_defaults("mini", None), 8, quiet())[1] == []
 
 
 def test_the_paper_s_questions_are_asked_in_both_modes_at_one_layer(shared, questions):
@@ -151,7 +166,7 @@ def test_the_paper_s_questions_are_asked_in_both_modes_at_one_layer(shared, ques
         data_dir=shared / "classification",
         eval_contexts=10,
     )
-    probes = probes_of_run(config, 8, quiet())[2]
+    probes = probes_of_run(config, 8, quiet())[1]
     assert [str(p.positions) for p in probes] == ["token@-3", "window:50@-1"] * 10
     assert {p.layer for p in probes} <= {2, 4, 6}
     assert len({p.text for p in probes}) == 10

@@ -114,9 +114,22 @@ def test_a_small_family_is_pooled_with_its_kind():
         *some_probes(3, "large", "open"),
     ]
     pools = pools_of(probes)
-    assert set(pools[:ENOUGH]) == {"large/closed"}
-    assert set(pools[ENOUGH:-3]) == {"closed"}
-    assert set(pools[-3:]) == {"open"}
+    assert set(pools[:ENOUGH]) == {"own closed large"}
+    assert set(pools[ENOUGH:-3]) == {"own closed"}
+    assert set(pools[-3:]) == {"own open"}
+
+
+def test_questions_on_wrong_activations_are_judged_among_themselves():
+    probes = some_probes(2 * ENOUGH)
+    pools = pools_of(probes, wrong=range(5))
+    assert set(pools[:5]) == {"wrong closed"}
+    assert set(pools[5:]) == {"own closed family"}
+    # The oracle is as sure of both; it is right on its own activations alone.
+    total = np.where(np.arange(2 * ENOUGH) < ENOUGH, 0.0, 4.0)
+    asked = np.full(2 * ENOUGH, 0.9), total, np.full(2 * ENOUGH, 4)
+    found = posterior_means(probes, *asked, wrong=range(ENOUGH))
+    assert found[:ENOUGH].max() < 0.1
+    assert found[ENOUGH:].min() > 0.9
 
 
 # The posterior

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -10,35 +9,16 @@ from transformers import PreTrainedTokenizerFast
 from grpo_ao.answer import Answer
 from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.epistemic import parse_oracle_output
+from grpo_ao.oracle.sampling import Sampling
+from grpo_ao.processes import Processes
 from grpo_ao.training.warm_start import (
     ANSWER_WEIGHT,
     FORMAT_WEIGHT,
     NUMBER_WEIGHT,
+    chances,
     make_targets,
-    shrunk_accuracy,
 )
-from tests.rigs import make_oracle, probe
-
-# Accuracies
-
-
-def test_accuracy_is_shrunk_to_the_mean_of_its_group_by_hand():
-    scores = [[1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 1.0]]
-    # Group a: 2 right of 6; (2 + 2/3) / 4 and (0 + 2/3) / 6. Group b: .75 stays .75.
-    found = shrunk_accuracy(scores, ["a", "a", "b"])
-    assert found == pytest.approx([2 / 3, 1 / 9, 0.75])
-    assert shrunk_accuracy(scores, ["a", "a", "b"], strength=0.0) == pytest.approx([1.0, 0.0, 0.75])
-
-
-def test_a_question_without_grades_has_its_groups_mean():
-    assert shrunk_accuracy([[], [1.0, 0.0]], ["a", "a"]) == pytest.approx([0.5, 0.5])
-    assert shrunk_accuracy([[]], ["a"]) == [0.0]
-
-
-def test_samples_weigh_alike_in_the_groups_mean():
-    # 1 of 1 and 0 of 3: the mean is 1/4, not the mean of the questions' 1/2.
-    assert shrunk_accuracy([[1.0], [0.0] * 3], ["a", "a"]) == pytest.approx([0.5, 0.1])
-
+from tests.rigs import make_oracle, planted_table, probe
 
 # Targets
 
@@ -53,13 +33,8 @@ def mini():
     return PreTrainedTokenizerFast.from_pretrained(MINI_WEIGHTS / "base")
 
 
-def targets_of(
-    tokenizer,
-    samples,
-    mode: Literal["measured", "random"] = "measured",
-    seed=0,
-    tagged=True,
-):
+def targets_of(tokenizer, samples, chances=(0.5,), seed=0, tagged=True, wrong=()):
+    """The targets of rows of (answers, grades); one chance serves all, None is random numbers."""
     tag = "[epistemic status: 71] " if tagged else ""
     given = [
         [
@@ -68,7 +43,10 @@ def targets_of(
         ]
         for row, (answers, grades) in enumerate(samples)
     ]
-    return make_targets(tokenizer, range(len(samples)), given, mode, random.Random(seed))
+    if chances is not None and len(chances) == 1:
+        chances = [*chances] * len(samples)
+    rows = range(len(samples))
+    return make_targets(tokenizer, rows, given, chances, random.Random(seed), wrong)
 
 
 def spelled(tokenizer, target):
@@ -78,11 +56,9 @@ def spelled(tokenizer, target):
     ]
 
 
-def test_a_target_is_an_own_answer_behind_its_measured_accuracy(mini):
-    # All of one family: the mean is 3 of 4, so (1 + 1.5) / 4 and (2 + 1.5) / 4, in per cent.
-    right, wrong, twice = targets_of(
-        mini, [(["Yes", "No"], [1.0, 0.0]), (["Yes", "Yes"], [1.0, 1.0])]
-    )
+def test_a_target_is_an_own_answer_behind_its_chance_to_be_right(mini):
+    samples = [(["Yes", "No"], [1.0, 0.0]), (["Yes", "Yes"], [1.0, 1.0])]
+    right, wrong, twice = targets_of(mini, samples, chances=(0.62, 0.88))
     assert mini.decode(right.token_ids) == "[epistemic status: 62] Yes<|im_end|>"
     assert mini.decode(wrong.token_ids) == "[epistemic status: 62] No<|im_end|>"
     assert mini.decode(twice.token_ids) == "[epistemic status: 88] Yes<|im_end|>"
@@ -133,8 +109,16 @@ def test_weights_tell_form_number_and_answer_apart(mini):
         assert pieces[-1][0] == "<|im_end|>"
 
 
+def test_answers_to_wrong_activations_are_not_taught(mini):
+    samples = [(["a cat"], [1.0]), (["a cat"], [1.0])]
+    own, guessed = targets_of(mini, samples, wrong={1})
+    assert ANSWER_WEIGHT in own.weights
+    assert set(guessed.weights) == {FORMAT_WEIGHT, NUMBER_WEIGHT, 0.0}
+    assert guessed.kept == own.kept
+
+
 def test_a_number_of_several_tokens_is_a_number_in_all_of_them(oracle):
-    (target,) = targets_of(oracle.tokenizer, [(["7 cats"], [1.0])], "random")
+    (target,) = targets_of(oracle.tokenizer, [(["7 cats"], [1.0])], None)
     pieces = spelled(oracle.tokenizer, target)
     written = parse_oracle_output("".join(piece for piece, _ in pieces[:-1]))
     assert written.parsed
@@ -145,14 +129,14 @@ def test_a_number_of_several_tokens_is_a_number_in_all_of_them(oracle):
 
 def test_random_numbers_teach_no_belief(mini):
     samples = [(["Yes"], [1.0]), (["No"], [1.0])] * 40
-    targets = targets_of(mini, samples, "random")
+    targets = targets_of(mini, samples, None)
     written = [parse_oracle_output(mini.decode(t.token_ids[:-1])).confidence for t in targets]
     assert len(set(written)) > 30
     for target, number in zip(targets, written, strict=True):
         assert dict(spelled(mini, target))[str(number)] == 0.0
-    again = targets_of(mini, samples, "random")
+    again = targets_of(mini, samples, None)
     assert again == targets
-    assert targets_of(mini, samples, "random", seed=1) != targets
+    assert targets_of(mini, samples, None, seed=1) != targets
 
 
 def test_answers_that_no_tag_can_stand_before_are_left_out(mini):
@@ -165,3 +149,23 @@ def test_answers_that_no_tag_can_stand_before_are_left_out(mini):
 def test_an_ungraded_answer_is_left_out_and_the_others_stay(mini):
     (target,) = targets_of(mini, [(["a cat", "a dog"], [None, 1.0])])
     assert "a dog" in mini.decode(target.token_ids)
+
+
+# Chances
+
+
+def test_chances_come_from_what_the_oracle_says_most_and_how_it_is_graded(oracle):
+    """Its own greedy answers are likely; an answer of other letters is not."""
+    table = planted_table(oracle, 240)
+    greedy = oracle.complete(table.prompts, table.vectors, Sampling(1, 0.0, max_new_tokens=3))
+    sure = [Answer.read(p, "x", ids) for p, (ids,) in zip(table.probes, greedy, strict=True)]
+    strange = Answer.read(table.probes[0], "y", [*b"strange"]).token_ids
+    samples = [
+        [replace(answer, informativeness=1.0)] * 2
+        if row % 2
+        else [replace(answer, token_ids=strange, answer="strange", informativeness=0.0)] * 2
+        for row, answer in enumerate(sure)
+    ]
+    found = chances(oracle, table, samples, set(), Processes())
+    assert min(found[1::2]) > 0.6
+    assert max(found[0::2]) < 0.4

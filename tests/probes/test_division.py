@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.training.division import divide, shortage
+from grpo_ao.probes.division import divide, shortage
 
 
 def probes_about(texts):

@@ -211,7 +211,7 @@ def load_peft_model(
     check_sources(base, adapter_folder, device, revision, load_in_4bit)
     quantization = nf4(dtype) if load_in_4bit else None
     first = torch.device("cpu") if divided else device
-    model = _load_base(base, revision, dtype, first, quantization)
+    model = load_base(base, revision, dtype, first, quantization)
     if divided:
         shard_base(model, device)
     oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
@@ -230,13 +230,14 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _load_base(
+def load_base(
     base: str | Path,
     revision: str | None,
     dtype: torch.dtype,
     device: torch.device,
     quantization: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
+    """Load a model onto one device; UserError, in one sentence, where that fails."""
     try:
         return AutoModelForCausalLM.from_pretrained(
             base,

@@ -1,0 +1,198 @@
+"""What the supervised stage teaches an oracle: texts with questions and their right answers.
+
+The kinds are those of Activation Oracles (arXiv 2512.15674): closed questions of benchmarks,
+question sets with answers, LatentQA's, and context prediction, which needs plain text alone.
+Beside them, questions made from plain text (is a word in it?) and from labelled texts.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+
+from grpo_ao.errors import UserError
+from grpo_ao.files import parse_jsonl
+from grpo_ao.mini.probes import mini_probes
+from grpo_ao.probe import Positions, kept_for_calibration, split_of, unit_draw
+from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
+from grpo_ao.probes.rows import load_rows
+from grpo_ao.probes.sources import read_rows
+
+_MENTIONS = (
+    "Does the text mention the word '{}'?",
+    "Is the word '{}' in the text?",
+    "Does '{}' occur in what was read?",
+    "Has the writer used the word '{}'?",
+    "Can the word '{}' be found in this text?",
+    "Did the word '{}' appear?",
+)
+_LABELS = (
+    "Is this text {}?",
+    "Would you label this text as {}?",
+    "Is '{}' the right label for this text?",
+    "Does the label '{}' fit what was read?",
+    "Would a reader call this text {}?",
+    "Is it true that this text is {}?",
+)
+_WORD = re.compile(r"[A-Za-z]{4,}")
+
+
+class Example(NamedTuple):
+    """One question about one text, with the answer that is taught."""
+
+    source: str
+    text: str
+    question: str
+    answer: str
+
+
+def is_taught(text: str, kept_share: float) -> bool:
+    """Tell whether the supervised stage may see a text.
+
+    It is of the training split, and not among the ``kept_share`` of that which the warm start and
+    GRPO need unseen.
+    """
+    return split_of(text) == "train" and not kept_for_calibration(text, kept_share)
+
+
+def benchmark_examples(
+    benchmarks: Sequence[str], data_dir: Path | None, per_context: int
+) -> Iterator[Example]:
+    """Yield the benchmarks' training questions, ``per_context`` about each context."""
+    for benchmark in benchmarks:
+        for item in training_items(benchmark, data_dir, per_context):
+            yield Example(benchmark, item.text, item.question, item.target)
+
+
+def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
+    """Yield the questions with reference answers of a set: JSONL, a Hub id, or ``mini``.
+
+    Raises UserError for a set without references.
+    """
+    if source == "mini":
+        for probe in mini_probes("train", mini_count, [0], Positions(None)):
+            yield Example(f"mini/{probe.family}", probe.text, probe.question, str(probe.reference))
+        return
+    count = 0
+    for row in load_rows(source).rows:
+        for question, answer in zip(row.questions, row.references, strict=True):
+            if answer:
+                count += 1
+                yield Example(Path(source).stem, row.text.strip(), question, answer)
+    if not count:
+        raise UserError(f"the question set {source} has no reference answers, so none to teach.")
+
+
+def labelled_examples(path: Path) -> Iterator[Example]:
+    """Yield a question with Yes and one with No about each text of JSONL with text and label."""
+    rows = [(text, row) for text, row in _objects(str(path)) if isinstance(row.get("label"), str)]
+    labels = sorted({row["label"] for _, row in rows})
+    if len(labels) < 2:
+        raise UserError(f"{path} needs rows with 'text' and 'label', and two labels at least.")
+    for text, row in rows:
+        others = [label for label in labels if label != row["label"]]
+        other = _drawn(others, "label", text)
+        for label, answer in ((row["label"], "Yes"), (other, "No")):
+            wording = _drawn(_LABELS, "label wording", text, answer)
+            yield Example(path.name.split(".")[0], text, _closed(wording, label), answer)
+
+
+def mention_examples(texts: Sequence[str]) -> Iterator[Example]:
+    """Yield a question with Yes and one with No about the words of each text.
+
+    The absent word is of another text, so that no word tells the answer by itself.
+    """
+    for text in texts:
+        words = sorted(set(_WORD.findall(text)))
+        present = {word.lower() for word in words}
+        candidates = _WORD.findall(_drawn(texts, "other text", text))
+        absent = sorted({word for word in candidates if word.lower() not in present})
+        for choices, answer in ((words, "Yes"), (absent, "No")):
+            if choices:
+                wording = _drawn(_MENTIONS, "mention wording", text, answer)
+                word = _drawn(choices, "mention", text, answer)
+                yield Example("mentions", text, _closed(wording, word), answer)
+
+
+def latentqa_examples(folder: Path) -> Iterator[Example]:
+    """Yield the questions of LatentQA (arXiv 2412.08686) from a folder with its JSON files.
+
+    ``*qa.json`` maps a label to questions with answers; every other file lists rows with a label
+    and what the subject reads: a system or control prompt, and the user's message.
+    """
+    answers: dict[str, list] = {}
+    for path in sorted(folder.glob("*qa.json")):
+        answers |= _json(path)
+    if not answers:
+        raise UserError(f"{folder} has no file *qa.json: give the folder with LatentQA's files.")
+    for path in sorted(set(folder.glob("*.json")) - set(folder.glob("*qa.json"))):
+        for row in _json(path):
+            parts = [row.get(key, "") for key in ("system", "control_user", "stimulus_user")]
+            text = "\n\n".join(part.strip() for part in parts if part)
+            for question, answer in answers.get(row["label"], []):
+                yield Example("latentqa", text, question, answer)
+
+
+def plain_texts(source: str, most: int) -> list[str]:
+    """Return up to ``most`` texts, each once: of a file, or of a Hub data set as it is streamed.
+
+    A ``.txt`` file holds a text in each paragraph, ``.jsonl`` and ``.jsonl.zst`` one in the column
+    ``text`` of each row. Raises UserError for a source that is empty or not UTF-8.
+    """
+    found: dict[str, None] = {}
+    texts = _paragraphs(source) if source.endswith(".txt") else (t for t, _ in _objects(source))
+    for text in texts:
+        found[text] = None
+        if len(found) == most:
+            break
+    if not found:
+        raise UserError(f"{source} holds no texts: rows need a column 'text'.")
+    return list(found)
+
+
+def _paragraphs(source: str) -> Iterable[str]:
+    try:
+        whole = Path(source).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 (byte {error.start}): convert it first.") from error
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}.") from error
+    return filter(None, map(str.strip, re.split(r"\n\s*\n", whole)))
+
+
+def _objects(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows that have a text, with it; a line that cannot be read is an error."""
+    rows = _unpacked(source) if source.endswith(".zst") else read_rows(source, streaming=True)
+    for number, row in rows:
+        if isinstance(row, ValueError):
+            raise UserError(f"row {number} of {source} cannot be read: {row}.") from row
+        text = row.get("text") if isinstance(row, dict) else None
+        if isinstance(text, str) and text.strip():
+            yield text.strip(), row
+
+
+def _unpacked(source: str) -> Iterator[tuple[int, Any]]:
+    try:
+        with pyarrow.input_stream(source, compression="zstd") as stream:
+            yield from parse_jsonl(BufferedReader(stream))
+    except OSError as error:
+        raise UserError(f"{source} cannot be read as zstd: {error}.") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from error
+
+
+def _closed(wording: str, word: str) -> str:
+    return INSTRUCTION + wording.replace("{}", word)
+
+
+def _drawn(choices: Sequence[str], *parts: str) -> str:
+    return choices[int(unit_draw(*parts) * len(choices))]

@@ -1,0 +1,387 @@
+"""Make an activation oracle for a chat model by supervised training (arXiv 2512.15674).
+
+Each example is a text, what is read of the subject over it (a layer at 25, 50 or 75 % depth, one
+position or a run), a question and its answer. What differs from the paper's program: the subject
+is read in the same step, with the adapter off, so that nothing is stored; examples are drawn by
+step number from arrays that were tokenised once, in batches of like length; a share of the texts
+is kept unseen for the calibration that follows.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from grpo_ao.errors import UserError
+from grpo_ao.files import (
+    RunFolder,
+    append_jsonl,
+    atomic_write_text,
+    keep_rows,
+    text_digest,
+    written_whole,
+)
+from grpo_ao.oracle.activations import content_start, evaluating, subject_token_ids
+from grpo_ao.oracle.gguf import local_base
+from grpo_ao.oracle.layers import layer_index, num_decoder_layers
+from grpo_ao.oracle.loading import (
+    check_fits_device,
+    default_dtype,
+    load_base,
+    load_config,
+    load_tokenizer,
+    meta_model,
+)
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.spec import DEPTHS, OracleSpec
+from grpo_ao.probe import split_of
+from grpo_ao.probes.benchmarks import Item, load_items
+from grpo_ao.probes.names import BENCHMARKS
+from grpo_ao.processes import Processes
+from grpo_ao.tracking import PhaseProgress, check_destination, make_reporter
+from grpo_ao.training.checkpoints import make_trainable
+from grpo_ao.training.example_batches import Batch, Curriculum
+from grpo_ao.training.examples import (
+    Example,
+    benchmark_examples,
+    is_taught,
+    labelled_examples,
+    latentqa_examples,
+    mention_examples,
+    plain_texts,
+    question_set_examples,
+)
+from grpo_ao.training.make_oracle_config import MakeOracleConfig
+from grpo_ao.training.supervised import (
+    accuracy,
+    compile_layers,
+    divided,
+    fast_passes,
+    learn,
+    new_adapter,
+)
+
+_LOG_STEPS = 20
+_CHECKPOINT = "checkpoint.pt"
+
+
+def make_oracle(config: MakeOracleConfig) -> Path:
+    """Train an oracle as ``config`` says; return the folder of its adapter.
+
+    Everything that can be refused without the model's weights is refused before they are loaded.
+    """
+    processes = Processes()
+    console = Console(stderr=True, quiet=not processes.is_main, highlight=False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    check_destination(config.report_to)
+    with processes.main_first():
+        config = dataclasses.replace(config, model=str(local_base(config.model)))
+        tokenizer = load_tokenizer(config.model)
+        model_config = load_config(config.model)
+        check_fits_device(config.model, meta_model(model_config), processes.device)
+        if note := template_note(tokenizer):
+            console.print(f"warning: {note}", markup=False)
+        layers = [layer_index(num_decoder_layers(model_config), depth) for depth in DEPTHS]
+        with console.status("reading and tokenising the examples"):
+            sources = Sources.load(config)
+            lessons, exam = (
+                curriculum(config, tokenizer, layers, examples, plain)
+                for examples, plain in ((sources.taught, sources.plain), (sources.heldout, []))
+            )
+        console.print(sources.told(lessons.left_out), markup=False)
+        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
+        if folder is not None:
+            record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+            folder.write_record(record, {"examples": sources.digest()})
+    return Making(config, processes, console, tokenizer, layers, lessons, exam).run()
+
+
+def curriculum(
+    config: MakeOracleConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    examples: Sequence[Example],
+    plain: Sequence[str],
+) -> Curriculum:
+    """Tokenise examples as the run's settings say."""
+    return Curriculum(
+        tokenizer,
+        OracleSpec(),
+        layers,
+        examples,
+        plain,
+        config.answer_format,
+        config.context_share,
+        config.max_tokens,
+        config.seed,
+    )
+
+
+def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say what the chat template puts in front of a user's text, if it is more than a turn's mark.
+
+    It is read by the model and never injected; where it holds a date, so does all that is read.
+    """
+    ids = subject_token_ids(tokenizer, "It is late.")
+    before = tokenizer.decode(ids[: content_start(tokenizer)])
+    dated = "strftime_now" in str(tokenizer.chat_template)
+    if len(before.split()) <= 2 and not dated:
+        return None
+    return (
+        f"the chat template writes {before!r} in front of every text. Positions such as last:20 "
+        "read the text and the end of its turn alone, never this"
+        + ("; but it holds today's date, on which all activations depend." if dated else ".")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What is taught, and what is measured on texts that are not."""
+
+    taught: list[Example]
+    plain: list[str]
+    heldout: list[Example]
+
+    @classmethod
+    def load(cls, config: MakeOracleConfig) -> "Sources":
+        """Read every source; UserError for one that is missing, empty or unreadable."""
+        plain = plain_texts(config.plain, config.plain_texts) if config.plain else []
+        examples = [
+            *(e for s in config.questions for e in question_set_examples(s, config.examples // 4)),
+            *(e for path in config.labelled for e in labelled_examples(path)),
+            *(latentqa_examples(config.latentqa) if config.latentqa else ()),
+            *mention_examples(plain),
+        ]
+        benchmarks = list(
+            benchmark_examples(config.benchmarks, config.data_dir, config.questions_per_context)
+        )
+        taught = [e for e in (*benchmarks, *examples) if is_taught(e.text, config.kept_share)]
+        heldout = [e for e in examples if split_of(e.text) == "heldout"]
+        items = _benchmark_items(config) if config.benchmarks else []
+        heldout += [Example(i.benchmark, i.text, i.question, i.target) for i in items]
+        if not taught and not plain:
+            raise UserError("the sources hold no example with a text of the training split.")
+        kept_plain = [text for text in plain if is_taught(text, config.kept_share)]
+        return cls(taught, kept_plain, heldout)
+
+    def told(self, left_out: int) -> str:
+        """Say in a line what there is."""
+        counts: dict[str, int] = {}
+        for example in self.taught:
+            counts[example.source] = counts.get(example.source, 0) + 1
+        sources = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        return (
+            f"{len(self.taught):,} questions ({sources}) and {len(self.plain):,} plain texts to "
+            f"teach; {left_out:,} texts are left out (too long, or with control tokens)."
+        )
+
+    def digest(self) -> str:
+        """Hash all that is taught."""
+        return text_digest([*("\x1f".join(e) for e in self.taught), *self.plain])
+
+
+def _benchmark_items(config: MakeOracleConfig) -> list[Item]:
+    return load_items("paper", BENCHMARKS, 2 * (config.eval_examples // 2), config.data_dir)
+
+
+class Making:
+    """The run itself: the oracle, its optimizer, and how far it has come."""
+
+    def __init__(
+        self,
+        config: MakeOracleConfig,
+        processes: Processes,
+        console: Console,
+        tokenizer: PreTrainedTokenizerBase,
+        layers: list[int],
+        lessons: Curriculum,
+        exam: Curriculum,
+    ) -> None:
+        self.config, self.processes, self.console = config, processes, console
+        self.layers, self.lessons, self.exam = layers, lessons, exam
+        device = processes.device
+        set_seed(config.seed)
+        base = load_base(config.model, None, default_dtype(device), device, None)
+        spec = OracleSpec(act_layer_combinations=tuple((layer,) for layer in layers))
+        self.oracle = Oracle(new_adapter(base, config.lora_rank), tokenizer, spec)
+        make_trainable(self.oracle)
+        self.trained = [p for p in self.oracle.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=config.lr, weight_decay=0.0, fused=device.type == "cuda"
+        )
+        if config.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            self.oracle.model.train()
+        if config.compile:
+            compile_layers(self.oracle.model)
+        self.folder = config.output_dir
+        self.step = self._resumed()
+
+    def run(self) -> Path:
+        """Train to the end, measure, and write the adapter with its card."""
+        config = self.config
+        progress = PhaseProgress(self.console)
+        reporter = make_reporter(config.report_to, self.folder, dataclasses.asdict(config))
+        losses, started, first = [], time.perf_counter(), self.step
+        fast = fast_passes(self.oracle, config.compile)
+        with fast, progress.phase("teaching the oracle", config.steps) as bar:
+            bar.advance(self.step)
+            for targets, batches in self._batches():
+                losses.append(self._update(targets, batches))
+                bar.advance(1)
+                last = self.step == config.steps
+                if self.step % _LOG_STEPS == 0 or last:
+                    row = self._row(losses, time.perf_counter() - started, self.step - first)
+                    losses = []
+                    if last or self.step % config.eval_steps == 0:
+                        row |= self._accuracies()
+                    self._log(row, reporter)
+                if self.step % config.save_steps == 0 or last:
+                    self._save()
+        return self._finish()
+
+    def _rate(self) -> float:
+        """Rise over 100 steps, or a twentieth of all, and fall along a cosine to zero."""
+        steps = self.config.steps
+        warm = min(1.0, (self.step + 1) / max(1, min(100, steps // 20)))
+        return self.config.lr * warm * 0.5 * (1 + math.cos(math.pi * self.step / steps))
+
+    def _batches(self) -> Iterator[tuple[int, list[Batch]]]:
+        """Yield each step's answer tokens over all processes, and this process's passes.
+
+        The next steps are prepared while one is computed.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(self._prepared, self.step + n) for n in range(4)]
+            for step in range(self.step, self.config.steps):
+                prepared = ahead.pop(0).result()
+                ahead.append(pool.submit(self._prepared, step + 4))
+                yield prepared
+
+    def _prepared(self, step: int) -> tuple[int, list[Batch]]:
+        drawn = self.lessons.batch(step, self.config.batch_size)
+        share = np.asarray(self.processes.share(range(self.config.batch_size)))
+        passes = list(divided(self.lessons, drawn.take(share), self.config.tokens_per_pass))
+        if self.processes.count == 1:
+            return sum(len(batch.targets_N) for batch in passes), passes
+        return len(self.lessons.lay_out(drawn).targets_N), passes
+
+    def _update(self, targets: int, batches: list[Batch]) -> torch.Tensor:
+        loss = learn(self.oracle, self.layers, batches, targets)
+        self.processes.sum_gradients(self.trained)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss
+
+    def _row(self, losses: list[torch.Tensor], seconds: float, done: int) -> dict[str, float]:
+        means = self.processes.gathered([torch.stack(losses).mean().item()])
+        loss = sum(means)
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {self.step}: lower --lr.")
+        row = {"step": self.step, "loss": loss, "lr": self._rate(), "seconds": seconds}
+        row["examples_per_second"] = done * self.config.batch_size / seconds
+        if self.processes.device.type == "cuda":
+            row["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return row
+
+    def _accuracies(self) -> dict[str, float]:
+        """Measure the share of right answers to held-out questions, by source."""
+        drawn = self.exam.every(self.exam.sources, self.config.eval_examples)
+        passes = divided(self.exam, drawn, self.config.tokens_per_pass)
+        with evaluating(self.oracle.model):
+            right = np.array(accuracy(self.oracle, self.layers, list(passes)))
+        found = {
+            f"accuracy/{source}": float(right[drawn.source_B == i].mean())
+            for i, source in enumerate(self.exam.sources)
+        }
+        benchmarks = [v for k, v in found.items() if k.partition("/")[2] in BENCHMARKS]
+        return found | ({"accuracy/benchmarks": float(np.mean(benchmarks))} if benchmarks else {})
+
+    def _log(self, row: dict[str, float], reporter) -> None:
+        if not self.processes.is_main:
+            return
+        append_jsonl(self.folder / "metrics.jsonl", [row])
+        reporter.scalars(self.step, {k: v for k, v in row.items() if k != "step"})
+        if "accuracy/benchmarks" in row:
+            self.console.print(
+                f"step {self.step}: loss {row['loss']:.3f}, benchmarks "
+                f"{row['accuracy/benchmarks']:.3f}, {row['examples_per_second']:,.0f} examples/s"
+            )
+
+    def _save(self) -> None:
+        """Write all that the next step depends on, as a whole."""
+        if self.processes.is_main:
+            state = {
+                "step": self.step,
+                "adapter": get_peft_model_state_dict(self.oracle.model),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            with written_whole(self.folder / _CHECKPOINT) as path:
+                torch.save(state, path)
+        self.processes.wait()
+
+    def _resumed(self) -> int:
+        """Load the checkpoint, if there is one, and return the number of steps that it has seen."""
+        path = self.folder / _CHECKPOINT
+        if not path.exists():
+            keep_rows(self.folder / "metrics.jsonl", lambda row: False)
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        set_peft_model_state_dict(self.oracle.model, state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.processes.is_main:
+            keep_rows(self.folder / "metrics.jsonl", lambda row: row["step"] <= state["step"])
+        return state["step"]
+
+    def _finish(self) -> Path:
+        self.oracle.hook.clear()
+        adapter = self.folder / "adapter"
+        if self.processes.is_main:
+            self.oracle.model.peft_config["default"].base_model_name_or_path = self.config.model
+            self.oracle.save_adapter(adapter)
+            atomic_write_text(adapter / "README.md", card(self.config, self.folder))
+        self.oracle.detach()
+        return adapter
+
+
+def card(config: MakeOracleConfig, folder: Path) -> str:
+    """Write the model card: what the oracle reads, what it was taught, what it gets right."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {k.partition("/")[2]: v for k, v in rows[-1].items() if k.startswith("accuracy/")}
+    table = "\n".join(f"| {name} | {value:.3f} |" for name, value in found.items())
+    sources = [*config.benchmarks, *config.questions, *map(str, config.labelled)]
+    sources += [str(source) for source in (config.latentqa, config.plain) if source]
+    names = ", ".join(Path(source).name for source in sources)
+    return f"""---
+library_name: peft
+tags: [activation-oracle, interpretability, lora]
+---
+
+# An activation oracle of {Path(config.model).name}
+
+A LoRA adapter (rank {config.lora_rank}) with which the model answers questions about its own
+activations (arXiv 2512.15674), made by `grpo-ao make-oracle` on {config.examples:,} examples of:
+{names}. Answers are {config.answer_format}. It states no confidence that means anything before it
+is calibrated by `grpo-ao train`.
+
+Not taught, so that calibration has fresh questions: {config.kept_share:.0%} of the training texts
+(`grpo_ao.probe.kept_for_calibration`), and every text of the validation and held-out splits.
+
+| held-out questions | accuracy |
+|---|---|
+{table}
+"""

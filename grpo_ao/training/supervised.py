@@ -1,0 +1,129 @@
+"""One step of supervised training: read the subject, inject, and learn the answers' tokens."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grpo_ao.oracle.activations import adapter_off, layer_outputs
+from grpo_ao.oracle.injection import Injection
+from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device, unwrap
+from grpo_ao.oracle.norms import fused_norms
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.training.example_batches import Batch, Curriculum, Drawn
+
+
+def new_adapter(base: PreTrainedModel, rank: int) -> PeftModel:
+    """Put a fresh LoRA adapter, in float32, on all linear layers of a base model.
+
+    Without dropout, which the public adapters have (0.05): at a million different examples it
+    costs time and regularises nothing.
+    """
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, lora)
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"PEFT gave {type(model).__name__}.")
+    return model
+
+
+@contextmanager
+def fast_passes(oracle: Oracle, compiled: bool) -> Iterator[None]:
+    """Inside the block, keep a GPU's passes from copying; on a CPU change nothing.
+
+    PEFT's own casts would copy the input of every linear layer to float32, and autocast back.
+    Norms are one kernel each, unless the compiler makes one of them and their neighbours.
+    """
+    on_gpu = input_device(oracle.model).type == "cuda"
+    norms = nullcontext() if compiled else fused_norms(oracle.model)
+    with disable_input_dtype_casting(oracle.model, active=on_gpu), norms:
+        yield
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    # Entered for each pass: it keeps copies of the weights, which a step makes stale.
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def answer_logits(
+    oracle: Oracle, layers: Sequence[int], batch: Batch
+) -> Float[Tensor, "predicted vocab"]:
+    """Return the logits from which each token of the answers is predicted.
+
+    The subject, adapter off, is read as far as the deepest layer; the head is applied to the
+    answers' positions alone. The injection stays bound for the backward pass.
+    """
+    with torch.no_grad(), adapter_off(oracle.model):
+        resid = layer_outputs(oracle.model, batch.subject_BS, set(layers))
+    resid_NBSD = torch.stack([resid[layer] for layer in layers])
+    rows_B1 = torch.arange(len(batch.layer_B), device=batch.layer_B.device)[:, None]
+    vectors_BKD = resid_NBSD[batch.layer_B[:, None], rows_B1, batch.read_BK.clamp(min=0)]
+    oracle.hook.bind(Injection(batch.placeholders_BK, vectors_BKD))
+    decoder = decoder_of(oracle.model)
+    hidden_BLD = decoder(input_ids=batch.prompts_BL, use_cache=False).last_hidden_state
+    logits_NV = unwrap(oracle.model).get_output_embeddings()(
+        hidden_BLD.flatten(0, 1)[batch.predict_N]
+    )
+    cap = getattr(decoder.config, "final_logit_softcapping", None)  # Gemma 2 and 3 have one
+    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+
+def divided(curriculum: Curriculum, drawn: Drawn, most_tokens: int) -> Iterator[Batch]:
+    """Lay out examples in as few passes as the bound on padded prompt tokens allows."""
+    whole = curriculum.lay_out(drawn)
+    rows, length = whole.prompts_BL.shape
+    count = -(-rows * length // most_tokens)
+    if count == 1:
+        yield whole
+        return
+    for part in np.array_split(np.arange(rows), min(count, rows)):
+        yield curriculum.lay_out(drawn.take(part))
+
+
+def learn(
+    oracle: Oracle, layers: Sequence[int], batches: Sequence[Batch], targets: int
+) -> Float[Tensor, ""]:
+    """Add the gradient of the answers' cross-entropy (nats, over ``targets`` tokens); return it."""
+    device = input_device(oracle.model)
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        moved = batch.to(device)
+        with _autocast(device):
+            logits_NV = answer_logits(oracle, layers, moved)
+            loss = nn.functional.cross_entropy(logits_NV.float(), moved.targets_N, reduction="sum")
+        (loss / targets).backward()
+        total += loss.detach() / targets
+    return total
+
+
+def accuracy(oracle: Oracle, layers: Sequence[int], batches: Sequence[Batch]) -> list[bool]:
+    """Tell of each example whether every token of its answer is the most likely one."""
+    right: list[bool] = []
+    device = input_device(oracle.model)
+    for batch in batches:
+        moved = batch.to(device)
+        with torch.no_grad(), _autocast(device):
+            logits_NV = answer_logits(oracle, layers, moved)
+        wrong_N = (logits_NV.argmax(-1) != moved.targets_N).cpu()
+        wrong_B = torch.zeros(len(batch.layer_B), dtype=torch.int64)
+        wrong_B.index_add_(0, batch.row_N, wrong_N.long())
+        right += (wrong_B == 0).tolist()
+    oracle.hook.clear()
+    return right
+
+
+def compile_layers(model: PeftModel) -> None:
+    """Compile the forward pass of each decoder layer, for rows of any length."""
+    for layer in decoder_layers(model):
+        layer.forward = torch.compile(layer.forward, dynamic=True)

@@ -1,0 +1,195 @@
+"""The supervised stage, on a tiny random model and the CPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft.utils import load_peft_weights
+
+from grpo_ao.oracle.gguf import local_base
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.spec import load_spec
+from grpo_ao.probe import split_of
+from grpo_ao.training import make_oracle as module
+from grpo_ao.training.examples import is_taught
+from grpo_ao.training.make_oracle import make_oracle, template_note
+from grpo_ao.training.make_oracle_config import MakeOracleConfig
+from tests.tiny import tiny_model, tiny_tokenizer
+
+QUESTION = "Is it light?"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    """Texts that end in 'light' or 'dark', and whether they are light."""
+    rows = [
+        {
+            "wildchat_question": f"Room {n} is {word}",
+            "oracle_questions": [QUESTION],
+            "reference_answers": [answer],
+        }
+        for n in range(200)
+        for word, answer in (("light", "Yes"), ("dark", "No"))
+    ]
+    path = tmp_path_factory.mktemp("data") / "rooms.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config_of(base: Path, folder: Path, **settings) -> MakeOracleConfig:
+    defaults = {
+        "model": str(base),
+        "output_dir": folder,
+        "benchmarks": (),
+        "lora_rank": 8,
+        "examples": 20 * 16,
+        "batch_size": 16,
+        "lr": 5e-3,
+        "tokens_per_pass": 800,
+        "eval_steps": 20,
+        "eval_examples": 50,
+        "save_steps": 8,
+    }
+    return MakeOracleConfig(**(defaults | settings))
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(base, questions, tmp_path):
+    config = config_of(
+        base, tmp_path / "run", questions=(str(questions),), examples=120 * 32, batch_size=32
+    )
+    adapter = make_oracle(config)
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows[-1]["accuracy/rooms"] >= 0.95
+    assert load_spec(adapter).single_layers == (1, 2, 3)
+    oracle = Oracle.from_pretrained(base, adapter, device="cpu")
+    texts = [f"Room {n} is {word}" for n in range(200, 210) for word in ("light", "dark")]
+    answers = oracle.ask(texts, [QUESTION] * len(texts), max_new_tokens=4)
+    right = sum(a.answer == w for a, w in zip(answers, ["Yes", "No"] * 10, strict=True))
+    assert right >= 18
+    assert "rooms | " in (adapter / "README.md").read_text()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_bit_for_bit(base, questions, tmp_path, monkeypatch):
+    whole = make_oracle(config_of(base, tmp_path / "whole", questions=(str(questions),)))
+    learn, calls = module.learn, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 13:
+            raise KilledError
+        return learn(*arguments)
+
+    config = config_of(base, tmp_path / "killed", questions=(str(questions),))
+    monkeypatch.setattr(module, "learn", dying)
+    with pytest.raises(KilledError):
+        make_oracle(config)
+    monkeypatch.setattr(module, "learn", learn)
+    resumed = make_oracle(
+        config_of(base, tmp_path / "killed", questions=(str(questions),), resume=True)
+    )
+    one, other = (load_peft_weights(str(f), device="cpu") for f in (whole, resumed))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_passes_of_any_size_give_the_gradient_of_one(base, questions, tmp_path):
+    adapters = [
+        make_oracle(
+            config_of(
+                base,
+                tmp_path / str(tokens),
+                questions=(str(questions),),
+                tokens_per_pass=tokens,
+                examples=3 * 16,
+            )
+        )
+        for tokens in (200, 100_000)
+    ]
+    one, other = (load_peft_weights(str(f), device="cpu") for f in adapters)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_tagged_oracle_learns_the_form_but_no_number(base, questions, tmp_path):
+    config = config_of(
+        base,
+        tmp_path / "run",
+        questions=(str(questions),),
+        answer_format="tagged",
+        examples=150 * 32,
+        batch_size=32,
+    )
+    oracle = Oracle.from_pretrained(base, make_oracle(config), device="cpu")
+    answers = oracle.ask(["Room 300 is light"], [QUESTION], max_new_tokens=40)
+    assert answers[0].completion.startswith("[epistemic status: ")
+
+
+def test_texts_are_kept_for_calibration():
+    texts = [f"text {n}" for n in range(4000)]
+    taught = [text for text in texts if is_taught(text, 0.3)]
+    assert {split_of(text) for text in taught} == {"train"}
+    assert len(taught) == pytest.approx(4000 * 0.7 * 0.7, rel=0.05)
+
+
+def test_a_template_with_a_system_prompt_is_told_of():
+    import copy
+
+    assert template_note(tiny_tokenizer()) is None
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = "<|im_start|>system\nBe kind to all.<|im_end|>\n" + str(
+        tokenizer.chat_template
+    )
+    assert "Be kind to all." in str(template_note(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no texts"),
+        (b"Gr\xfc\xdfe aus Bergen", "is not UTF-8"),
+    ],
+)
+def test_plain_text_that_cannot_be_read_is_refused(base, tmp_path, content, message):
+    path = tmp_path / "plain.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make_oracle(config_of(base, tmp_path / "run", plain=str(path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_has_nothing_to_teach_is_refused(base, tmp_path):
+    with pytest.raises(ValueError, match="nothing to teach"):
+        config_of(base, tmp_path)
+    path = tmp_path / "open.jsonl"
+    path.write_text('{"wildchat_question": "A text.", "oracle_questions": ["Who?"]}\n')
+    with pytest.raises(ValueError, match="no reference answers"):
+        make_oracle(config_of(base, tmp_path / "run", questions=(str(path),)))
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    with pytest.raises(ValueError, match="there is no file"):
+        local_base(path)
+    path.write_bytes(b"not a model")
+    monkeypatch.setattr("grpo_ao.oracle.gguf.HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError, match=r"gguf"):
+        local_base(path)
+    assert local_base("user/model") == "user/model"

@@ -375,6 +375,17 @@ class VllmServe:
             raise UserError(f"--gpu_memory must lie between 0 and 1, got {self.gpu_memory}.")
 
 
+def make_oracle(arguments: list[str]) -> None:
+    """Make an oracle for a chat model: the supervised stage, before training."""
+    from grpo_ao.training.make_oracle_config import MakeOracleConfig
+
+    config = _parse(MakeOracleConfig, "make-oracle", arguments)
+    _quiet()
+    from grpo_ao.training.make_oracle import make_oracle as make
+
+    print(make(config))
+
+
 def vllm_serve(arguments: list[str]) -> None:
     """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
     request = _parse(VllmServe, "vllm-serve", arguments)
@@ -400,6 +411,7 @@ def _vllm_section(path: Path) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "make-oracle": make_oracle,
     "train": train,
     "evaluate": evaluate,
     "budget": budget,

@@ -73,6 +73,8 @@ from grpo_ao.training.supervised import (
 
 _LOG_STEPS = 20
 _CHECKPOINT = "checkpoint.pt"
+# What may be another on resuming: no weight depends on it.
+_CHANGEABLE = ("save_steps", "eval_steps", "report_to")
 
 
 def make_oracle(config: MakeOracleConfig) -> Path:
@@ -85,6 +87,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
     torch.backends.cuda.enable_cudnn_sdp(False)
     check_destination(config.report_to)
     with processes.main_first():
+        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
         config = dataclasses.replace(config, model=str(local_base(config.model)))
         tokenizer = load_tokenizer(config.model)
         model_config = load_config(config.model)
@@ -99,10 +102,9 @@ def make_oracle(config: MakeOracleConfig) -> Path:
                 for examples, plain in ((sources.taught, sources.plain), (sources.heldout, []))
             )
         console.print(sources.told(lessons.left_out), markup=False)
-        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
         if folder is not None:
-            record = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-            folder.write_record(record, {"examples": sources.digest()})
+            data = {"examples": sources.digest()}
+            folder.write_record(dataclasses.asdict(config), data, _CHANGEABLE)
     return Making(config, processes, console, tokenizer, layers, lessons, exam).run()
 
 

@@ -20,6 +20,10 @@ from tests.tiny import tiny_model, tiny_tokenizer
 QUESTION = "Is it light?"
 
 
+def room(number: int, light: str) -> str:
+    return ("a" if light == "Yes" else "z") * 12 + f" {number}"
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
@@ -30,15 +34,15 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> Path:
-    """Texts that end in 'light' or 'dark', and whether they are light."""
+    """Rooms that are all light or all dark, and whether they are light."""
     rows = [
         {
-            "wildchat_question": f"Room {n} is {word}",
+            "wildchat_question": room(n, answer),
             "oracle_questions": [QUESTION],
             "reference_answers": [answer],
         }
         for n in range(200)
-        for word, answer in (("light", "Yes"), ("dark", "No"))
+        for answer in ("Yes", "No")
     ]
     path = tmp_path_factory.mktemp("data") / "rooms.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -54,7 +58,7 @@ def config_of(base: Path, folder: Path, **settings) -> MakeOracleConfig:
         "examples": 20 * 16,
         "batch_size": 16,
         "lr": 5e-3,
-        "tokens_per_pass": 800,
+        "tokens_per_pass": 65_536,
         "eval_steps": 20,
         "eval_examples": 50,
         "save_steps": 8,
@@ -68,7 +72,12 @@ def rows_of(folder: Path) -> list[dict]:
 
 def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(base, questions, tmp_path):
     config = config_of(
-        base, tmp_path / "run", questions=(str(questions),), examples=120 * 32, batch_size=32
+        base,
+        tmp_path / "run",
+        questions=(str(questions),),
+        examples=80 * 32,
+        batch_size=32,
+        lr=1e-2,
     )
     adapter = make_oracle(config)
     rows = rows_of(tmp_path / "run")
@@ -76,10 +85,10 @@ def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(base, questions, 
     assert rows[-1]["accuracy/rooms"] >= 0.95
     assert load_spec(adapter).single_layers == (1, 2, 3)
     oracle = Oracle.from_pretrained(base, adapter, device="cpu")
-    texts = [f"Room {n} is {word}" for n in range(200, 210) for word in ("light", "dark")]
+    wanted = ["Yes", "No"] * 5
+    texts = [room(n, light) for n, light in enumerate(wanted, start=300)]
     answers = oracle.ask(texts, [QUESTION] * len(texts), max_new_tokens=4)
-    right = sum(a.answer == w for a, w in zip(answers, ["Yes", "No"] * 10, strict=True))
-    assert right >= 18
+    assert [answer.answer for answer in answers] == wanted
     assert "rooms | " in (adapter / "README.md").read_text()
 
 
@@ -121,7 +130,7 @@ def test_passes_of_any_size_give_the_gradient_of_one(base, questions, tmp_path):
                 examples=3 * 16,
             )
         )
-        for tokens in (200, 100_000)
+        for tokens in (800, 100_000)
     ]
     one, other = (load_peft_weights(str(f), device="cpu") for f in adapters)
     for name in one:
@@ -134,11 +143,12 @@ def test_a_tagged_oracle_learns_the_form_but_no_number(base, questions, tmp_path
         tmp_path / "run",
         questions=(str(questions),),
         answer_format="tagged",
-        examples=150 * 32,
+        examples=60 * 32,
         batch_size=32,
+        lr=1e-2,
     )
     oracle = Oracle.from_pretrained(base, make_oracle(config), device="cpu")
-    answers = oracle.ask(["Room 300 is light"], [QUESTION], max_new_tokens=40)
+    answers = oracle.ask([room(300, "Yes")], [QUESTION], max_new_tokens=40)
     assert answers[0].completion.startswith("[epistemic status: ")
 
 

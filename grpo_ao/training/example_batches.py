@@ -121,6 +121,7 @@ class Curriculum:
         seed: int,
     ) -> None:
         self._seed = seed
+        self._pool: tuple[tuple[int, int], Drawn, np.ndarray] | None = None
         self._tagged = answer_format == "tagged"
         self._first = content_start(tokenizer)
         self._placeholder = placeholder_id(tokenizer, spec.special_token)
@@ -176,9 +177,12 @@ class Curriculum:
     def batch(self, step: int, size: int) -> Drawn:
         """Return the examples of a step, of like length."""
         pool, place = divmod(step, _POOL)
-        rng = np.random.default_rng([self._seed, pool])
-        drawn = self._draw(rng, size * _POOL)
-        return drawn.take(_like_lengths(self._lengths(drawn), size, rng)[place])
+        if self._pool is None or self._pool[0] != (pool, size):
+            rng = np.random.default_rng([self._seed, pool])
+            drawn = self._draw(rng, size * _POOL)
+            self._pool = (pool, size), drawn, _like_lengths(self._lengths(drawn), size, rng)
+        _, drawn, batches = self._pool
+        return drawn.take(batches[place])
 
     def every(self, sources: Sequence[str], count: int) -> Drawn:
         """Return the first ``count`` question examples of each source, at the widest window."""

@@ -74,7 +74,7 @@ from grpo_ao.training.supervised import (
 _LOG_STEPS = 20
 _CHECKPOINT = "checkpoint.pt"
 # What may be another on resuming: no weight depends on it.
-_CHANGEABLE = ("save_steps", "eval_steps", "report_to")
+_CHANGEABLE = ("resume", "output_dir", "save_steps", "eval_steps", "report_to")
 
 
 def make_oracle(config: MakeOracleConfig) -> Path:

@@ -411,9 +411,9 @@ def _vllm_section(path: Path) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "make-oracle": make_oracle,
     "train": train,
     "evaluate": evaluate,
+    "make-oracle": make_oracle,
     "budget": budget,
     "ask": ask,
     "questions": questions,

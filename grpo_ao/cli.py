@@ -413,9 +413,9 @@ def _vllm_section(path: Path) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
-    "make-oracle": make_oracle,
     "budget": budget,
     "ask": ask,
+    "make-oracle": make_oracle,
     "questions": questions,
     "judge-check": judge_check,
     "report": report,

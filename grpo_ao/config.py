@@ -331,6 +331,11 @@ class EvalConfig:
     """Depths at which the subject is read, in per cent of its layers."""
     one_layer: bool = False
     """Ask each question at one of the layers, drawn by a hash, instead of at every one."""
+    controls: bool = True
+    """Ask some probes again on other activations (another text's, noise, none), and measure what
+    else an answer's rightness can be predicted from."""
+    control_probes: int = 300
+    """How many probes are asked again."""
     max_new_tokens: int = 64
     """Longest completion, in tokens."""
     batch_size: int = 256

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from grpo_ao.calibration import auroc, risk_coverage
+from grpo_ao.calibration import risk_coverage
 
 Array = Float[np.ndarray, "items"]
 
@@ -32,18 +32,23 @@ def within_family_auroc(
     The mean of the families' AUROCs, each weighted by its pairs of a right and a wrong answer.
     A confidence that is a function of the family alone has .5.
     """
-    names = np.unique(family_N)
-    concordant, pairs, left_out = 0.0, 0, 0
-    for name in names:
-        inside_N = family_N == name
-        right = int(positive_N[inside_N].sum())
-        of_family = right * (int(inside_N.sum()) - right)
-        if not of_family:
-            left_out += 1
-            continue
-        concordant += of_family * auroc(confidence_N[inside_N], positive_N[inside_N])
-        pairs += of_family
-    value = concordant / pairs if pairs else float("nan")
+    names, family_N = np.unique(family_N, return_inverse=True)
+    # Equal confidences of a family are one cell; cells are in the order of family and confidence.
+    order_N = np.lexsort((confidence_N, family_N))
+    family_N, sorted_N, right_N = family_N[order_N], confidence_N[order_N], positive_N[order_N]
+    starts_N = np.ones(len(order_N), dtype=bool)
+    starts_N[1:] = (np.diff(family_N) != 0) | (np.diff(sorted_N) != 0)
+    cell_N = np.cumsum(starts_N) - 1
+    right_C = np.bincount(cell_N, weights=right_N)
+    wrong_C = np.bincount(cell_N, weights=~right_N)
+    family_C = family_N[starts_N]
+    right_F, wrong_F = (np.bincount(family_C, w, len(names)) for w in (right_C, wrong_C))
+    # Wrong answers of the same family with less confidence, and half of those with the same.
+    before_F = np.cumsum(wrong_F) - wrong_F
+    below_C = np.cumsum(wrong_C) - wrong_C / 2 - before_F[family_C]
+    pairs_F = right_F * wrong_F
+    pairs, left_out = pairs_F.sum(), int((pairs_F == 0).sum())
+    value = float(right_C @ below_C / pairs) if pairs else float("nan")
     return WithinFamily(value, len(names) - left_out, left_out)
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from grpo_ao.answer import Answer
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import RunFolder, text_digest
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.measuring.controls import CONTROLS
+from grpo_ao.measuring.reading import Controlled, Controls
 from grpo_ao.oracle.layers import layer_index, num_decoder_layers
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
@@ -31,10 +31,13 @@ from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.load import check_lengths, probes_of_items
 from grpo_ao.processes import Processes
 from grpo_ao.report.tables import SHOWN, write_results
-from grpo_ao.terminal import terminal
+from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
 _SAMPLED = 100
+# What a tracker is told of other sources of confidence, and of the reading test.
+_SOURCES = ("auroc_within", "calibration_error", "auroc", "brier")
+_READING = ("informativeness", "confidence_mean", "auroc_within")
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -51,24 +54,27 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
-    first, *others = adapters.items()
-    oracle = Oracle.from_pretrained(config.model, first[1])
+    oracle = Oracle.from_pretrained(config.model, config.oracle_lora_path)
     table = _table(config, oracle, probes, progress)
-    answers = {first[0]: _ask(config, oracle, first[0], table, progress)}
-    for name, adapter in others:
-        oracle = oracle.with_adapter(adapter)
-        table = ProbeTable.of_vectors(oracle, probes, table.vectors)
+    answers, controlled = {}, {}
+    for name, adapter in adapters.items():
+        if answers:
+            oracle = oracle.with_adapter(adapter)
+            table = ProbeTable.of_vectors(oracle, probes, table.vectors)
         answers[name] = _ask(config, oracle, name, table, progress)
-    for name, given in answers.items():
-        _warn_unstated(console, name, given)
+        if config.controls:
+            controlled[name] = _controlled(config, oracle, name, table, answers[name], progress)
     pooled = groups(config.suite, list(dict.fromkeys(probe.family for probe in probes)))
     rows = len(pooled) + len(pooled["all"]) + len(config.layer_percents) + len(config.positions)
     with progress.phase("measuring", len(answers) * (rows + 13)) as bar:
         seconds = time.perf_counter() - started
         metrics = write_results(
-            folder.path, config.settings(), answers, pooled, seconds, bar.advance
+            folder.path, config.settings(), answers, pooled, seconds, controlled, bar.advance
         )
-    report_results(reporter, folder.path, metrics, answers[first[0]], step=0)
+    report_results(reporter, folder.path, metrics, next(iter(answers.values())), step=0)
+    for name, measured in metrics["oracles"].items():
+        for sentence in measured["findings"]:
+            console.print(headed(f"{name}:", sentence), highlight=False)
     console.print(f"tables: {folder.path / 'metrics.md'}   figures and rows: {folder.path}")
     return metrics
 
@@ -103,17 +109,41 @@ def _table(
 def _ask(
     config: EvalConfig, oracle: Oracle, name: str, table: ProbeTable, progress: PhaseProgress
 ) -> list[Answer]:
-    how = Asking(
-        config.max_new_tokens,
-        batch_size=config.batch_size,
-        probabilities=True,
-        agreement=len(table),
-    )
+    how = _how(config)._replace(probabilities=True, agreement=len(table))
     path = config.output_dir / "rows.jsonl"
     with progress.phase(f"asking {name}", len(table)) as bar:
         return ask(
             oracle, table, ReferenceJudge(), how, Processes(), path, {"oracle": name}, bar.advance
         )
+
+
+def _how(config: EvalConfig) -> Asking:
+    return Asking(config.max_new_tokens, batch_size=config.batch_size)
+
+
+def _controlled(
+    config: EvalConfig,
+    oracle: Oracle,
+    name: str,
+    table: ProbeTable,
+    answers: Sequence[Answer],
+    progress: PhaseProgress,
+) -> Controlled:
+    count = min(config.control_probes, len(table))
+    with progress.phase(f"controls of {name}", count * (len(CONTROLS) + 1)) as bar:
+        controls = Controls(
+            oracle,
+            table,
+            answers,
+            ReferenceJudge(),
+            _how(config),
+            Processes(),
+            count,
+            config.output_dir / "controls.jsonl",
+            {"oracle": name},
+            bar.advance,
+        )
+        return Controlled(controls.readings(), controls.confidences())
 
 
 def oracle_names(adapters: Sequence[str]) -> dict[str, str]:
@@ -145,22 +175,13 @@ def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> Ru
     folder = RunFolder(config.output_dir, resume=record.exists())
     data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
-        folder.write_record(config.settings(), data)
+        folder.write_record(config.settings(), data, {"controls", "control_probes"})
     except UserError as error:
         raise UserError(
             f"{config.output_dir} holds rows of another evaluation; {error} Give another "
             "--output_dir."
         ) from error
     return folder
-
-
-def _warn_unstated(console: Console, name: str, answers: Sequence[Answer]) -> None:
-    if not any(answer.parsed for answer in answers):
-        console.print(
-            f"none of the {len(answers)} outputs of {name} states a confidence, so that only its "
-            "accuracy and the baselines are known: train it, or warm-start it, first.",
-            style="bold",
-        )
 
 
 def report_results(
@@ -187,6 +208,18 @@ def report_results(
         for key, m in {**oracle["groups"], **oracle["benchmarks"]}.items()
     ]
     reporter.table(step, "eval/benchmarks", table)
+    sources = [
+        {"confidence from": name, "n": m["n"]} | {metric: m[metric]["value"] for metric in _SOURCES}
+        for name, m in oracle["baselines"].items()
+    ]
+    reporter.table(step, "eval/sources", sources)
+    reading = [
+        {"read": name, "part": part, "n": m["n"]} | {k: m[k]["value"] for k in _READING}
+        for name, parts in oracle["reading"].items()
+        for part, m in parts.items()
+    ]
+    if reading:
+        reporter.table(step, "eval/reading", reading)
     kept = ("family", "question", "reference", "completion", "confidence", "informativeness")
     rows = [answer.to_row() for answer in answers[:: max(1, len(answers) // _SAMPLED)]]
     reporter.table(step, "eval/rows", [{key: row[key] for key in (*kept, "layer")} for row in rows])

@@ -135,6 +135,9 @@ def few_draws(monkeypatch):
     _measure, _difference = tables.measure, tables.measure_difference
     monkeypatch.setattr(tables, "measure", small)
     monkeypatch.setattr(tables, "measure_difference", lambda a, b: _difference(a, b, draws=5))
+    _reading, _against = tables.reading_metrics, tables.against_stated
+    monkeypatch.setattr(tables, "reading_metrics", lambda readings: _reading(readings, draws=5))
+    monkeypatch.setattr(tables, "against_stated", lambda a, b: _against(a, b, draws=5))
 
 
 @pytest.fixture
@@ -182,6 +185,14 @@ def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini, m
         f"{n}.{s}" for n in ("reliability", "risk_coverage", "layers") for s in ("png", "svg")
     }
     assert written >= figures | {"metrics.md"}
+    # And each was asked again, on other activations.
+    rows = [json.loads(line) for line in (folder / "controls.jsonl").open()]
+    assert {row["oracle"] for row in rows} == {main, changed}
+    assert {"noise", "question_alone", "P(True)"} <= {row["control"] for row in rows}
+    for measured in metrics["oracles"].values():
+        assert measured["reading"]["noise of the same norms"]["other"]["n"] == 2
+        assert measured["baselines"]["expected number"]["n"] == 2
+        assert measured["findings"]
 
 
 def test_other_settings_are_not_mixed_with_the_rows_that_are_there(tmp_path, few_draws, no_figures):
@@ -207,7 +218,7 @@ def test_an_oracle_that_states_nothing_is_measured_by_the_rest(
     tmp_path, few_draws, no_figures, capsys
 ):
     # Eight tokens are too few for tag and answer.
-    metrics = evaluate(flags(tmp_path, max_new_tokens=6))
+    metrics = evaluate(flags(tmp_path, max_new_tokens=6, controls=False))
     (oracle,) = metrics["oracles"].values()
     assert "states a confidence" in " ".join(capsys.readouterr().err.split())
     assert oracle["groups"]["all"]["parse_rate"]["value"] == 0

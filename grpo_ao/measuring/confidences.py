@@ -6,7 +6,7 @@ answer, the share of sampled answers that agree with it, the base rate, and each
 recalibrated on the other half of the texts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -131,13 +131,17 @@ METHODS: dict[str, Confidence] = {
 }
 
 
-def baselines(answers: Sequence[Answer]) -> dict[str, Columns]:
+def baselines(
+    answers: Sequence[Answer], others: Mapping[str, Float[np.ndarray, "answers"]] | None = None
+) -> dict[str, Columns]:
     """Return each method's columns, recalibrated ones and the constant among them.
 
     What is fitted is fitted on the texts of one half and serves those of the other, both ways, so
     that all have the same answers. A method that states too little to be fitted is left out.
-    Where agreement was measured on a part, it is compared on that part.
+    Where agreement was measured on a part, it is compared on that part. ``others`` are confidences
+    by name, NaN where they were not measured, and so in no metric.
     """
+    every = Columns.of(answers)
     found = {name: Columns.of(answers, method) for name, method in METHODS.items()}
     sampled = [answer for answer in answers if answer.agreement is not None]
     if 0 < len(sampled) < len(answers):
@@ -148,7 +152,11 @@ def baselines(answers: Sequence[Answer]) -> dict[str, Columns]:
     for name, columns in found.items():
         fitted[f"{name} + isotonic"] = cross_recalibrated(fit_isotonic, columns)
         fitted[f"{name} + temperature"] = cross_recalibrated(fit_temperature, columns)
-    return found | {name: columns for name, columns in fitted.items() if columns is not None}
+    found |= {name: columns for name, columns in fitted.items() if columns is not None}
+    for name, confidence_N in (others or {}).items():
+        columns = replace(every, confidence_N=confidence_N)
+        found[name] = columns.take(np.flatnonzero(columns.is_known))
+    return found
 
 
 def cross_recalibrated(fit: Fit, columns: Columns) -> Columns | None:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import (
+    CalibrationError,
     adaptive_ece,
     aurc,
     auroc,
@@ -33,6 +34,7 @@ from grpo_ao.probe import stable_hash
 Measurement = dict[str, Any]
 """``{"n": answers, "contexts": texts, METRIC: {"value": v, "low": l, "high": h}, ...}``."""
 Confidence = Callable[[Answer], float | None]
+Values = Callable[["Columns"], dict[str, float]]
 
 # Kernel regression costs a hundred times what the other metrics cost.
 _SMOOTH_DRAWS = 200
@@ -107,9 +109,27 @@ def metric_values(columns: Columns) -> dict[str, float]:
     confidence. AUROC is of confidence for informativeness of at least one half, ``auroc_within``
     inside of families.
     """
+    return _drawn_values(columns) | {"calibration_error": _calibration_error(columns).value}
+
+
+def headline_values(columns: Columns) -> dict[str, float]:
+    """Return the metrics that oracles and sources of confidence are compared in."""
+    confidence, outcome = columns.known
+    right, families = outcome >= 0.5, columns.family_N[columns.is_known]
+    return {
+        "informativeness": _mean(columns.informativeness_N[~np.isnan(columns.informativeness_N)]),
+        "confidence_mean": _mean(confidence),
+        "auroc_within": within_family_auroc(confidence, right, families).auroc,
+        "calibration_error": _calibration_error(columns).value,
+        "auroc": auroc(confidence, right),
+        "brier": brier(confidence, outcome),
+    }
+
+
+def _drawn_values(columns: Columns) -> dict[str, float]:
     graded = ~np.isnan(columns.informativeness_N)
     confidence, outcome = columns.known
-    families, texts = columns.family_N[columns.is_known], columns.context_N[columns.is_known]
+    families = columns.family_N[columns.is_known]
     parts, squared = brier_parts(confidence, outcome), brier(confidence, outcome)
     return {
         "informativeness": _mean(columns.informativeness_N[graded]),
@@ -119,7 +139,6 @@ def metric_values(columns: Columns) -> dict[str, float]:
         "confidence_std": float(confidence.std()) if len(confidence) else float("nan"),
         "ece10": ece(confidence, outcome),
         "ece_mass": adaptive_ece(confidence, outcome),
-        "calibration_error": calibration_error(confidence, outcome, texts).value,
         "mce": mce(confidence, outcome),
         "brier": squared,
         "brier_all": _brier_of_all(columns),
@@ -134,6 +153,10 @@ def metric_values(columns: Columns) -> dict[str, float]:
         "risk_at_80": risk_at_coverage(confidence, outcome, 0.8),
         "aurc": aurc(confidence, outcome),
     }
+
+
+def _calibration_error(columns: Columns) -> CalibrationError:
+    return calibration_error(*columns.known, columns.context_N[columns.is_known])
 
 
 def _brier_of_all(columns: Columns) -> float:
@@ -161,20 +184,22 @@ def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) 
     perfect forecaster would have at these confidences.
     """
     columns = _coded(columns)
-    values = metric_values(columns)
+    values = _drawn_values(columns)
     intervals = bootstrap_intervals(
-        lambda index: metric_values(columns.take(index)), columns.context_N, draws=draws
+        lambda index: _drawn_values(columns.take(index)), columns.context_N, draws=draws
     )
     stated = columns.take(np.flatnonzero(columns.is_known))
-    _, *intervals["calibration_error"] = calibration_error(*stated.known, stated.context_N)
     result = _sizes(columns) | {name: _entry(values[name], *intervals[name]) for name in values}
+    result["calibration_error"] = _entry(*_calibration_error(columns))
     result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
     perfect = perfect_ece_interval(*stated.known, stated.context_N)
     return result | {"ece10_perfect": _entry(*perfect)}
 
 
-def measure_difference(first: Columns, second: Columns, draws: int = 1000) -> Measurement:
-    """Return first less second for every metric, on the same answers' probes in the same order.
+def measure_difference(
+    first: Columns, second: Columns, draws: int = 1000, values: Values = metric_values
+) -> Measurement:
+    """Return first less second for each of ``values``, on the same probes in the same order.
 
     Intervals and p-values are paired: each draw takes the same texts for both.
     """
@@ -182,8 +207,8 @@ def measure_difference(first: Columns, second: Columns, draws: int = 1000) -> Me
         raise ValueError("a paired difference needs two measurements of the same items.")
     first, second = _coded(first), _coded(second)
     found = paired_differences(
-        lambda index: metric_values(first.take(index)),
-        lambda index: metric_values(second.take(index)),
+        lambda index: values(first.take(index)),
+        lambda index: values(second.take(index)),
         first.context_N,
         draws=draws,
     )

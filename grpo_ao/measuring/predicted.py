@@ -26,11 +26,11 @@ Predictions = Float[np.ndarray, "answers"]
 
 
 def predicted_confidences(
-    answers: Sequence[Answer], vectors: Sequence[Float[Tensor, "K D"]]
+    answers: Sequence[Answer], vectors: Sequence[Tensor]
 ) -> dict[str, Predictions]:
     """Return each predictor's confidences in the answers, by name; NaN where there is no grade.
 
-    ``vectors[n]`` are the activations that answer n was read from.
+    ``vectors[n]`` (K, D) are the activations that answer n was read from.
     """
     families = [f"{answer.probe.family}/{answer.probe.kind}" for answer in answers]
     return {
@@ -70,7 +70,7 @@ def from_words(answers: Sequence[Answer]) -> Predictions:
 
 
 def from_activations(
-    answers: Sequence[Answer], vectors: Sequence[Float[Tensor, "K D"]], groups: Sequence[str]
+    answers: Sequence[Answer], vectors: Sequence[Tensor], groups: Sequence[str]
 ) -> Predictions:
     """Predict outcomes from the mean of the activations, by logistic regression.
 

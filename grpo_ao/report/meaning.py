@@ -15,7 +15,15 @@ from markupsafe import Markup
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, bootstrap_interval
 from grpo_ao.measuring.confidences import METHODS, generated_tokens
-from grpo_ao.measuring.metrics import Columns, Confidence, measure, parted, stated
+from grpo_ao.measuring.metrics import (
+    Columns,
+    Confidence,
+    Measurement,
+    measure,
+    parted,
+    stated,
+)
+from grpo_ao.measuring.reading import reading_alerts
 from grpo_ao.report.formats import number
 from grpo_ao.report.headline import METRICS, Estimate
 from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
@@ -63,7 +71,7 @@ def meaning(
     found = {name: _found(answers, draws) for name, answers in stating.items()}
     return Meaning(
         measured=list(stating),
-        verdicts=[verdict(kind, found[when][kind]) for kind in kinds],
+        verdicts=findings(found[when], controls),
         reliability={kind: _reliability(when, kind, answers) for kind, answers in kinds.items()},
         families=_families(stating, found, draws),
         course=_course(found),
@@ -92,24 +100,48 @@ def known(answers: Sequence[Answer], confidence: Confidence = stated) -> Columns
 
 def measures(columns: Columns, draws: int) -> Measured:
     """Return what the report opens with, each with its 95 % interval over texts."""
-    found = measure(columns, draws)
-    return {name: Estimate(**found[name]) for name in _MEASURED}
+    return estimated(measure(columns, draws))
+
+
+def estimated(measured: Measurement) -> Measured:
+    """Return those values of a measurement that the opening shows or speaks of."""
+    return {name: Estimate(**measured[name]) for name in (*_MEASURED, "auroc")}
+
+
+def findings(kinds: Mapping[str, Measured], controls: Mapping[str, Sequence[Answer]]) -> list[str]:
+    """Say what the stated confidence means, for each kind of question, and what it follows.
+
+    ``kinds`` has what was measured of the kinds on which confidences are stated, ``controls`` the
+    answers from other activations, by their title.
+    """
+    if not kinds:
+        return [
+            "No output states a confidence, so that only accuracy and other sources of confidence "
+            "are known: train the oracle, or warm-start it, first."
+        ]
+    verdicts = [verdict(kind, found) for kind, found in kinds.items()]
+    return [*verdicts, *reading_alerts(controls)]
 
 
 def verdict(kind: str, found: Measured) -> str:
     """Say whether the number tells right answers from wrong ones; no interval, no claim."""
-    told = found["auroc_within"]
-    if told.low > 0.5:
+    within, pooled = found["auroc_within"], found["auroc"]
+    if within.low > 0.5:
         claim = "is higher on right answers than on wrong ones of the same family"
-    elif told.high < 0.5:
+    elif within.high < 0.5:
         claim = "is lower on right answers than on wrong ones of the same family"
     else:
         claim = "was not seen to tell right answers from wrong ones of the same family"
-    return (
+    sentence = (
         f"On {kind} questions the stated confidence {claim}: AUROC within families "
-        f"{_written(told)}, where a number read from the question alone has 0.5. Its calibration "
-        f"error is {_written(found['calibration_error'])}."
+        f"{_written(within)}, where a number read from the question alone has 0.5."
     )
+    if pooled.low > 0.5 and not within.low > 0.5:
+        sentence += (
+            f" The pooled AUROC, {_written(pooled)}, needs no more than knowing which families are "
+            "easy."
+        )
+    return f"{sentence} Its calibration error is {_written(found['calibration_error'])}."
 
 
 def _written(estimate: Estimate) -> str:

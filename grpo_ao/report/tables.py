@@ -12,9 +12,16 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import risk_coverage
 from grpo_ao.files import atomic_write_json, atomic_write_text
 from grpo_ao.measuring.confidences import METHODS, baselines, generated_tokens
+from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference, parted
+from grpo_ao.measuring.reading import (
+    Controlled,
+    against_stated,
+    reading_metrics,
+)
 from grpo_ao.report.formats import Table, cell, number
 from grpo_ao.report.headline import METRICS, Estimate, Headline
+from grpo_ao.report.meaning import estimated, findings
 from grpo_ao.report.plots import (
     Panel,
     estimates,
@@ -27,16 +34,21 @@ from grpo_ao.report.run_record import MODES, WHEN, Evaluation, RunRecord
 Groups = Mapping[str, Sequence[str]]
 _BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc": "AUROC"}
 # What a console and a tracker are told of each benchmark.
-SHOWN = ("informativeness", "ece10", "auroc", "brier", "parse_rate")
+SHOWN = ("informativeness", "auroc_within", "calibration_error", "brier_all", "parse_rate")
 
 
 def oracle_metrics(
-    answers: Sequence[Answer], groups: Groups, progress: Callable[[int], None]
+    answers: Sequence[Answer],
+    groups: Groups,
+    controlled: Controlled,
+    progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Measure one oracle: pooled groups of families, each family, layers, positions, baselines.
 
+    And what its controls tell, with ``findings``, the sentences that a reader needs first.
     ``progress`` is called with the number of measurements made.
     """
+    others = {CONTROLS[name]: reading.other for name, reading in controlled.readings.items()}
 
     def measured(columns: Columns, smooth_interval: bool = False) -> Measurement:
         progress(1)
@@ -45,7 +57,12 @@ def oracle_metrics(
     def by(key: Callable[[Answer], Any]) -> dict[str, Measurement]:
         return {name: measured(Columns.of(part)) for name, part in parted(answers, key).items()}
 
+    sources = baselines(answers, controlled.confidences)
+    kinds = by(lambda answer: answer.probe.kind)
+    stating = [kind for kind, measured in kinds.items() if measured["parse_rate"]["value"] > 0]
     return {
+        "findings": findings({kind: estimated(kinds[kind]) for kind in stating}, others),
+        "kinds": kinds,
         "groups": {
             name: measured(_pooled(answers, members), smooth_interval=True)
             for name, members in groups.items()
@@ -53,7 +70,9 @@ def oracle_metrics(
         "benchmarks": by(lambda answer: answer.probe.family),
         "layers": by(lambda answer: answer.probe.layer),
         "positions": by(lambda answer: answer.probe.positions),
-        "baselines": {name: measured(columns) for name, columns in baselines(answers).items()},
+        "baselines": {name: measured(columns) for name, columns in sources.items()},
+        "against_stated": against_stated(answers, controlled.confidences),
+        "reading": reading_metrics(controlled.readings),
         "generated_tokens": generated_tokens(answers),
     }
 
@@ -68,6 +87,7 @@ def write_results(
     answers: Mapping[str, Sequence[Answer]],
     groups: Groups,
     seconds: float,
+    controlled: Mapping[str, Controlled] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write metrics and figures of the oracles that gave ``answers``; return ``metrics.json``.
@@ -75,9 +95,13 @@ def write_results(
     The first oracle is the one that the others are compared with, paired by text.
     """
     main, *others = answers
+    controlled = dict.fromkeys(answers, Controlled({}, {})) | dict(controlled or {})
     metrics = {
         "settings": settings,
-        "oracles": {name: oracle_metrics(part, groups, progress) for name, part in answers.items()},
+        "oracles": {
+            name: oracle_metrics(part, groups, controlled[name], progress)
+            for name, part in answers.items()
+        },
         "differences": {
             f"{main} - {other}": {
                 group: measure_difference(
@@ -176,12 +200,24 @@ _METRICS = {
 }
 
 
+_COMPARED = {
+    "auroc_within": "AUROC within families",
+    "calibration_error": "calibration error",
+    "auroc": "AUROC",
+    "brier": "Brier",
+}
+
+
 def markdown(metrics: Mapping[str, Any]) -> str:
     """Lay the metrics out as Markdown tables, intervals in brackets."""
     parts = ["Intervals are 95 %, by bootstrap over texts."]
     for name, oracle in metrics["oracles"].items():
-        tables = _oracle_tables(oracle)
-        parts += [f"## {name}", *(table.markdown() for table in tables)]
+        sentences = "\n".join(f"- {sentence}" for sentence in oracle["findings"])
+        parts += [
+            f"## {name}",
+            sentences,
+            *(t.markdown() for t in _oracle_tables(oracle) if t.rows),
+        ]
     for name, groups in metrics["differences"].items():
         known = {m: title for m, title in _METRICS.items() if m in next(iter(groups.values()))}
         rows = {t: [_entry(group[m], True) for group in groups.values()] for m, t in known.items()}
@@ -199,7 +235,32 @@ def _oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:
         _measurements("layer", _COLUMNS, oracle["layers"]),
         _measurements("positions", _COLUMNS, oracle["positions"]),
         _baselines(oracle),
+        _against_stated(oracle),
+        _reading(oracle),
     ]
+
+
+def _against_stated(oracle: Mapping[str, Any]) -> Table:
+    rows = {
+        name: [number(m["n"]), *(_entry(m[metric], True) for metric in _COMPARED)]
+        for name, m in oracle["against_stated"].items()
+    }
+    columns = ["less the stated confidence, paired", "n", *_COMPARED.values()]
+    return Table("Other sources of confidence less the stated one", columns, rows)
+
+
+def _reading(oracle: Mapping[str, Any]) -> Table:
+    """Lay out accuracy and confidence on other activations, and what they are less than before."""
+    rows = {}
+    for name, parts in oracle["reading"].items():
+        cells = [number(parts["own"]["n"])]
+        for metric in ("informativeness", "confidence_mean"):
+            cells += [_entry(parts[part][metric]) for part in ("own", "other")]
+            cells.append(_entry(parts["difference"][metric], True))
+        rows[name] = [*cells, _entry(parts["other"]["auroc_within"])]
+    columns = ["read in place of the text", "n", "accuracy on the text", "accuracy", "change"]
+    columns += ["confidence on the text", "confidence", "change", "AUROC within families"]
+    return Table("The reading test", columns, rows)
 
 
 def _measurements(

@@ -60,11 +60,22 @@ def test_a_verdict_claims_no_more_than_its_interval():
     }
     for (low, high), claim in claims.items():
         told = Estimate((low + high) / 2, low, high)
-        assert claim in verdict("open", {"auroc_within": told, "calibration_error": error})
+        found = {"auroc_within": told, "auroc": told, "calibration_error": error}
+        assert claim in verdict("open", found)
     unknown = Estimate(np.nan, np.nan, np.nan)
-    assert "was not seen to tell" in verdict(
-        "open", {"auroc_within": unknown, "calibration_error": error}
-    )
+    found = {"auroc_within": unknown, "auroc": unknown, "calibration_error": error}
+    assert "was not seen to tell" in verdict("open", found)
+
+
+def test_a_pooled_auroc_without_one_within_families_is_explained():
+    found = {
+        "auroc_within": Estimate(0.51, 0.47, 0.55),
+        "auroc": Estimate(0.65, 0.6, 0.7),
+        "calibration_error": Estimate(0.02, 0.0, 0.04),
+    }
+    pooled = "The pooled AUROC, 0.65 [0.60, 0.70], needs no more than knowing which families"
+    assert pooled in verdict("closed", found)
+    assert pooled not in verdict("closed", found | {"auroc_within": Estimate(0.6, 0.55, 0.65)})
 
 
 def test_measures_are_of_all_answers_and_hold_their_interval():

@@ -1,0 +1,163 @@
+"""The reading test: does an oracle's confidence follow what it reads, or the question alone?
+
+The same questions are asked of other activations, for which right answers can only be guesses. Who
+reads is less often right there, and says so; a confidence that stays high does not come from the
+activations. Other ways to be sure of the same answers are measured beside it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from grpo_ao.answer import Answer
+from grpo_ao.judges.protocol import Judge
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.measuring.confidences import METHODS
+from grpo_ao.measuring.controls import CONTROLS, Control, control_rows, control_table
+from grpo_ao.measuring.elicited import expected_confidences, truth_table
+from grpo_ao.measuring.metrics import (
+    Columns,
+    headline_values,
+    measure,
+    measure_difference,
+)
+from grpo_ao.measuring.predicted import predicted_confidences
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.processes import Processes
+
+# Of noise, so much more confidence than accuracy is an alert.
+MOST_TOO_SURE = 0.1
+
+
+class Reading(NamedTuple):
+    """Answers to the same probes from the text's own activations, and from a control's."""
+
+    own: list[Answer]
+    other: list[Answer]
+
+
+class Controlled(NamedTuple):
+    """What controls tell of one oracle's answers.
+
+    ``confidences`` are other ways to be sure of each of its answers, by name, NaN where they were
+    not measured.
+    """
+
+    readings: Mapping[Control, Reading]
+    confidences: Mapping[str, Float[np.ndarray, "answers"]]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """How an oracle that gave ``answers`` to the probes of ``table`` is asked again.
+
+    ``count`` of the probes are, the same ones for every control. What it says goes to ``path``, as
+    in ``ask``, with the control's name beside ``label``.
+    """
+
+    oracle: Oracle
+    table: ProbeTable
+    answers: Sequence[Answer]
+    judge: Judge
+    how: Asking
+    processes: Processes
+    count: int
+    path: Path
+    label: Mapping[str, Any]
+    progress: Callable[[int], None] = lambda _: None
+
+    def readings(self, controls: Sequence[Control] = tuple(CONTROLS)) -> dict[Control, Reading]:
+        """Ask the same questions of each control's activations."""
+        chosen, found = control_rows(self.table, self.count), {}
+        for control in controls:
+            rows, other = control_table(self.table, control, chosen)
+            given = self._ask(other, self.judge, self.how, control)
+            found[control] = Reading([self.answers[row] for row in rows], given)
+        return found
+
+    def confidences(self) -> dict[str, Float[np.ndarray, "answers"]]:
+        """Predict confidences in all answers, and elicit them for the probes that are asked again.
+
+        P(True) is the probability of Yes in the reply to the question whether the answer is right.
+        """
+        rows = control_rows(self.table, self.count)
+        rows = [row for row in rows if self.answers[row].informativeness is not None]
+        part, own = self.table.part(rows), [self.answers[row] for row in rows]
+        how = self.how._replace(probabilities=True)
+        table = truth_table(self.oracle, part, own)
+        replies = self._ask(table, ReferenceJudge(), how, "P(True)")
+        elicited = {
+            "expected number": expected_confidences(self.oracle, part),
+            "P(True)": np.array([reply.yes_probability for reply in replies], dtype=float),
+        }
+        spread = {name: np.full(len(self.answers), np.nan) for name in elicited}
+        for name, values in elicited.items():
+            spread[name][rows] = values
+        return predicted_confidences(self.answers, self.table.vectors) | spread
+
+    def _ask(self, table: ProbeTable, judge: Judge, how: Asking, control: str) -> list[Answer]:
+        label = {**self.label, "control": control}
+        how = how._replace(agreement=0)
+        return ask(self.oracle, table, judge, how, self.processes, self.path, label, self.progress)
+
+
+# What it comes to
+
+
+def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> dict[str, Any]:
+    """Measure the answers of each control, by its title, beside those to the text itself.
+
+    ``own`` and ``other`` are of the same probes, and ``difference`` is other less own, paired.
+    """
+    return {
+        CONTROLS[control]: {
+            "own": measure(Columns.of(own), draws),
+            "other": measure(Columns.of(other), draws),
+            "difference": measure_difference(
+                Columns.of(other), Columns.of(own), draws, values=headline_values
+            ),
+        }
+        for control, (own, other) in readings.items()
+    }
+
+
+def against_stated(
+    answers: Sequence[Answer],
+    confidences: Mapping[str, Float[np.ndarray, "answers"]],
+    draws: int = 500,
+) -> dict[str, Any]:
+    """Compare other sources of confidence in the answers with the stated one.
+
+    Each is source less stated, paired, on the answers of which both are known.
+    """
+    stated, found = Columns.of(answers), {}
+    methods = {name: Columns.of(answers, method) for name, method in METHODS.items()}
+    del methods["stated confidence"]
+    others = {n: replace(stated, confidence_N=values) for n, values in confidences.items()}
+    for name, columns in (methods | others).items():
+        rows = np.flatnonzero(columns.is_known & stated.is_known)
+        if len(rows):
+            pair = columns.take(rows), stated.take(rows)
+            found[name] = measure_difference(*pair, draws, values=headline_values)
+    return found
+
+
+def reading_alerts(others: Mapping[str, Sequence[Answer]]) -> list[str]:
+    """Say where the oracle is much surer than it is right of what is nothing but noise.
+
+    ``others`` are its answers under each control, by the control's title.
+    """
+    values = headline_values(Columns.of(others.get(CONTROLS["noise"], [])))
+    sure, right = values["confidence_mean"], values["informativeness"]
+    if not sure - right > MOST_TOO_SURE:  # NaN neither
+        return []
+    return [
+        f"On noise in place of activations it is right {right:.0%} of the time and says "
+        f"{sure:.0%}: its confidence does not follow what it reads."
+    ]

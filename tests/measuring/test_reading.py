@@ -1,0 +1,124 @@
+"""The reading test: what is asked again, and what it comes to."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from grpo_ao.answer import Answer
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.measuring.controls import CONTROLS
+from grpo_ao.measuring.reading import (
+    Controls,
+    Reading,
+    against_stated,
+    reading_alerts,
+    reading_metrics,
+)
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.processes import Processes
+
+
+def answer(n, sure, right, family="a"):
+    probe = Probe(f"text {n}", "Is it?", "closed", 2, Positions(3), "Yes", family)
+    return replace(Answer(probe, "", (), sure, "Yes"), informativeness=float(right))
+
+
+# Asked again
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return Oracle.mini()
+
+
+@pytest.fixture
+def controls(oracle, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    width = oracle.model.config.hidden_size
+    probes = [
+        Probe(f"text {n}", f"Is it {n}?", "closed", 2, Positions(3), "Yes", "ab"[n % 2])
+        for n in range(12)
+    ]
+    vectors = [torch.randn(3, width, generator=generator) for _ in probes]
+    table = ProbeTable.of_vectors(oracle, probes, vectors)
+    how, processes = Asking(24, batch_size=16), Processes()
+    answers = ask(oracle, table, ReferenceJudge(), how, processes)
+    path = tmp_path / "controls.jsonl"
+    label = {"oracle": "mini"}
+    return Controls(oracle, table, answers, ReferenceJudge(), how, processes, 8, path, label)
+
+
+def test_the_same_questions_are_asked_of_each_control_and_kept(controls, monkeypatch):
+    readings = controls.readings()
+    assert list(readings) == list(CONTROLS)
+    for own, other in readings.values():
+        assert [a.probe.id for a in own] == [a.probe.id for a in other]
+        assert len(own) == 8
+        assert all(a.informativeness is not None for a in other)
+    assert readings["noise"].other != readings["noise"].own
+    assert readings["noise"].other != readings["same_family"].other
+    # What was asked before a run was killed is not asked again.
+    monkeypatch.setattr(Oracle, "complete", lambda *_, **__: pytest.fail("asked again"))
+    assert controls.readings() == readings
+
+
+def test_other_confidences_are_of_the_same_answers(controls):
+    found = controls.confidences()
+    assert {name for name, values in found.items() if not np.isnan(values).any()} == {
+        *("family and kind", "question's words"),
+        *("linear probe", "linear probe, one a family"),
+    }
+    for name in ("P(True)", "expected number"):
+        known_N = ~np.isnan(found[name])
+        assert known_N.sum() == 8
+        assert np.all((found[name][known_N] >= 0) & (found[name][known_N] <= 1))
+    # The number that is written is the likeliest one, mostly near the expectation.
+    stated = np.array([answer.confidence for answer in controls.answers])
+    assert np.nanmedian(np.abs(found["expected number"] - stated)) < 0.2
+
+
+# What it comes to
+
+
+def reading(sure_of_noise):
+    own = [answer(n, 0.9, n % 10 != 0) for n in range(40)]
+    other = [
+        replace(a, confidence=sure_of_noise, informativeness=float(n % 2))
+        for n, a in enumerate(own)
+    ]
+    return {"noise": Reading(own, other)}
+
+
+def test_confidence_and_accuracy_on_noise_are_compared_with_those_on_the_text():
+    found = reading_metrics(reading(0.5), draws=50)["noise of the same norms"]
+    assert found["own"]["informativeness"]["value"] == pytest.approx(0.9)
+    assert found["other"]["informativeness"]["value"] == pytest.approx(0.5)
+    fall = found["difference"]["confidence_mean"]
+    assert (fall["value"], fall["low"], fall["high"]) == pytest.approx((-0.4, -0.4, -0.4))
+    assert found["difference"]["informativeness"]["high"] < 0
+
+
+def test_an_oracle_that_is_sure_of_noise_is_named():
+    def alerts(sure):
+        return reading_alerts({"noise of the same norms": reading(sure)["noise"].other})
+
+    (alert,) = alerts(0.78)
+    assert "right 50% of the time and says 78%" in alert
+    assert not alerts(0.55)
+    assert not alerts(None)
+    assert not reading_alerts({})
+
+
+def test_other_sources_are_compared_where_both_are_known():
+    answers = [answer(n, 0.8, n % 2) for n in range(20)] + [answer(20, None, 1)]
+    knows_N = np.array([np.nan, *(float(n % 2) for n in range(1, 20)), 1.0])
+    found = against_stated(answers, {"knows": knows_N}, draws=50)
+    assert list(found) == ["knows"]
+    assert found["knows"]["n"] == 19
+    assert found["knows"]["brier"]["high"] < 0
+    assert found["knows"]["auroc_within"]["value"] == 0.5

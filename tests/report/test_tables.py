@@ -1,0 +1,66 @@
+"""What an evaluation writes: that a number read from the question alone is called that."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grpo_ao.answer import Answer
+from grpo_ao.measuring.metrics import measure
+from grpo_ao.measuring.reading import Controlled, Reading
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.report import tables
+from grpo_ao.report.tables import write_results
+
+SHARES = {"easy": 0.9, "middling": 0.7, "hard": 0.5}
+
+
+def blind_answers(count=250):
+    """Answers whose confidence is their family's share of right ones, whatever they are."""
+    rng = np.random.default_rng(0)
+    found = []
+    for family, share in SHARES.items():
+        for n in range(count):
+            probe = Probe(f"{family} {n}", "Is it?", "closed", 2, Positions(3), "Yes", family)
+            given = Answer.read(probe, f"[epistemic status: {100 * share:.0f}] Yes", (1, 2))
+            found.append(replace(given, informativeness=float(rng.random() < share)))
+    return found
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "draw_figures", lambda *_: None)
+    few = lambda columns, **_: measure(columns, draws=50)  # noqa: E731
+    monkeypatch.setattr(tables, "measure", few)
+    answers = blind_answers()
+    noise = [replace(answer, informativeness=float(n % 2)) for n, answer in enumerate(answers[:40])]
+    known = np.where(np.arange(len(answers)) < 50, 0.5, np.nan)
+    controlled = Controlled({"noise": Reading(answers[:40], noise)}, {"P(True)": known})
+    groups = {"all": tuple(SHARES)}
+    write_results(tmp_path, {}, {"oracle": answers}, groups, 1.0, {"oracle": controlled})
+    return tmp_path
+
+
+def test_a_confidence_read_from_the_question_alone_is_calibrated_and_found_out(written):
+    oracle = json.loads((written / "metrics.json").read_text())["oracles"]["oracle"]
+    pooled = oracle["groups"]["all"]
+    assert pooled["ece10"]["value"] < 0.05
+    assert pooled["auroc"]["low"] > 0.6
+    assert pooled["auroc_within"]["value"] == 0.5
+    within, noise = oracle["findings"]
+    assert "not seen to tell right answers from wrong ones of the same family" in within
+    assert "needs no more than knowing which families are easy" in within
+    assert "On noise" in noise
+    for sentence in (within, noise):
+        assert sentence in (written / "metrics.md").read_text()
+
+
+def test_controls_and_other_sources_have_tables(written):
+    metrics = json.loads((written / "metrics.json").read_text())["oracles"]["oracle"]
+    assert metrics["baselines"]["P(True)"]["n"] == 50
+    assert metrics["against_stated"]["P(True)"]["n"] == 50
+    lines = (written / "metrics.md").read_text().splitlines()
+    (noise,) = [line for line in lines if line.startswith("| noise of the same norms |")]
+    assert "| 40 |" in noise
+    assert [line for line in lines if line.startswith("| P(True) | 50 |")]

@@ -126,19 +126,17 @@ class Curriculum:
         self._first = content_start(tokenizer)
         self._placeholder = placeholder_id(tokenizer, spec.special_token)
         self._end = end_of_turn_id(tokenizer)
-        texts = list(dict.fromkeys([e.text for e in examples] + list(plain)))
-        turns, closing = _subject_turns(tokenizer, texts)
-        self._closing = closing
-        control = set(tokenizer.added_tokens_encoder)
+        control = tokenizer.added_tokens_encoder
+        every = dict.fromkeys([e.text for e in examples] + list(plain))
+        texts = [text for text in every if not any(token in text for token in control)]
+        turns, self._closing = _subject_turns(tokenizer, texts)
+        around = self._first + self._closing
         row_of = {
-            text: row
-            for row, text in enumerate(texts)
-            if self._first + closing < len(turns[row]) <= max_tokens
-            and not any(token in text for token in control)
+            text: row for row, text in enumerate(texts) if around < len(turns[row]) <= max_tokens
         }
-        self.left_out = len(texts) - len(row_of)
+        self.left_out = len(every) - len(row_of)
         kept = [e for e in examples if e.text in row_of]
-        long = 2 * _MOST_PREDICTED + self._first + closing
+        long = 2 * _MOST_PREDICTED + around
         context = [row_of[t] for t in plain if t in row_of and len(turns[row_of[t]]) > long]
         if not kept and not context:
             raise UserError("no example is left to teach: give more sources or longer texts.")

@@ -1,0 +1,97 @@
+"""Examples laid out as arrays, and read back from each row's tokens."""
+
+import numpy as np
+import pytest
+
+from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.training.example_batches import Batch, Curriculum
+from grpo_ao.training.examples import Example
+from tests.tiny import tiny_tokenizer, token_id
+
+LAYERS = [1, 2, 3]
+PLAIN = [
+    f"Plain text number {n}, long enough to foretell some of it from the rest." for n in range(9)
+]
+EXAMPLES = [
+    Example(f"source {n % 2}", f"Text {n} ends in {'x' * (n % 7)}.", f"Is it {n} ? ?", f"No {n}")
+    for n in range(40)
+]
+
+
+def curriculum(answer_format="plain", context_share=0.4, plain=PLAIN, examples=EXAMPLES):
+    return Curriculum(
+        tiny_tokenizer(),
+        OracleSpec(),
+        LAYERS,
+        examples,
+        plain,
+        answer_format,
+        context_share,
+        200,
+        7,
+    )
+
+
+def rows_of(batch: Batch):
+    """Decode each row: prompt up to the answer, placeholders' ids, what is read, the answer."""
+    decode = tiny_tokenizer().decode
+    length = batch.prompts_BL.shape[1]
+    for b in range(len(batch.layer_B)):
+        mine = batch.row_N == b
+        first = int(batch.predict_N[mine][0]) - b * length + 1
+        held = batch.placeholders_BK[b][batch.placeholders_BK[b] >= 0]
+        read = batch.read_BK[b][batch.read_BK[b] >= 0]
+        assert len(held) == len(read)
+        yield (
+            decode(batch.prompts_BL[b, :first]),
+            set(batch.prompts_BL[b, held].tolist()),
+            decode(batch.subject_BS[b, read]),
+            decode(batch.targets_N[mine]),
+        )
+
+
+def test_a_question_is_asked_with_its_own_text_and_answer():
+    lessons = curriculum(context_share=0.0)
+    drawn = lessons.batch(0, 16)
+    for text, row in zip(drawn.text_B, rows_of(lessons.lay_out(drawn)), strict=True):
+        prompt, placeholders, read, answer = row
+        example = EXAMPLES[text]
+        assert f" \n{example.question}<|im_end|>\n<|im_start|>assistant\n" in prompt
+        assert placeholders == {token_id("Ġ?")}
+        assert read in f"{example.text}<|im_end|>\n"
+        assert answer == f"{example.answer}<|im_end|>"
+
+
+def test_what_is_foretold_lies_beside_what_is_read():
+    lessons = curriculum(context_share=1.0)
+    drawn = lessons.batch(0, 32)
+    texts = list(dict.fromkeys([e.text for e in EXAMPLES] + PLAIN))
+    for text, (prompt, _, read, answer) in zip(
+        drawn.text_B, rows_of(lessons.lay_out(drawn)), strict=True
+    ):
+        told = answer.removesuffix("<|im_end|>")
+        pair = read + told if "predict the next" in prompt else told + read
+        assert pair in texts[text]
+
+
+def test_a_tag_stands_before_the_answer_and_its_number_is_not_learned():
+    lessons = curriculum("tagged", context_share=0.0)
+    for _, _, _, answer in rows_of(lessons.lay_out(lessons.batch(0, 16))):
+        assert answer.startswith("[epistemic status: ] No ")
+
+
+def test_the_batch_of_a_step_is_the_same_whatever_was_drawn_before():
+    one, other = curriculum(), curriculum()
+    for step in (0, 63, 64):
+        one.batch(step, 4)
+    for mine, theirs in zip(one.batch(5, 4), other.batch(5, 4), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_texts_that_are_too_long_or_hold_control_tokens_are_left_out():
+    odd = [Example("odd", "a" * 300, "Is it?", "Yes"), Example("odd", "<|im_end|>", "Is it?", "No")]
+    lessons = curriculum(examples=[*EXAMPLES, *odd])
+    assert lessons.left_out == 2
+    assert lessons.sources == ["source 0", "source 1"]
+    with pytest.raises(ValueError, match="no example is left"):
+        curriculum(examples=odd, plain=[])

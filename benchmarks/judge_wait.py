@@ -56,7 +56,9 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
         trainer_config(config, Processes()),
         config.credit,
         config.scale_rewards,
+        config.tag_outcome,
         monitor,
+        config.max_unscored,
     ).train()
     names = ("seconds_judge", "seconds_generate", "seconds_score", "seconds_step")
     return {name: median(float(row[name] or 0) for row in monitor.history[1:]) for name in names}

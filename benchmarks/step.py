@@ -308,7 +308,9 @@ def make_trainer(
         args,
         config.credit,
         config.scale_rewards,
+        config.tag_outcome,
         Monitor(folder, NoReporter(), plot_every=10**6) if processes.is_main else None,
+        config.max_unscored,
         [timer],
     )
     trainer.parts = []

@@ -104,6 +104,7 @@ def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
         "ddp_find_unused_parameters": False,
         "disable_dropout": True,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
     }

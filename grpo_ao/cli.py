@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from grpo_ao.config import (
     make_defaults,
 )
 from grpo_ao.errors import UserError
+from grpo_ao.interruption import Interrupted, interruptible
 from grpo_ao.judges.flags import JudgeFlags
 from grpo_ao.probe import Positions
 from grpo_ao.terminal import take_any_text
@@ -57,11 +59,16 @@ def _overview() -> str:
 @contextmanager
 def _errors_told() -> Iterator[None]:
     """Tell in one sentence what the user must mend; a fault of the program keeps its traceback."""
+    # Every process of `accelerate launch` finds the same error; one of them says it.
+    said = os.environ.get("RANK", "0") == "0"
     try:
-        yield
+        with interruptible():
+            yield
+    except Interrupted as stop:
+        if said:
+            print(f"{stop}. Go on with: {_command_again()}", file=sys.stderr)
+        raise SystemExit(128 + stop.number) from None
     except UserError as error:
-        # Every process of `accelerate launch` finds the same error; one of them says it.
-        said = os.environ.get("RANK", "0") == "0"
         raise SystemExit(f"error: {error}" if said else 1) from error
     except Exception as error:
         error.add_note(
@@ -70,6 +77,17 @@ def _errors_told() -> Iterator[None]:
             "--resume for a run."
         )
         raise
+
+
+def _command_again() -> str:
+    """Return the command that goes on where this one was stopped."""
+    program, *arguments = sys.argv
+    script = program.endswith(".py")
+    program = f"python {shlex.quote(program)}" if script else Path(program).name
+    training = program.endswith("train.py") or arguments[:1] == ["train"]
+    if training and "--resume" not in arguments:
+        arguments = [*arguments, "--resume"]
+    return f"{program} {shlex.join(arguments)}"
 
 
 def _issues() -> str:

@@ -144,8 +144,8 @@ class TrainConfig(JudgeFlags):
     """File that keeps the judge's grades, for any number of runs (default: grades.sqlite beside
     output_dir)."""
     max_unscored: float = field(default=0.2, metadata=CHANGEABLE)
-    """Largest share of completions that the judge may leave ungraded, in the mean of ten steps and
-    in each measurement: above it the run stops, with a checkpoint."""
+    """Largest share of answers that the judge may leave ungraded: above it a measurement stops, and
+    a round of rollouts trains nothing and is made anew; ten such rounds in a row end the run."""
 
     initial_eval: bool = True
     """Measure the oracle on held-out probes before training (--no_initial_eval skips it)."""

@@ -66,6 +66,17 @@ def finite(value: Any) -> Any:
     return value
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that ``atomic_write_json`` wrote; raises UserError where it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}. Restore it, or begin anew.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no object. Restore it, or begin anew.")
+    return value
+
+
 def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
     """Append rows and force them to the disk; first cut off half a line that a kill left."""
     lines = "".join(json.dumps(finite(row)) + "\n" for row in rows)
@@ -165,6 +176,57 @@ def text_digest(texts: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def mark_whole(mark: Path, files: Iterable[Path], **values: Any) -> None:
+    """Force files beside or below ``mark`` to the disk, then write it: their sizes and digests."""
+    folder, found = mark.parent, {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        found[str(path.relative_to(folder))] = [path.stat().st_size, digest]
+    atomic_write_json(mark, values | {"files": found})
+
+
+def why_not_whole(mark: Path) -> str | None:
+    """Return what differs from what ``mark_whole`` wrote, or None."""
+    if not mark.exists():
+        return f"it has no {mark.name}"
+    try:
+        files = read_json(mark)["files"]
+    except (UserError, KeyError):
+        return f"{mark.name} is damaged"
+    for name, (size, digest) in files.items():
+        path = mark.parent / name
+        if not path.is_file():
+            return f"{name} is not there"
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        if not same or path.stat().st_size != size:
+            return f"{name} is damaged"
+    return None
+
+
+class Stopwatch:
+    """The seconds of a run: this process's, and those before it up to their last ``keep``.
+
+    ``started`` is this process's ``time.perf_counter`` at its start.
+    """
+
+    def __init__(self, path: Path, started: float) -> None:
+        self._path = path
+        self._started = started
+        self._before = read_json(path)["seconds"] if path.exists() else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All seconds so far."""
+        return self._before + time.perf_counter() - self._started
+
+    def keep(self) -> None:
+        """Write the seconds so far, for the process that comes after this one."""
+        atomic_write_json(self._path, {"seconds": self.seconds})
+
+
 class RunFolder:
     """A run's folder, locked by this process until it ends.
 
@@ -227,7 +289,7 @@ class RunFolder:
         path = self.path / "run.json"
         now = {"config": json.loads(json.dumps(config, default=str)), "data": data}
         if path.exists() and self._lock is not None:
-            record = json.loads(path.read_text())
+            record = read_json(path)
             _check_same(record, now, changeable, defaults or {})
             kept = {"resume", "output_dir"}.union(now["config"].keys() - set(changeable))
             changed = {name: v for name, v in now["config"].items() if name not in kept}
@@ -279,7 +341,7 @@ def record_judge(folder: Path, identity: str) -> None:
     The same judge may have moved to another address.
     """
     path = folder / "run.json"
-    record, judge = json.loads(path.read_text()), json.loads(identity)
+    record, judge = read_json(path), json.loads(identity)
     if "judge" not in record:
         atomic_write_json(path, record | {"judge": judge})
     elif record["judge"] | {"endpoint": None} != judge | {"endpoint": None}:

@@ -16,7 +16,14 @@ from grpo_ao.answer import Answer
 from grpo_ao.checks import check_start, trainer_config, warnings_of
 from grpo_ao.config import TrainConfig, changeable_names
 from grpo_ao.errors import UserError
-from grpo_ao.files import RunFolder, atomic_write_json, record_judge
+from grpo_ao.files import (
+    RunFolder,
+    Stopwatch,
+    atomic_write_json,
+    record_judge,
+    why_not_whole,
+)
+from grpo_ao.interruption import Interrupted, held_back
 from grpo_ao.judges.limits import LimitedJudge, tried_judge
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
@@ -59,13 +66,16 @@ from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
+    StopCallback,
     last_checkpoint,
     load_adapter,
     make_trainable,
+    mark_adapter,
+    step_of,
 )
 from grpo_ao.training.fine_tuning import Target, fine_tune
-from grpo_ao.training.monitor import BenchmarkCallback, Monitor
-from grpo_ao.training.rewarding import CalibratedReward, UnscoredLimit
+from grpo_ao.training.monitor import BenchmarkCallback, Monitor, cut_back
+from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.selection import WARM_START, Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.warm_start import chances, make_targets
@@ -83,7 +93,7 @@ def run(config: TrainConfig) -> dict:
     """Train an oracle as ``config`` says; return what ``summary.json`` holds."""
     started = time.perf_counter()
     avoid_cudnn_attention()
-    this = Run(config, prepare(config))
+    this = Run(config, prepare(config), started)
     if config.initial_eval:
         this.measure("before")
     if config.warm_start != "none":
@@ -92,7 +102,7 @@ def run(config: TrainConfig) -> dict:
         this.grpo()
     this.save_adapter()
     this.measure("after")
-    return this.report(time.perf_counter() - started)
+    return this.report()
 
 
 def avoid_cudnn_attention() -> None:
@@ -206,7 +216,7 @@ def _record(
 ) -> None:
     free = changeable_names(TrainConfig)
     # A value that stopped the run before GRPO can be mended without losing the warm start.
-    if last_checkpoint(folder.path / "checkpoints") is None:
+    if not any((folder.path / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")):
         free |= {"trl"}
     data = {name: data_digest(found) for name, found in probes._asdict().items()}
     data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
@@ -226,13 +236,14 @@ class Run:
     has made already is not made again.
     """
 
-    def __init__(self, config: TrainConfig, prepared: Prepared) -> None:
+    def __init__(self, config: TrainConfig, prepared: Prepared, started: float) -> None:
         self.config = config
         self.folder = config.output_dir
         self.ships = "the adapter as it was"
         self.processes = prepared.processes
         self.console = prepared.console
         self.progress = PhaseProgress(self.console)
+        self.stopwatch = Stopwatch(self.folder / "seconds.json", started)
         self.oracle = Oracle.from_pretrained(
             config.model,
             config.oracle_lora_path,
@@ -299,6 +310,11 @@ class Run:
             path = self.folder / f"heldout_{when}_{mode}.jsonl"
             self._ask(f"measuring {when}, {mode}", self.heldout_table, self._how(when, mode), path)
         self.measure_benchmarks(when)
+        self._keep_time()
+
+    def _keep_time(self) -> None:
+        if self.processes.is_main:
+            self.stopwatch.keep()
 
     def _how(self, when: str, mode: str) -> Asking:
         how = Asking(self.config.max_new_tokens, seed=self.config.seed)
@@ -362,8 +378,11 @@ class Run:
         """Teach the tag, on the oracle's own answers."""
         config, folder = self.config, self.folder / "warm_start"
         if (folder / COMPLETE).exists():
-            load_adapter(self.oracle, folder)
-            return
+            fault = why_not_whole(folder / COMPLETE)
+            if fault is None:
+                load_adapter(self.oracle, folder)
+                return
+            self._warn(f"the warm start in {folder} is made anew, for {fault}.")
         if self.processes.is_main:
             folder.mkdir(exist_ok=True)
         before = self._check_oracle("parse rate before the warm start")
@@ -385,7 +404,8 @@ class Run:
             self.oracle.save_adapter(folder)
             found = {"before": before, "after": after, "losses": losses}
             atomic_write_json(folder / "summary.json", found)
-            atomic_write_json(folder / COMPLETE, {"steps": config.warm_start_steps})
+            mark_adapter(folder, steps=config.warm_start_steps)
+        self._keep_time()
 
     def _warm_start_targets(self, mode: Literal["measured", "random"], path: Path) -> list[Target]:
         config = self.config
@@ -416,23 +436,36 @@ class Run:
     def grpo(self) -> None:
         """Train by TRL's GRPO, from the last checkpoint if there is one."""
         config = self.config
-        checkpoint = last_checkpoint(self.folder / "checkpoints")
+        checkpoint = last_checkpoint(self.folder / "checkpoints", self._warn)
         if checkpoint is None:
             self._check_parse_rate()
-        done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        done = 0 if checkpoint is None else step_of(checkpoint)
+        selection = Selection(
+            self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
+        )
+        selection.begin()
+        if done < config.max_steps:
+            self._make_steps(checkpoint, done, selection)
+        elif self.processes.is_main:
+            # TRL would make one step more before it looks at their number.
+            cut_back(self.folder, done)
+        self.ships = selection.restore()
+        if self.ships == WARM_START:
+            self.console.print(
+                "no step of GRPO was better than the warm start on validation texts, so the warm "
+                "start is what this run ships: lower --lr, or give GRPO more questions."
+            )
+
+    def _make_steps(self, checkpoint: Path | None, done: int, selection: Selection) -> None:
+        config = self.config
         table = self.train_table.part(self.grpo_rows)
         probes = {probe.id: probe for probe in table.probes}
         # The judge `local` is the model that is busy meanwhile.
         ahead = config.judge != "local"
         rule = reward_rule(config.calibration_lambda, config.reward)
         reward = CalibratedReward(self.judge, probes, rule, ahead)
-        limit = UnscoredLimit(reward, config.max_unscored)
-        selection = Selection(
-            self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
-        )
-        selection.begin()
         free_captures()  # what measuring and the warm start sampled with
-        with self.progress.phase("GRPO", config.max_steps) as bar:
+        with self.progress.phase("GRPO", config.max_steps) as bar, held_back() as come:
             bar.advance(done)
             trainer = OracleGRPOTrainer(
                 self.oracle,
@@ -444,22 +477,19 @@ class Run:
                 config.scale_rewards,
                 config.tag_outcome,
                 self._monitor(done) if self.processes.is_main else None,
+                config.max_unscored,
                 [
                     selection,
-                    CheckpointCallback(self.oracle, self.processes),
+                    CheckpointCallback(self.oracle, self.processes, self._keep_time),
                     ProgressCallback(self.progress),
                     BenchmarkCallback(self.measure_benchmarks, config.eval_steps),
-                    limit,
+                    StopCallback(come, self.processes),
                 ],
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        limit.check()
-        self.ships = selection.restore()
-        if self.ships == WARM_START:
-            self.console.print(
-                "no step of GRPO was better than the warm start on validation texts, so the warm "
-                "start is what this run ships: lower --lr, or give GRPO more questions."
-            )
+        if any(stopped := self.processes.gathered([*come])):
+            step = trainer.state.global_step
+            raise Interrupted(stopped[0], f" after GRPO step {step}, with a checkpoint")
 
     def _validate(self, step: int) -> list[Answer]:
         """Ask the validation probes of the oracle as it is after ``step`` steps, greedily."""
@@ -469,6 +499,9 @@ class Run:
             path.parent.mkdir(exist_ok=True)
         judge = LimitedJudge(self.judge, self.config.max_unscored)
         return ask(self.oracle, self.validation_table, judge, how, self.processes, path)
+
+    def _warn(self, sentence: str) -> None:
+        self.console.print(headed("warning:", sentence))
 
     def _rollout_engine(self) -> RolloutEngine:
         config = self.config
@@ -493,7 +526,7 @@ class Run:
         if self.processes.is_main:
             self.oracle.save_adapter(self.folder / "adapter")
 
-    def report(self, seconds: float) -> dict:
+    def report(self) -> dict:
         """Write ``summary.json``, figure, report and card; print the table; push; return it."""
         self.processes.wait()  # for the main one, which writes what is read here
         record = read_run(self.folder)
@@ -508,10 +541,11 @@ class Run:
         }
         found = summaries | {
             "ships": self.ships,
-            "seconds": round(seconds, 1),
+            "seconds": round(self.stopwatch.seconds, 1),
             "baselines": baseline_summaries(measured["after"]["greedy"]),
         }
         if self.processes.is_main:
+            self.stopwatch.keep()
             atomic_write_json(self.folder / "summary.json", found)
             draw_run(self.folder / "reliability.png", measured)
             self.console.print(summary_table(summaries))

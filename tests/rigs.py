@@ -107,12 +107,15 @@ def make_trainer(
         "temperature": 1.0,
         "gradient_checkpointing": False,
         "save_steps": 1000,
+        "plot_every": 1000,
+        "max_unscored": 1.0,
         "trl": trl or {},
     }
     config = TrainConfig(**(defaults | settings))
     reward = LetterReward(table) if reward is None else reward
     processes = Processes()
-    monitor = Monitor(folder, NoReporter(), plot_every=1000) if processes.is_main else None
+    main = processes.is_main
+    monitor = Monitor(folder, NoReporter(), config.plot_every) if main else None
     return OracleGRPOTrainer(
         oracle,
         table,
@@ -123,6 +126,7 @@ def make_trainer(
         config.scale_rewards,
         config.tag_outcome,
         monitor,
+        config.max_unscored,
     )
 
 

@@ -59,6 +59,26 @@ def kill_when(folder: Path, reached) -> None:
     run.wait()
 
 
+def test_a_run_that_is_told_to_stop_finishes_its_step_and_says_how_to_go_on(
+    uninterrupted, tmp_path
+):
+    folder = tmp_path / "run"
+    run = subprocess.Popen(command(folder), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while run.poll() is None and time.monotonic() < end and not at_step(1)(folder):
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=240)
+    assert run.returncode == 128 + signal.SIGTERM
+    *_, checkpoint = sorted((folder / "checkpoints").glob("checkpoint-*/complete.json"))
+    step = checkpoint.parent.name.removeprefix("checkpoint-")
+    assert f"stopped by SIGTERM after GRPO step {step}, with a checkpoint. Go on with: " in said
+    assert said.rstrip().endswith("--resume")
+    assert "Traceback" not in said
+    finish(folder, "--resume")
+    assert steps(folder) == steps(uninterrupted)
+
+
 def lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
@@ -126,8 +146,16 @@ def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(uninte
     assert after == before
 
 
-def test_resuming_a_finished_run_measures_nothing_again(uninterrupted):
-    before = result(uninterrupted)
+def test_resuming_a_finished_run_trains_and_measures_nothing_again(uninterrupted):
+    def files():
+        names = ("metrics.jsonl", "rollouts.jsonl", "adapter/adapter_model.safetensors")
+        return [(uninterrupted / name).read_bytes() for name in names]
+
+    before, written = result(uninterrupted), files()
     finish(uninterrupted, "--resume")
     after = result(uninterrupted)
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    assert files() == written
+    assert [path.name for path in (uninterrupted / "checkpoints").glob("*-7")] == []
+    # The seconds of both processes.
+    assert after["seconds"] > before["seconds"]

@@ -11,7 +11,7 @@ FILES = {
 }
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
-    *("discrimination", "intervals", "errors", "extensions"),
+    *("discrimination", "intervals", "errors", "extensions", "interruption"),
     *("files", "tracking", "processes", "chat", "chat_completion", "terminal"),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.

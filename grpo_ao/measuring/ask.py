@@ -21,7 +21,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Probe, stable_hash
 from grpo_ao.processes import Processes
 
-# Probes of a process between two appends: what a killed run loses at most.
+# Probes of a process that are asked together and appended: what a killed run loses at most.
 _CHUNK, _CHUNK_WITH_AGREEMENT = 256, 128
 # Rows whose logits are held at once.
 _LOGITS_ROWS = 128
@@ -56,23 +56,19 @@ def ask(
 ) -> list[Answer]:
     """Ask every probe of ``table``; return ``num_samples`` graded answers to each, in order.
 
-    Answers are appended to ``path`` as they are made, with ``label`` in each row, and what is there
-    under that label is not asked again; without a path nothing is kept. Each process takes its
-    share of a chunk; all return all answers, and the main one writes. ``progress`` is called with
-    the number of probes answered since it was called last.
+    Answers are appended to ``path`` chunk by chunk, with ``label`` in each row, and a chunk that is
+    there under that label is not asked again; without a path nothing is kept. A chunk's rows of the
+    table and its seed are the same whatever was there: a run that was killed goes on as if it had
+    not been. Each process takes its share of a chunk; all return all answers, and the main one
+    writes. ``progress`` is called with the number of probes answered since it was called last.
     """
     label = label or {}
-    done = _answered(path, label, how.num_samples, processes) if path else {}
-    rows = {_key(probe): row for row, probe in enumerate(table.probes)}
-    missing = [row for key, row in rows.items() if key not in done]
-    progress(len(table) - len(missing))
-    if how.temperature and missing:
-        # Other samples than those that the other processes draw, or that a killed run has drawn.
-        torch.manual_seed(how.seed + processes.index + missing[0])
-    size = _CHUNK_WITH_AGREEMENT if how.agreement else _CHUNK
-    size = size * processes.count if path else max(1, len(missing))
-    for first in range(0, len(missing), size):
-        chunk = missing[first : first + size]
+    size = (_CHUNK_WITH_AGREEMENT if how.agreement else _CHUNK) * processes.count
+    chunks = _chunks(table, size if path else max(1, len(table)))
+    done = _answered(path, label, table, chunks, how.num_samples, processes) if path else {}
+    missing = [chunk for chunk in chunks if _key(table.probes[chunk[0]]) not in done]
+    progress(len(table) - sum(map(len, missing)))
+    for chunk in missing:
         with together(oracle.model):
             found = _answers(oracle, table, processes.share(chunk), how)
         answers = processes.gathered(asyncio.run(graded(judge, found)))
@@ -81,6 +77,12 @@ def ask(
         done |= _by_probe(answers)
         progress(len(chunk))
     return [answer for probe in table.probes for answer in done[_key(probe)]]
+
+
+def _chunks(table: ProbeTable, size: int) -> list[list[int]]:
+    """Divide the rows of a table, each probe once, into what is asked together."""
+    rows = list({_key(probe): row for row, probe in enumerate(table.probes)}.values())
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 def _key(probe: Probe) -> tuple[str, str]:
@@ -93,17 +95,24 @@ def _by_probe(answers: Sequence[Answer]) -> dict[tuple[str, str], list[Answer]]:
 
 
 def _answered(
-    path: Path, label: Mapping[str, Any], num_samples: int, processes: Processes
+    path: Path,
+    label: Mapping[str, Any],
+    table: ProbeTable,
+    chunks: Sequence[Sequence[int]],
+    num_samples: int,
+    processes: Processes,
 ) -> dict[tuple[str, str], list[Answer]]:
-    """Read the answers under a label; those that a killed run left unfinished are taken out."""
+    """Read the answers under a label; a chunk that a killed run left unfinished is taken out."""
     with processes.main_first():
         rows = [row for row in read_jsonl(path) if label.items() <= row.items()]
         found = _by_probe([Answer.from_row(row) for row in rows])
-        whole = {key: answers for key, answers in found.items() if len(answers) == num_samples}
-        if processes.is_main and len(whole) < len(found):
-            unfinished = {answers[0].probe.id for key, answers in found.items() if key not in whole}
-            keep_rows(path, lambda row: row["probe_id"] not in unfinished or row not in rows)
-    return whole
+        whole = {key for key, answers in found.items() if len(answers) == num_samples}
+        keys = [{_key(table.probes[row]) for row in chunk} for chunk in chunks]
+        kept = set().union(*(chunk for chunk in keys if chunk <= whole))
+        if processes.is_main and not found.keys() <= kept:
+            again = {probe_id for _, probe_id in found.keys() - kept}
+            keep_rows(path, lambda row: row["probe_id"] not in again or row not in rows)
+    return {key: answers for key, answers in found.items() if key in kept}
 
 
 def complete(
@@ -136,6 +145,10 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     if not rows:
         return []
     size = how.batch_size
+    # The same samples whether or not the run was killed before them; other processes draw others.
+    seed = how.seed + int(stable_hash(*(table.probes[row].id for row in rows))[:8], 16)
+    if how.temperature:
+        torch.manual_seed(seed)
     samples = complete(
         oracle, table, rows, how.temperature, how.max_new_tokens, how.num_samples, size
     )
@@ -145,9 +158,7 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
         answers = with_probabilities(oracle, part, answers, min(size, _LOGITS_ROWS))
     sampled = [row for row in rows if row < how.agreement]
     if sampled:
-        # A chunk draws the same samples whether or not the run was killed before it.
-        ids = [table.probes[row].id for row in sampled]
-        torch.manual_seed(how.seed + int(stable_hash(*ids)[:8], 16))
+        torch.manual_seed(seed + 1)
         others = complete(oracle, table, sampled, 1.0, how.max_new_tokens, AGREEMENT_SAMPLES, size)
         agreed = map(_with_agreement, answers, others)
         answers = [*agreed, *answers[len(sampled) :]]

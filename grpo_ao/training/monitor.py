@@ -48,6 +48,16 @@ def _mean(values) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
+def cut_back(folder: Path, step: int) -> None:
+    """Drop the rows of a run's logs that are of later steps than ``step``."""
+    for path in _logs(folder):
+        keep_rows(path, lambda row: row["step"] <= step)
+
+
+def _logs(folder: Path) -> tuple[Path, Path, Path]:
+    return folder / "metrics.jsonl", folder / "rollouts.jsonl", folder / "window.jsonl"
+
+
 class Monitor:
     """Writes ``metrics.jsonl``, ``rollouts.jsonl``, ``plots/`` and the alerts of a run.
 
@@ -58,15 +68,12 @@ class Monitor:
     def __init__(
         self, folder: Path, reporter: Reporter, plot_every: int, resume_at: int = 0
     ) -> None:
-        self._metrics = folder / "metrics.jsonl"
-        self._rollouts = folder / "rollouts.jsonl"
-        self._windows = folder / "window.jsonl"
+        self._metrics, self._rollouts, self._windows = _logs(folder)
         self._plots = folder / "plots"
         self._reporter = reporter
         self._plot_every = plot_every
         self._console = terminal()
-        for path in (self._metrics, self._rollouts, self._windows):
-            keep_rows(path, lambda row: row["step"] <= resume_at)
+        cut_back(folder, resume_at)
         rows = read_jsonl(self._metrics)
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
@@ -78,12 +85,13 @@ class Monitor:
         self,
         step: int,
         answers: Sequence[Answer],
+        truncated: float,
         advantages_std: float,
         kl: float | None,
         seconds: Mapping[str, float],
         sampling_gap: float | None = None,
     ) -> Metrics:
-        """Take in one step's answers; ``seconds`` by phase.
+        """Take in the answers that a step made; ``seconds`` by phase, ``truncated`` their share.
 
         ``sampling_gap`` is the mean difference, a token, between the policy's log-probabilities
         and those that the rollout engine sampled by; None where the policy sampled itself.
@@ -93,10 +101,12 @@ class Monitor:
         tokens = sum(len(answer.token_ids) for answer in answers)
         metrics: Metrics = {"step": step, **step_metrics(answers)}
         metrics |= {"ece_window": ece(*self._window_arrays()), "advantage_std": advantages_std}
+        metrics["truncated"] = truncated
         metrics |= {"kl": kl, "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9)}
         if sampling_gap is not None:
             metrics["sampling_gap"] = sampling_gap
         metrics |= {f"seconds_{phase}": value for phase, value in seconds.items()}
+        before = int(self.history[-1]["step"] or 0) if self.history else 0
         self.history.append(metrics)
         append_jsonl(self._metrics, [metrics])
         window = {"step": step, "confidence": confidence, "informativeness": outcome}
@@ -104,7 +114,8 @@ class Monitor:
         numbers = {k: float(v) for k, v in metrics.items() if v is not None and k != "step"}
         self._reporter.scalars(step, numbers)
         self._raise_alerts(step)
-        if step % self._plot_every == 0:
+        # Not every step makes answers: the first that does, at or behind a multiple, is shown.
+        if step // self._plot_every > before // self._plot_every:
             self._show(step, answers)
         return metrics
 
@@ -118,11 +129,14 @@ class Monitor:
         for alert in alerts:
             if alert.name in self._active:
                 continue
-            text = f"{alert.message}. What to do: {alert.what_to_do}."
-            append_jsonl(self._metrics, [{"step": step, "alert": alert.name, "message": text}])
-            self._console.print(headed(f"alert at step {step}:", text))
-            self._reporter.alert(alert.name, text)
+            self.say(step, alert.name, f"{alert.message}. What to do: {alert.what_to_do}.")
         self._active = {alert.name for alert in alerts}
+
+    def say(self, step: int, alert: str, text: str) -> None:
+        """Log an alert, wherever alerts go."""
+        append_jsonl(self._metrics, [{"step": step, "alert": alert, "message": text}])
+        self._console.print(headed(f"alert at step {step}:", text))
+        self._reporter.alert(alert, text)
 
     def _show(self, step: int, answers: Sequence[Answer]) -> None:
         rows = [{"step": step, **answer.to_row()} for answer in answers[:_TABLE_ROWS]]

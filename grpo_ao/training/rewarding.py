@@ -1,26 +1,17 @@
-"""The reward as TRL calls it: completions graded by the judge, with a limit on what it omits."""
+"""The reward as TRL calls it: completions graded by the judge."""
 
 import asyncio
 import time
 from asyncio import AbstractEventLoop
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, cast
-
-import torch
-from accelerate.utils import gather
-from torch import Tensor
-from transformers import TrainerCallback
+from typing import Any, NamedTuple
 
 from grpo_ao.answer import Answer
-from grpo_ao.judges.limits import ADVICE, main_reason
-from grpo_ao.judges.protocol import Judge, JudgeError
+from grpo_ao.judges.protocol import Judge
 from grpo_ao.measuring.ask import graded
 from grpo_ao.probe import Probe
 from grpo_ao.reward import RewardRule, rewarded
-
-WINDOW = 10
 
 
 class _Begun(NamedTuple):
@@ -90,43 +81,3 @@ class CalibratedReward:
         parsed = iter(await graded(self._judge, [a for a in answers if a.parsed]))
         known = [next(parsed) if answer.parsed else answer for answer in answers]
         return [rewarded(answer, self.rule) for answer in known]
-
-
-class UnscoredLimit(TrainerCallback):
-    """Stops a run, with a checkpoint, whose judge leaves too many completions ungraded.
-
-    The limit holds for the mean of the last ten steps since the run was started or resumed: the
-    steps of an outage do not stop a run that goes on after it. All processes decide alike.
-    """
-
-    def __init__(self, reward: CalibratedReward, limit: float) -> None:
-        self._reward = reward
-        self._limit = limit
-        self._shares: deque[float] = deque(maxlen=WINDOW)
-        self._reason = ""
-        self._stopped_at: int | None = None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Count the step; ask for a checkpoint and the end where the limit is passed."""
-        answers = self._reward.last
-        ungraded = [answer for answer in answers if answer.ungraded]
-        if ungraded:
-            self._reason = main_reason(answer.reason for answer in ungraded)
-        share = torch.tensor([len(ungraded) / len(answers)], device=args.device)
-        self._shares.append(float(cast("Tensor", gather(share)).mean()))
-        if len(self._shares) == WINDOW and self._mean() > self._limit:
-            self._stopped_at = state.global_step
-            control.should_save = control.should_training_stop = True
-
-    def _mean(self) -> float:
-        return sum(self._shares) / len(self._shares)
-
-    def check(self) -> None:
-        """Raise JudgeError, after training, if it was this that ended it."""
-        if self._stopped_at is not None:
-            raise JudgeError(
-                f"the judge left {self._mean():.0%} of the completions of the last {WINDOW} steps "
-                f"ungraded, above --max_unscored {self._limit:g} (the latest reason: "
-                f"{self._reason}), so the run stopped after step {self._stopped_at}, with a "
-                f"checkpoint. {ADVICE}"
-            )

@@ -5,7 +5,6 @@ by more than chance explains. Validation texts are asked in no other stage, and 
 reported comes from them.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from jaxtyping import Float
 from transformers import TrainerCallback, TrainerState
 
 from grpo_ao.answer import Answer
-from grpo_ao.files import atomic_write_json
+from grpo_ao.errors import UserError
+from grpo_ao.files import read_json, why_not_whole
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.processes import Processes
-from grpo_ao.training.checkpoints import COMPLETE, load_adapter
+from grpo_ao.training.checkpoints import COMPLETE, load_adapter, mark_adapter
 
 WARM_START = "warm start"
 # Of the paired difference in informativeness, in standard errors.
@@ -75,7 +75,12 @@ class Selection(TrainerCallback):
         """Measure the start, or find out what was best before the run was resumed."""
         mark = self._folder / COMPLETE
         if mark.exists():
-            self.best_step = json.loads(mark.read_text())["step"]
+            if (fault := why_not_whole(mark)) is not None:
+                raise UserError(
+                    f"the best adapter so far, in {self._folder}, is lost, for {fault}: restore "
+                    "it, or delete the folder, to choose among the steps that are still to come."
+                )
+            self.best_step = read_json(mark)["step"]
         else:
             self._keep(0)
         self._best = Columns.of(self._ask(self.best_step))
@@ -94,7 +99,7 @@ class Selection(TrainerCallback):
         self.best_step = step
         if self._processes.is_main:
             self._oracle.save_adapter(self._folder)
-            atomic_write_json(self._folder / COMPLETE, {"step": step})
+            mark_adapter(self._folder, step=step)
         self._processes.wait()
 
     def restore(self) -> str:

@@ -15,11 +15,15 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
   sampled for, the weights come from the loss's own forward pass, not from one more.
-- ``log`` hands the step's answers, those of all processes, to the monitor.
+- ``log`` hands the answers that were made since it was called last, those of all processes, to the
+  monitor. A *round* is one call of ``_generate_and_score_completions``: a step may make several,
+  and several steps may train on one (``gradient_accumulation_steps``, ``steps_per_generation``,
+  ``num_iterations``). Each is counted once, at the step that made it.
 """
 
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
@@ -44,6 +48,8 @@ from grpo_ao.credit import (
     split_advantages,
     tag_lengths,
 )
+from grpo_ao.judges.limits import ADVICE, main_reason
+from grpo_ao.judges.protocol import JudgeError
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
@@ -52,10 +58,13 @@ from grpo_ao.oracle.sharding import is_sharded, together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.correction import Mode, importance_ratio
+from grpo_ao.training.finite import FiniteCheck, check_finite
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.packing import pack
 from grpo_ao.training.rewarding import CalibratedReward
 
+# Rounds in a row of which the judge may leave too much ungraded, before it ends the run.
+ROUNDS = 10
 _SAMPLING_GAP = "sampling/sampling_logp_difference/mean"
 
 
@@ -75,7 +84,9 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     With split credit, ``tag_outcome`` says against whose informativeness a tag's tokens are
     credited: the completion's own, or the mean of its group's others.
-    ``monitor`` is the main process's; it is None in the others.
+    ``monitor`` is the main process's; it is None in the others. A round of which the judge leaves
+    more than the share ``max_unscored`` ungraded trains nothing: its prompts are completed anew.
+    Ten such rounds in a row raise JudgeError, with a checkpoint of the step before.
     """
 
     def __init__(
@@ -89,7 +100,8 @@ class OracleGRPOTrainer(GRPOTrainer):
         scale: ScaleRewards,
         tag_outcome: TagOutcome,
         monitor: Monitor | None,
-        callbacks: list[TrainerCallback] | None = None,
+        max_unscored: float,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.oracle = oracle
         self.table = table
@@ -99,10 +111,9 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.scale: ScaleRewards = scale
         self.tag_outcome: TagOutcome = tag_outcome
         self.monitor = monitor
+        self.max_unscored = max_unscored
         self._rows: list[int] = []
-        self._seconds: dict[str, float] = {}
-        self._answers: list[Answer] = []
-        self._advantage_std = 0.0
+        self._forget_rounds()
         self._uncorrected: dict[str, Any] | None = None
         # Whether a step's updates are all made before the policy has moved from what was sampled.
         updates = (args.steps_per_generation or 1) * args.num_iterations
@@ -117,7 +128,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             args=args,
             train_dataset=rows_dataset(table),
             processing_class=oracle.tokenizer,
-            callbacks=callbacks,
+            callbacks=[FiniteCheck(), *callbacks],
         )
         # TRL rounds the adapter of a quantized model to bfloat16, in which small steps are lost.
         for parameter, data in adapter:
@@ -135,8 +146,8 @@ class OracleGRPOTrainer(GRPOTrainer):
     def _prepare_packing(self) -> None:
         """Find out whether a prompt's completions can share a row; warn where they cannot."""
         oracle = self.oracle
-        ends = end_token_ids(oracle.model, oracle.tokenizer)
-        self.pad_id = pad_token_id(oracle.tokenizer, ends)
+        self.ends = end_token_ids(oracle.model, oracle.tokenizer)
+        self.pad_id = pad_token_id(oracle.tokenizer, self.ends)
         unpackable = "it mixes experts" if self.aux_loss_enabled else None
         unpackable = unpackable or reason_unmaskable(oracle.model)
         self.packs = unpackable is None
@@ -145,6 +156,13 @@ class OracleGRPOTrainer(GRPOTrainer):
             warnings.warn(
                 f"each completion is trained with its own prompt: {unpackable}.", stacklevel=3
             )
+
+    def _forget_rounds(self) -> None:
+        """Begin to count anew: what was made since the last step that was logged."""
+        self._answers: list[Answer] = []
+        self._seconds: dict[str, float] = defaultdict(float)
+        # Number, sum and sum of squares of the advantages, over tokens.
+        self._advantages_3 = torch.zeros(3, dtype=torch.double)
 
     def _tokenize_prompts(self, prompts: list):
         return [list(self.table.prompts[row].input_ids) for row in self._rows], None, {}
@@ -160,7 +178,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 [self.table.vectors[row] for row in rows],
                 Sampling(samples, self.temperature, self.max_new_tokens),
             )
-        self._seconds["generate"] = time.perf_counter() - started
+        self._seconds["generate"] += time.perf_counter() - started
         token_ids = list(chain(*rollouts.token_ids))
         self._begin_grading(token_ids)
         self.use_vllm = rollouts.logprobs is not None and not self.on_policy
@@ -244,16 +262,44 @@ class OracleGRPOTrainer(GRPOTrainer):
         return log_probs_BC, packed.unpack(output.entropy, width), None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        started = time.perf_counter()
+        step = self.state.global_step + 1
+        for _ in range(ROUNDS):
+            output = self._round(inputs)
+            answers = gather_object(list(self.reward.last))
+            ungraded = [answer for answer in answers if answer.ungraded]
+            if len(ungraded) <= self.max_unscored * len(answers):
+                self._answers += answers
+                self._advantages_3 += self._moments(output)
+                return output
+            said = (
+                f"the judge left {len(ungraded)} of {len(answers)} completions ungraded, above "
+                f"--max_unscored {self.max_unscored:g} (the most frequent reason: "
+                f"{main_reason(answer.reason for answer in ungraded)})"
+            )
+            if self.monitor is not None:
+                self.monitor.say(step, "unscored", f"{said}. Their questions are asked anew.")
+        self._save_now()
+        raise JudgeError(
+            f"{said}, {ROUNDS} times in a row, so the run stopped after step {step - 1}. {ADVICE}"
+        )
+
+    def _save_now(self) -> None:
+        """Write a checkpoint of the steps so far, where there is none yet."""
+        if self.state.global_step % self.args.save_steps:
+            self._save_checkpoint(self.model, trial=None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _round(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Complete the prompts, and return TRL's output with rows and advantages of ours."""
+        started, generating = time.perf_counter(), self._seconds["generate"]
         self._rows = [example["row"] for example in inputs]
         output = super()._generate_and_score_completions(inputs)
         output["rows"] = torch.tensor(self._rows, device=output["completion_ids"].device)
         if self.credit == "split":
             output["advantages"] = self._split_credit(output, self.reward.last)
-        self._answers = gather_object(list(self.reward.last))
-        self._advantage_std = self._spread(output["advantages"], output["completion_mask"])
-        self._seconds["judge"] = self.reward.seconds_waited
-        self._seconds["score"] = time.perf_counter() - started - self._seconds["generate"]
+        generating = self._seconds["generate"] - generating
+        self._seconds["judge"] += self.reward.seconds_waited
+        self._seconds["score"] += time.perf_counter() - started - generating
         return output
 
     def _gathered(self, tensor: Tensor) -> Tensor:
@@ -263,15 +309,15 @@ class OracleGRPOTrainer(GRPOTrainer):
             raise TypeError(f"accelerate gathered a {type(gathered).__name__}, not a tensor.")
         return gathered
 
-    def _spread(self, advantages: Tensor, mask_BC: Tensor) -> float:
-        """Return the standard deviation of the advantages over the tokens of all processes."""
+    def _moments(self, output: Mapping[str, Tensor]) -> Tensor:
+        """Return number, sum and sum of squares of the advantages of all processes' tokens."""
+        advantages, mask_BC = output["advantages"], output["completion_mask"]
         per_token = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(mask_BC)
         values = per_token[mask_BC.bool()].double()
         moments_3 = torch.stack(
             [values.new_tensor(len(values)), values.sum(), values.square().sum()]
         )
-        count, total, squares = self._gathered(moments_3[None]).sum(dim=0).tolist()
-        return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+        return self._gathered(moments_3[None]).sum(dim=0).cpu()
 
     def _split_credit(self, output: Mapping[str, Tensor], answers: Sequence[Answer]) -> Tensor:
         """Return advantages of shape (B, C) for this process's completions."""
@@ -329,22 +375,39 @@ class OracleGRPOTrainer(GRPOTrainer):
                     mean = self.accelerator.reduce(parameter.grad, reduction="mean")
                     parameter.grad = cast("Tensor", mean)
         taken = time.perf_counter() - started
-        self._seconds["step"] = self._seconds.get("step", 0.0) + taken
+        self._seconds["step"] += taken
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, then hand the step to the monitor."""
         super().log(logs, start_time)
-        if self._answers and self.monitor is not None:
+        step = self.state.global_step
+        check_finite([torch.tensor(logs.get("loss", 0.0))], "the loss", step)
+        if not self._answers:
+            return
+        if self.monitor is not None:
             self.monitor.record(
-                self.state.global_step,
+                step,
                 self._answers,
-                advantages_std=self._advantage_std,
+                truncated=self._truncated(),
+                advantages_std=_spread(*self._advantages_3.tolist()),
                 kl=logs.get("kl"),
                 sampling_gap=logs.get(_SAMPLING_GAP),
                 seconds=dict(self._seconds),
             )
-        self._answers, self._seconds = [], {}
+        self._forget_rounds()
+
+    def _truncated(self) -> float:
+        """Return the share of the completions that the length limit cut off."""
+        cut = [not set(answer.token_ids[-1:]) & set(self.ends) for answer in self._answers]
+        return sum(cut) / len(cut)
+
+
+def _spread(count: float, total: float, squares: float) -> float:
+    """Return the standard deviation; of nothing (each completion is masked), it is 0."""
+    if not count:
+        return 0.0
+    return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
 
 def _repeats(rows: Sequence[int]) -> int:

@@ -1,6 +1,7 @@
 """The section ``trl:`` of a configuration: which fields of TRL's ``GRPOConfig`` a user may set."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -69,7 +70,7 @@ _NOT_PASSED = {
         "num_generations_eval"
     ),
     "the run keeps metrics.jsonl and rollouts.jsonl itself": (
-        "logging_strategy logging_first_step logging_nan_inf_filter log_on_each_node "
+        "logging_steps logging_strategy logging_first_step logging_nan_inf_filter log_on_each_node "
         "include_num_input_tokens_seen disable_tqdm log_completions log_multimodal "
         "num_completions_to_print log_unique_prompts log_completions_hub_repo project "
         "trackio_space_id trackio_bucket_id trackio_static_space_id"
@@ -96,7 +97,7 @@ _PASSED_ON = (
     "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_mode "
     "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min router_aux_loss_coef "
     "gradient_checkpointing_kwargs activation_checkpointing_kwargs pad_to_multiple_of tf32 "
-    "torch_empty_cache_steps logging_steps log_level log_level_replica save_total_limit "
+    "torch_empty_cache_steps log_level log_level_replica save_total_limit "
     "accelerator_config dataloader_num_workers dataloader_pin_memory dataloader_in_order "
     "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
     "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph "
@@ -114,7 +115,7 @@ _CHOICES = {
 }
 _COUNTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size"),
-    *("steps_per_generation", "num_iterations", "logging_steps", "save_total_limit"),
+    *("steps_per_generation", "num_iterations"),
 )
 
 
@@ -133,6 +134,11 @@ def check_fields(section: Mapping[str, Any]) -> None:
             raise UserError(f"{where} cannot be {value!r}.")
         if value not in _CHOICES.get(name, (value,)):
             raise UserError(f"{where} is {value!r}: choose from {', '.join(_CHOICES[name])}.")
+        if name == "save_total_limit" and value is not None and not value >= 2:
+            # The last but one is deleted before the last is known to be whole.
+            raise UserError(f"{where} must be at least 2, got {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where} must be finite, got {value!r}.")
         if name in _COUNTS and value is not None and not value >= 1:
             raise UserError(f"{where} must be at least 1, got {value!r}.")
 

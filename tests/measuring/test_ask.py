@@ -143,6 +143,19 @@ def test_what_a_killed_run_has_answered_is_not_asked_again(oracle, tmp_path, hal
     assert [Answer.from_row(json.loads(line)) for line in path.open()] == found
 
 
+@pytest.mark.parametrize("how", [TWICE, HOW._replace(agreement=5)], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("kept", [0.1, 0.35, 0.5, 0.75, 0.99])
+def test_a_file_that_is_cut_anywhere_becomes_what_it_would_have_been(
+    oracle, tmp_path, small_chunks, how, kept
+):
+    table, path = planted_table(oracle, 5), tmp_path / "rows.jsonl"
+    whole = asked(oracle, table, path, how)
+    written = path.read_bytes()
+    path.write_bytes(written[: int(kept * len(written))])
+    assert asked(oracle, table, path, how) == whole
+    assert path.read_bytes() == written
+
+
 def question(table, row):
     return {"question": table.probes[row].question}
 

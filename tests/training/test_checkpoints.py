@@ -4,12 +4,14 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from grpo_ao.files import mark_whole
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
+    StopCallback,
     last_checkpoint,
     load_adapter,
     make_trainable,
@@ -17,36 +19,76 @@ from grpo_ao.training.checkpoints import (
 from tests.rigs import adapter_weights, make_oracle
 from tests.tiny import tiny_tokenizer
 
+FILES = ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "ref/adapter_config.json")
+
 
 def checkpoint(folder, step, whole=True):
     path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
+    for name in FILES:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(f"{name} of step {step}")
     if whole:
-        (path / COMPLETE).write_text(json.dumps({"step": step}))
+        mark_whole(path / COMPLETE, [path / name for name in FILES], step=step)
     return path
+
+
+def last(folder):
+    """The checkpoint that is taken, and what is said."""
+    said = []
+    return last_checkpoint(folder, said.append), said
 
 
 def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
     checkpoint(tmp_path, 9)
     newest = checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 11, whole=False)
-    assert last_checkpoint(tmp_path) == newest
+    assert last(tmp_path) == (newest, [])
 
 
 def test_there_may_be_none(tmp_path):
-    assert last_checkpoint(tmp_path / "absent") is None
+    assert last(tmp_path / "absent") == (None, [])
     checkpoint(tmp_path, 3, whole=False)
-    assert last_checkpoint(tmp_path) is None
+    assert last(tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize("name", [*FILES, COMPLETE])
+@pytest.mark.parametrize("damage", ["cut", "changed", "longer", "emptied", "removed"])
+def test_a_checkpoint_that_was_damaged_is_passed_over_by_name(tmp_path, name, damage):
+    older, newest = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    path = newest / name
+    content = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        changed = {"cut": content[:-3], "longer": content + b"}", "emptied": b""}
+        path.write_bytes(changed.get(damage, b"?" + content[1:]))
+    taken, said = last(tmp_path)
+    assert taken == older
+    if name == COMPLETE and damage == "removed":
+        assert said == []  # as a kill would have left it
+    else:
+        fault = "not there" if damage == "removed" else "damaged"
+        assert said == [f"{newest} is passed over, for {name} is {fault}."]
 
 
 def test_a_checkpoint_is_marked_when_it_is_whole(tmp_path):
     oracle = make_oracle()
-    folder = checkpoint(tmp_path, 5, whole=False)
-    CheckpointCallback(oracle, Processes()).on_save(
+    folder, marked = checkpoint(tmp_path, 5, whole=False), []
+    CheckpointCallback(oracle, Processes(), lambda: marked.append(last(tmp_path))).on_save(
         TrainingArguments(output_dir=str(tmp_path)), TrainerState(global_step=5), TrainerControl()
     )
-    assert last_checkpoint(tmp_path) == folder
+    assert marked == [(folder, [])]
     assert load_spec(folder) == oracle.spec
+    (folder / "optimizer.pt").unlink()
+    assert last(tmp_path)[0] is None
+
+
+@pytest.mark.parametrize("come", [[], [15]])
+def test_a_signal_ends_training_behind_its_step_with_a_checkpoint(come):
+    control = TrainerControl()
+    callback = StopCallback(come, Processes())
+    callback.on_step_end(TrainingArguments(), TrainerState(), control)
+    assert control.should_save == control.should_training_stop == bool(come)
 
 
 def test_gradients_reach_the_adapter_default_alone():

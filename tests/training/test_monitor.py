@@ -46,6 +46,7 @@ class RecordingReporter:
 
 def record(monitor, step, rollouts=ALL, **changes):
     settings = {
+        "truncated": 0.125,
         "advantages_std": 0.2,
         "kl": 0.01,
         "seconds": {"generate": 2.0, "score": 0.5, "step": 1.0},
@@ -107,6 +108,7 @@ def test_a_step_is_a_row_of_metrics_and_is_reported(tmp_path):
     expected = {"step": 1, **step_metrics(ALL)} | {
         "ece_window": pytest.approx(0.25),  # (|.9 - 1| + |.4 - 0|) / 2
         "advantage_std": 0.2,
+        "truncated": 0.125,
         "kl": 0.01,
         "tokens_per_second": 21.0,
         "seconds_generate": 2.0,
@@ -164,6 +166,14 @@ def test_plots_and_rollouts_come_every_n_steps(tmp_path):
     assert rows[5] == {"step": 4, **RIGHT.to_row(), "token_ids": [4]}
     assert [(step, name) for step, name, _ in reporter.tables] == [(2, "rollouts"), (4, "rollouts")]
     assert reporter.tables[0][2] == rows[:5]
+
+
+def test_a_plot_is_not_missed_where_only_every_third_step_makes_answers(tmp_path):
+    monitor = monitor_at(tmp_path, plot_every=4)
+    for step in (1, 4, 7, 10, 13):
+        record(monitor, step)
+    # The first at or behind 4, 8 and 12.
+    assert sorted({row["step"] for row in read_jsonl(tmp_path / "rollouts.jsonl")}) == [4, 10, 13]
 
 
 def test_a_table_has_sixteen_rollouts(tmp_path):

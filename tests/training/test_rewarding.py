@@ -1,18 +1,16 @@
 """The reward as TRL calls it, and the limit on what a judge leaves ungraded."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import is_async_callable
 
 from grpo_ao.answer import Answer
-from grpo_ao.judges.protocol import Grade, JudgeError
+from grpo_ao.judges.protocol import Grade
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.reward import reward_rule
-from grpo_ao.training.rewarding import WINDOW, CalibratedReward, UnscoredLimit
+from grpo_ao.training.rewarding import CalibratedReward
 from tests.judges.fakes import CountingJudge
 
 
@@ -135,57 +133,3 @@ def test_what_was_begun_is_graded_once_and_waited_for(ahead):
 def test_rewards_of_other_completions_than_were_begun_are_refused():
     with pytest.raises(RuntimeError, match="other completions"):
         begun_and_asked(True, ["[epistemic status: 1] Yes"], ["[epistemic status: 2] Yes"])
-
-
-# The limit
-
-
-def answers(*scores: float | None) -> list[Answer]:
-    """Answers with these grades; 2 stands for one that could not be parsed."""
-    completions = ["no tag" if score == 2 else "[epistemic status: 50] Yes" for score in scores]
-    return [
-        replace(
-            Answer.read(probe(), completion),
-            informativeness=None if score == 2 else score,
-            reason="no credit" if score is None else None,
-        )
-        for score, completion in zip(scores, completions, strict=True)
-    ]
-
-
-class Steps:
-    """A run's steps, as far as the callback sees them."""
-
-    def __init__(self, limit: float) -> None:
-        self.reward = CalibratedReward(ReferenceJudge(), {}, reward_rule(0.5))
-        self.callback = UnscoredLimit(self.reward, limit)
-        self.state = TrainerState()
-
-    def step(self, *scores: float | None) -> bool:
-        """Make one step; say whether the run is to stop with a checkpoint."""
-        self.reward.last = answers(*scores)
-        self.state.global_step += 1
-        control = TrainerControl()
-        self.callback.on_step_end(TrainingArguments(use_cpu=True), self.state, control)
-        assert control.should_save == control.should_training_stop
-        return control.should_training_stop
-
-
-def test_the_run_stops_when_the_mean_of_ten_steps_passes_the_limit():
-    steps = Steps(0.2)
-    # Unparsed completions are not the judge's fault.
-    assert not any(steps.step(1.0, 0.0, 2, 2) for _ in range(WINDOW))
-    # One of four in each step is .25: after eight such steps the mean is .2, after nine above it.
-    assert [steps.step(1.0, None, 2, 0.0) for _ in range(9)] == [False] * 8 + [True]
-    message = (
-        "left 22% of the completions of the last 10 steps.* no credit.* after step 19, .*--resume"
-    )
-    with pytest.raises(JudgeError, match=message):
-        steps.callback.check()
-
-
-def test_fewer_than_ten_steps_stop_nothing_and_a_healthy_run_passes_the_check():
-    steps = Steps(0.2)
-    assert not any(steps.step(None) for _ in range(WINDOW - 1))
-    steps.callback.check()
-    assert not any(Steps(1.0).step(None) for _ in range(2 * WINDOW))

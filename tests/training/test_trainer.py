@@ -8,9 +8,12 @@ from typing import get_args
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from grpo_ao.judges.protocol import Grade
+from grpo_ao.errors import UserError
+from grpo_ao.files import read_jsonl
+from grpo_ao.judges.protocol import Grade, JudgeError
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Rollouts
@@ -19,7 +22,7 @@ from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.training import trainer as trainer_module
 from grpo_ao.training.correction import Mode
 from grpo_ao.training.rewarding import CalibratedReward
-from grpo_ao.training.trainer import OracleGRPOTrainer, rows_dataset
+from grpo_ao.training.trainer import ROUNDS, OracleGRPOTrainer, rows_dataset
 from tests.rigs import (
     LetterReward,
     adapter_weights,
@@ -191,6 +194,8 @@ def test_under_autocast_peft_does_not_cast_what_an_adapter_reads(tmp_path, monke
             monkeypatch.undo()
         layer.register_forward_hook(lambda m, *_: casting.append(m.cast_input_dtype_enabled))
         table = planted_table(oracle, 6)
+        # On a GPU a run does set it.
+        monkeypatch.setattr("grpo_ao.training.trl_args.check_fields", lambda section: None)
         settings = {"trl": {"bf16": True, "optim": "sgd"}, "lr": 1.0, "max_steps": 1}
         settings |= {"kl_penalty": 0.1, "gradient_checkpointing": True}
         make_trainer(tmp_path / str(cast), oracle, table, **settings).train()
@@ -409,6 +414,151 @@ def test_the_seconds_of_a_step_are_those_of_all_its_micro_batches(
         # first of them holds the two that bracket the phases.
         phases = row["seconds_generate"] + row["seconds_score"]
         assert row["seconds_step"] == phases + 1 + accumulation
+
+
+SCHEDULES = [
+    # Section trl:, and what each row of metrics counts: {step: completions}.
+    ({}, {1: 8, 2: 8, 3: 8, 4: 8}),
+    ({"gradient_accumulation_steps": 2}, {1: 16, 2: 16, 3: 16, 4: 16}),
+    ({"gradient_accumulation_steps": 2, "steps_per_generation": 1}, {1: 16, 2: 16, 3: 16, 4: 16}),
+    ({"steps_per_generation": 2}, {1: 16, 3: 16}),
+    ({"num_iterations": 2}, {1: 8, 3: 8}),
+    ({"num_iterations": 3}, {1: 8, 4: 8}),
+    ({"steps_per_generation": 2, "num_iterations": 2}, {1: 16}),
+    ({"gradient_accumulation_steps": 2, "num_iterations": 2}, {1: 16, 3: 16}),
+]
+
+
+@pytest.mark.parametrize(("trl", "expected"), SCHEDULES)
+def test_every_completion_is_counted_once_whatever_the_schedule(tmp_path, trl, expected):
+    oracle = make_oracle()
+    table = planted_table(oracle, 8)
+    reward = LetterReward(table)
+    settings = {"max_steps": 4, "plot_every": 2}
+    make_trainer(tmp_path, oracle, table, reward, trl, **settings).train()
+    counted = {row["step"]: len(row["confidence"]) for row in read_jsonl(tmp_path / "window.jsonl")}
+    assert counted == expected
+    assert sum(expected.values()) == len(reward.completions)
+    assert [row["step"] for row in metrics(tmp_path)] == list(expected)
+    shown = read_jsonl(tmp_path / "rollouts.jsonl")
+    due = {min(s for s in expected if s >= due) for due in (2, 4) if due <= max(expected)}
+    assert {row["step"] for row in shown} == due
+    for row in metrics(tmp_path):
+        cut = [not ENDS & set(r["token_ids"]) for r in shown if r["step"] == row["step"]]
+        assert not cut or row["truncated"] == sum(cut) / len(cut)
+
+
+ENDS = {token_id("<|im_end|>"), token_id("<|endoftext|>")}
+
+
+class Endless:
+    """Completes as the oracle does, but for the ends."""
+
+    def __init__(self, oracle):
+        self.oracle = oracle
+
+    def rollouts(self, prompts, vectors, sampling):
+        found = self.oracle.rollouts(prompts, vectors, sampling).token_ids
+        return Rollouts(
+            [[[65 if i in ENDS else i for i in ids] for ids in own] for own in found], None
+        )
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "bnpo", "dr_grpo"])
+def test_completions_that_are_all_cut_off_and_masked_train_nothing(tmp_path, loss):
+    oracle = make_oracle()
+    before = adapter_weights(oracle)
+    trl = {"mask_truncated_completions": True, "loss_type": loss}
+    settings = {"trl": trl, "engine": Endless(oracle), "max_steps": 1}
+    make_trainer(tmp_path, oracle, planted_table(oracle, 8), **settings).train()
+    (row,) = metrics(tmp_path)
+    assert (row["truncated"], row["advantage_std"]) == (1.0, 0.0)
+    assert all(torch.equal(w, before[name]) for name, w in adapter_weights(oracle).items())
+
+
+class Outage(LetterReward):
+    """Gives no grades in the rounds from ``first`` on, ``rounds`` of them."""
+
+    def __init__(self, table, first, rounds):
+        super().__init__(table)
+        self.bad = range(first, first + rounds)
+        self.round = count(1)
+
+    async def __call__(self, *args, **kwargs):
+        self._unscored = (0, 1, 2) if next(self.round) in self.bad else ()
+        return await super().__call__(*args, **kwargs)
+
+
+def test_a_round_without_enough_grades_is_neither_trained_on_nor_counted(tmp_path):
+    oracle = make_oracle()
+    table = planted_table(oracle, 8)
+    # Three of eight are ungraded; then the judge is back.
+    reward = Outage(table, first=2, rounds=ROUNDS - 1)
+    make_trainer(tmp_path, oracle, table, reward, max_unscored=0.3, max_steps=3).train()
+    assert len(reward.completions) == 8 * (3 + ROUNDS - 1)
+    assert [(row["step"], row["unscored"]) for row in metrics(tmp_path)] == [(1, 0), (2, 0), (3, 0)]
+    alerts = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "alert" in row]
+    said = [row for row in alerts if row["alert"] == "unscored"]
+    assert [row["step"] for row in said] == [2] * (ROUNDS - 1)
+    assert "left 3 of 8 completions ungraded" in said[0]["message"]
+
+
+def test_after_ten_rounds_without_enough_grades_the_run_ends_as_the_last_step_left_it(tmp_path):
+    ends = []
+    for outage in (True, False):
+        oracle = make_oracle()
+        table = planted_table(oracle, 8)
+        reward = Outage(table, first=2, rounds=ROUNDS) if outage else None
+        settings = {"max_unscored": 0.3, "max_steps": 3 if outage else 1}
+        # The learning rate does not tell how many steps are to come.
+        settings["trl"] = {"lr_scheduler_type": "constant"}
+        trainer = make_trainer(tmp_path / str(outage), oracle, table, reward, **settings)
+        if outage:
+            with pytest.raises(JudgeError, match=r"3 of 8 .* 10 times in a row.* after step 1\."):
+                trainer.train()
+        else:
+            trainer.train()
+        ends.append(adapter_weights(oracle))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert (tmp_path / "True" / "checkpoints" / "checkpoint-1").is_dir()
+
+
+class Spoiler(TrainerCallback):
+    """Spoils the second step in one of its parts."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if self.part == "gradient" and state.global_step == 1:
+            trained(model).grad[0, 0] = float("inf")
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        if self.part == "adapter" and state.global_step == 1:
+            trained(model).data[0, 0] = float("nan")
+
+
+def trained(model):
+    return next(p for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient", "adapter"])
+def test_a_run_that_is_no_longer_finite_ends_before_it_is_saved(tmp_path, monkeypatch, part):
+    def infinite(self, model, inputs):
+        # The gradient of a constant is none.
+        return loss(self, model, inputs) + (torch.inf if self.state.global_step == 1 else 0)
+
+    oracle = make_oracle()
+    loss = OracleGRPOTrainer._compute_loss
+    if part == "loss":
+        monkeypatch.setattr(OracleGRPOTrainer, "_compute_loss", infinite)
+    trainer = make_trainer(tmp_path, oracle, planted_table(oracle, 8), max_steps=4, save_steps=1)
+    # Before the callback that looks.
+    trainer.callback_handler.callbacks.insert(0, Spoiler(part))
+    with pytest.raises(UserError, match=rf"the {part} is not finite at GRPO step 2"):
+        trainer.train()
+    saved = [path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")]
+    assert saved == ["checkpoint-1"]
 
 
 class OtherSampler:

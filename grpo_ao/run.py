@@ -29,8 +29,9 @@ from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import ReferenceJudge, check_references
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.controls import with_wrong_activations
+from grpo_ao.measuring.controls import Control, with_wrong_activations
 from grpo_ao.measuring.metrics import Columns, summary
+from grpo_ao.measuring.reading import Controls
 from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.loading import load_tokenizer
@@ -57,8 +58,16 @@ from grpo_ao.probes.names import Suite
 from grpo_ao.processes import Processes, take_over_fsdp
 from grpo_ao.report.card import check_push, push_adapter, write_card
 from grpo_ao.report.headline import headline_of
+from grpo_ao.report.meaning import findings_of
 from grpo_ao.report.page import write_report
-from grpo_ao.report.run_record import MODES, baseline_summaries, read_answers, read_run
+from grpo_ao.report.run_record import (
+    MODES,
+    WHEN,
+    baseline_summaries,
+    heldout_path,
+    read_answers,
+    read_run,
+)
 from grpo_ao.report.tables import SHOWN, draw_run, summary_table, write_results
 from grpo_ao.reward import reward_rule
 from grpo_ao.terminal import headed, terminal
@@ -84,6 +93,8 @@ LEAST_PARSE_RATE = 0.95
 CHECKED = 400
 # Twenty samples of each of 2000 probes would take longer than all other measurements.
 SAMPLED_PROBES = 400
+CONTROL_PROBES = 300
+_CONTROLS: tuple[Control, ...] = ("same_family", "noise")
 # Where the paper's evaluation, for which the public oracles were trained, reads the subject.
 _POSITIONS = ("token@-3", "window:50@-1")
 _WARM_START_BATCH = 512
@@ -98,6 +109,8 @@ def run(config: TrainConfig) -> dict:
         this.measure("before")
     if config.warm_start != "none":
         this.warm_start(config.warm_start)
+        if config.initial_eval and config.max_steps:
+            this.measure("warm start", modes=("greedy",))
     if config.max_steps:
         this.grpo()
     this.save_adapter()
@@ -304,17 +317,42 @@ class Run:
 
     # Measuring
 
-    def measure(self, when: Literal["before", "after"]) -> None:
-        """Ask the held-out probes, sampled and greedy, and the benchmarks."""
-        for mode in MODES:
-            path = self.folder / f"heldout_{when}_{mode}.jsonl"
-            self._ask(f"measuring {when}, {mode}", self.heldout_table, self._how(when, mode), path)
-        self.measure_benchmarks(when)
+    def measure(
+        self, when: Literal["before", "warm start", "after"], modes: Sequence[str] = MODES
+    ) -> None:
+        """Ask the held-out probes, sampled and greedy, and, but for the warm start, the benchmarks.
+
+        After training some are asked again of another text's activations and of noise.
+        """
+        given = {}
+        for mode in modes:
+            path, how = heldout_path(self.folder, when, mode), self._how(when, mode)
+            given[mode] = self._ask(f"measuring {when}, {mode}", self.heldout_table, how, path)
+        if when == "after":
+            self._ask_controls(given["greedy"])
+        if when != "warm start":
+            self.measure_benchmarks(when)
         self._keep_time()
 
     def _keep_time(self) -> None:
         if self.processes.is_main:
             self.stopwatch.keep()
+
+    def _ask_controls(self, answers: Sequence[Answer]) -> None:
+        count = min(CONTROL_PROBES, len(answers))
+        with self.progress.phase("asking of other activations", count * len(_CONTROLS)) as bar:
+            Controls(
+                self.oracle,
+                self.heldout_table,
+                answers,
+                LimitedJudge(self.judge, self.config.max_unscored),
+                Asking(self.config.max_new_tokens),
+                self.processes,
+                count,
+                self.folder / "controls.jsonl",
+                {},
+                bar.advance,
+            ).readings(_CONTROLS)
 
     def _how(self, when: str, mode: str) -> Asking:
         how = Asking(self.config.max_new_tokens, seed=self.config.seed)
@@ -531,10 +569,10 @@ class Run:
         self.processes.wait()  # for the main one, which writes what is read here
         record = read_run(self.folder)
         measured = {
-            when: {mode: record.heldout[f"{when} {mode}"] for mode in MODES}
-            for when in ("before", "after")
-            if f"{when} sampled" in record.heldout
+            when: {m: found for m in MODES if (found := record.heldout.get(f"{when} {m}"))}
+            for when in WHEN
         }
+        measured = {when: modes for when, modes in measured.items() if modes}
         summaries = {
             when: {mode: summary(Columns.of(answers)) for mode, answers in modes.items()}
             for when, modes in measured.items()
@@ -558,6 +596,8 @@ class Run:
         headline = headline_of(record)
         report = write_report(record, headline)
         write_card(record, headline, self.config.push_to_hub)
+        for sentence in findings_of(record.greedy, record.controls):
+            self.console.print(headed("held-out probes:", sentence), highlight=False)
         self.console.print(f"report: {report}   rows, metrics and adapter: {self.folder}")
         if self.config.push_to_hub is not None:
             address = push_adapter(self.folder, self.config.push_to_hub)

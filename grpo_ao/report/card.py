@@ -15,6 +15,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
 from grpo_ao.report.formats import number
 from grpo_ao.report.headline import Headline
+from grpo_ao.report.meaning import findings_of
 from grpo_ao.report.page import PAGE
 from grpo_ao.report.run_record import RunRecord
 from grpo_ao.report.tables import benchmark_tables, heldout_tables
@@ -47,6 +48,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         run=record.run,
         steps=record.last_step,
         headline=headline,
+        findings=findings_of(record.greedy, record.controls),
         figure=figure.exists(),
         tables=heldout_tables(record, headline),
         benchmarks=benchmark_tables(record.evaluations),

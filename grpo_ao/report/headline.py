@@ -1,6 +1,6 @@
 """The numbers that a run is judged by: before, after and their difference, with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_dif
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 
 DRAWS = 500
+# Which measurement less which.
+CHANGES = {"change": ("after", "before"), "change by GRPO": ("after", "warm start")}
 # Name and direction of what is better; None where neither is.
 METRICS = {
     "auroc_within": ("AUROC within families", "higher"),
@@ -40,12 +42,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MetricLine:
-    """One metric of a measurement before and after training, and the difference."""
+    """One metric: its estimates in each measurement, then its changes, by name."""
 
     metric: str
-    before: Estimate | None
-    after: Estimate | None
-    change: Estimate | None
+    estimates: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Headline:
     @property
     def compared(self) -> bool:
         """Whether there is a measurement before and one after training."""
-        return any(line.change for lines in self.modes.values() for line in lines)
+        return any("change" in line.estimates for lines in self.modes.values() for line in lines)
 
     @property
     def measured(self) -> str:
-        """The last measurement: ``before`` or ``after``."""
-        (line, *_) = next(iter(self.modes.values()))
-        return "after" if line.after else "before"
+        """The last measurement: ``before``, ``warm start`` or ``after``."""
+        lines = [lines[0] for lines in self.modes.values()]
+        return [when for when in WHEN if any(when in line.estimates for line in lines)][-1]
 
 
 def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
@@ -79,9 +79,10 @@ def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
         return None
     modes = {}
     for mode in MODES:
-        before, after = (record.heldout.get(f"{when} {mode}") for when in WHEN)
-        if before or after:
-            modes[mode] = metric_lines(before, after, draws)
+        names = {when: f"{when} {mode}" for when in WHEN}
+        measured = {w: record.heldout[name] for w, name in names.items() if name in record.heldout}
+        if measured:
+            modes[mode] = metric_lines(measured, draws)
     last = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
     columns = Columns.of(last)
     stated = columns.take(np.flatnonzero(columns.is_known))
@@ -90,25 +91,20 @@ def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
     return Headline(modes, len(last), len(texts), (perfect[0], perfect[1]))
 
 
-def metric_lines(
-    before: Sequence[Answer] | None, after: Sequence[Answer] | None, draws: int = DRAWS
-) -> list[MetricLine]:
-    """Compare two measurements of the same probes, or show the one that there is.
+def metric_lines(measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS) -> list[MetricLine]:
+    """Compare the measurements of the same probes that there are.
 
     Intervals are 95 % percentile intervals by bootstrap over texts: a text's questions are drawn
     together, and both measurements with the same texts, so that the difference is a paired one.
     """
-    found: dict[str, Measurement] = {}
-    if before and after:
-        if [answer.probe.id for answer in before] != [answer.probe.id for answer in after]:
-            raise ValueError("the measurements before and after are not of the same probes.")
-        found["change"] = measure_difference(Columns.of(after), Columns.of(before), draws)
-    for name, answers in zip(WHEN, (before, after), strict=True):
-        if answers:
-            found[name] = measure(Columns.of(answers), draws)
-
-    def estimate(name: str, metric: str) -> Estimate | None:
-        return Estimate(**found[name][metric]) if name in found else None
-
-    columns = (*WHEN, "change")
-    return [MetricLine(m, *(estimate(column, m) for column in columns)) for m in METRICS]
+    if len({tuple(a.probe.id for a in answers) for answers in measured.values()}) > 1:
+        raise ValueError("the measurements are not of the same probes.")
+    columns = {when: Columns.of(answers) for when, answers in measured.items()}
+    found: dict[str, Measurement] = {w: measure(c, draws) for w, c in columns.items()}
+    for change, (last, first) in CHANGES.items():
+        if last in columns and first in columns:
+            found[change] = measure_difference(columns[last], columns[first], draws)
+    return [
+        MetricLine(metric, {name: Estimate(**values[metric]) for name, values in found.items()})
+        for metric in METRICS
+    ]

@@ -123,6 +123,15 @@ def findings(kinds: Mapping[str, Measured], controls: Mapping[str, Sequence[Answ
     return [*verdicts, *reading_alerts(controls)]
 
 
+def findings_of(
+    measured: Mapping[str, Sequence[Answer]],
+    controls: Mapping[str, Sequence[Answer]],
+    draws: int = DRAWS,
+) -> list[str]:
+    """Return the findings of a run's last measurement, the arguments being those of ``meaning``."""
+    return findings(_found(list(measured.values())[-1], draws), controls) if measured else []
+
+
 def verdict(kind: str, found: Measured) -> str:
     """Say whether the number tells right answers from wrong ones; no interval, no claim."""
     within, pooled = found["auroc_within"], found["auroc"]

@@ -35,7 +35,7 @@ from grpo_ao.report.plots import (
     page_svg,
     running_mean,
 )
-from grpo_ao.report.run_record import WHEN, RunRecord
+from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 from grpo_ao.report.tables import benchmark_tables, heldout_tables
 from grpo_ao.reward import RewardRule, reward_rule
 
@@ -54,7 +54,7 @@ class Group(NamedTuple):
     auroc: float
 
 
-VIEWS = ("after sampled", "after greedy", "before sampled", "before greedy")
+VIEWS = tuple(f"{when} {mode}" for when in reversed(WHEN) for mode in MODES)
 CURVES = {
     "reward": "Reward",
     "informativeness": "Informativeness",
@@ -111,7 +111,7 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
         record=record,
         title=record.folder.resolve().name,
         headline=headline,
-        meaning=meaning(_greedy(record), {}, draws),
+        meaning=meaning(record.greedy, record.controls, draws),
         tables=heldout_tables(record, headline),
         breakdowns=_breakdowns(record),
         curves=_curves(record),
@@ -128,15 +128,9 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
     )
 
 
-def _greedy(record: RunRecord) -> dict[str, list[Answer]]:
-    """Return the greedy held-out answers of each measurement that was made."""
-    names = {when: f"{when} greedy" for when in WHEN}
-    return {when: record.heldout[name] for when, name in names.items() if name in record.heldout}
-
-
 def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
     """Return the last greedy held-out answers by layer and by family, beside the first ones."""
-    measured = _greedy(record)
+    measured = record.greedy
     if not measured:
         return []
     (first, before), *_, (when, last) = [*measured.items()] * 2

@@ -11,10 +11,11 @@ from grpo_ao.answer import Answer
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
 from grpo_ao.measuring.confidences import baselines
+from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import summary
 
 Status = Literal["finished", "running", "stopped"]
-WHEN = ("before", "after")
+WHEN = ("before", "warm start", "after")
 MODES = ("sampled", "greedy")
 
 
@@ -32,8 +33,9 @@ class RunRecord:
     """What a run folder holds.
 
     ``steps`` are the rows of metrics, ``alerts`` the alerts among them; ``heldout`` holds the
-    answers of each finished measurement by its name (``after sampled``), ``rollouts`` those that
-    were kept of training, each with its step. ``summary`` and ``warm_start`` are empty until the
+    answers of each finished measurement by its name (``after sampled``), ``controls`` the trained
+    oracle's from other activations, ``rollouts`` those that were kept of training, each with its
+    step. ``summary`` and ``warm_start`` are empty until the
     run has written them.
     """
 
@@ -44,6 +46,7 @@ class RunRecord:
     steps: list[dict[str, Any]]
     alerts: list[dict[str, Any]]
     heldout: dict[str, list[Answer]]
+    controls: dict[str, list[Answer]]
     rollouts: list[tuple[int, Answer]]
     warm_start: dict[str, Any]
     evaluations: list[Evaluation]
@@ -57,6 +60,12 @@ class RunRecord:
     def baselines(self) -> dict[str, dict[str, float]]:
         """Summaries of each way to be sure of the greedy answers after training."""
         return baseline_summaries(self.heldout.get("after greedy", []))
+
+    @property
+    def greedy(self) -> dict[str, list[Answer]]:
+        """The greedy held-out answers of each measurement that was made, in its order."""
+        names = {when: f"{when} greedy" for when in WHEN}
+        return {w: self.heldout[name] for w, name in names.items() if name in self.heldout}
 
     @property
     def last_step(self) -> int:
@@ -73,7 +82,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"there is no run in {folder}: it holds no run.json.")
     rows = read_jsonl(folder / "metrics.jsonl")
     names = [(when, mode) for when in WHEN for mode in MODES]
-    heldout = {f"{w} {m}": read_answers(folder / f"heldout_{w}_{m}.jsonl") for w, m in names}
+    heldout = {f"{w} {m}": read_answers(heldout_path(folder, w, m)) for w, m in names}
     # A measurement that is under way has fewer answers than those before it.
     whole = max(map(len, heldout.values()))
     return RunRecord(
@@ -84,12 +93,26 @@ def read_run(folder: Path) -> RunRecord:
         steps=[row for row in rows if "alert" not in row],
         alerts=[row for row in rows if "alert" in row],
         heldout={n: answers for n, answers in heldout.items() if answers and len(answers) == whole},
+        controls=_controls(folder / "controls.jsonl"),
         rollouts=[
             (row["step"], Answer.from_row(row)) for row in read_jsonl(folder / "rollouts.jsonl")
         ],
         warm_start=_read_json(folder / "warm_start" / "summary.json"),
         evaluations=_evaluations(folder / "eval"),
     )
+
+
+def heldout_path(folder: Path, when: str, mode: str) -> Path:
+    """Return the file of a held-out measurement's answers."""
+    return folder / f"heldout_{when.replace(' ', '_')}_{mode}.jsonl"
+
+
+def _controls(path: Path) -> dict[str, list[Answer]]:
+    """Read the answers from other activations, by the control's title."""
+    found: dict[str, list[Answer]] = {}
+    for row in read_jsonl(path):
+        found.setdefault(CONTROLS[row["control"]], []).append(Answer.from_row(row))
+    return found
 
 
 def baseline_summaries(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from grpo_ao.measuring.reading import (
     reading_metrics,
 )
 from grpo_ao.report.formats import Table, cell, number
-from grpo_ao.report.headline import METRICS, Estimate, Headline
+from grpo_ao.report.headline import CHANGES, METRICS, Estimate, Headline
 from grpo_ao.report.meaning import estimated, findings
 from grpo_ao.report.plots import (
     Panel,
@@ -29,7 +29,7 @@ from grpo_ao.report.plots import (
     risk_coverage_diagram,
     save,
 )
-from grpo_ao.report.run_record import MODES, WHEN, Evaluation, RunRecord
+from grpo_ao.report.run_record import MODES, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
 _BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc": "AUROC"}
@@ -307,7 +307,9 @@ def _entry(entry: Mapping[str, Any] | None, difference: bool = False) -> str:
 def draw_run(path: Path, measured: Mapping[str, Mapping[str, Sequence[Answer]]]) -> None:
     """Draw the reliability diagram of each measurement's sampled answers, side by side."""
     panels = [
-        _panel(when, Columns.of(modes["sampled"]), tone=when) for when, modes in measured.items()
+        _panel(when, Columns.of(modes["sampled"]), tone=when)
+        for when, modes in measured.items()
+        if "sampled" in modes
     ]
     save(reliability_diagram(panels), path)
 
@@ -316,10 +318,10 @@ def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> ConsoleTab
     """Lay out the summary: one line a metric, one column a measurement."""
     table = ConsoleTable(title="held-out probes")
     table.add_column("metric", no_wrap=True)
-    columns = [(when, mode) for mode in MODES for when in summary]
+    columns = [(when, mode) for mode in MODES for when in summary if mode in summary[when]]
     for when, mode in columns:
         table.add_column(f"{when}, {mode}", justify="right")
-    for metric in next(iter(summary.values()))["sampled"]:
+    for metric in summary[columns[0][0]][columns[0][1]]:
         values = [summary[when][mode][metric] for when, mode in columns]
         shown = [str(v) if isinstance(v, int) else f"{v:.3f}" for v in values]
         table.add_row(metric, *shown)
@@ -330,12 +332,14 @@ def heldout_tables(record: RunRecord, headline: Headline | None) -> list[Table]:
     """Lay out the held-out metrics of each mode, and the sources of confidence beside."""
     tables = []
     for mode, lines in (headline.modes if headline else {}).items():
-        columns = [name for name in (*WHEN, "change") if getattr(lines[0], name)]
         rows = {
-            METRICS[line.metric][0]: [cell(getattr(line, c), c == "change") for c in columns]
+            METRICS[line.metric][0]: [
+                cell(e, name in CHANGES) for name, e in line.estimates.items()
+            ]
             for line in lines
         }
-        tables.append(Table(f"All metrics, {mode} answers", ["metric", *columns], rows))
+        columns = ["metric", *lines[0].estimates]
+        tables.append(Table(f"All metrics, {mode} answers", columns, rows))
     names = {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "n": "n"}
     rows = {n: [number(values[c]) for c in names] for n, values in record.baselines.items()}
     title = "Sources of confidence, greedy answers after training"

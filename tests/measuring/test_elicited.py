@@ -24,15 +24,15 @@ def oracle():
 def test_numbers_of_one_token_need_no_closing_bracket():
     tokenizer = load_tokenizer(MINI_WEIGHTS / "base")
     opening, numbers = number_tokens(tokenizer)
-    assert tokenizer.decode(opening) == TAG_PREFIX
-    assert [tokenizer.decode(ids) for ids in numbers] == [str(n) for n in range(101)]
+    assert tokenizer.decode(list(opening)) == TAG_PREFIX
+    assert [tokenizer.decode(list(ids)) for ids in numbers] == [str(n) for n in range(101)]
     assert {len(ids) for ids in numbers} == {1}
 
 
 def test_numbers_of_several_tokens_are_told_apart_by_the_bracket():
     opening, numbers = number_tokens(tiny_tokenizer())
-    assert tiny_tokenizer().decode(opening) == TAG_PREFIX
-    assert [tiny_tokenizer().decode(ids) for ids in numbers] == [f"{n}]" for n in range(101)]
+    assert tiny_tokenizer().decode(list(opening)) == TAG_PREFIX
+    assert [tiny_tokenizer().decode(list(ids)) for ids in numbers] == [f"{n}]" for n in range(101)]
 
 
 def test_the_expected_number_is_that_of_all_hundred_and_one_written_out(oracle):

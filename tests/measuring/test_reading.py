@@ -9,7 +9,7 @@ import torch
 from grpo_ao.answer import Answer
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.controls import CONTROLS
+from grpo_ao.measuring.controls import CONTROLS, Control
 from grpo_ao.measuring.reading import (
     Controls,
     Reading,
@@ -85,7 +85,7 @@ def test_other_confidences_are_of_the_same_answers(controls):
 # What it comes to
 
 
-def reading(sure_of_noise):
+def reading(sure_of_noise: float | None) -> dict[Control, Reading]:
     own = [answer(n, 0.9, n % 10 != 0) for n in range(40)]
     other = [
         replace(a, confidence=sure_of_noise, informativeness=float(n % 2))

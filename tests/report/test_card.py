@@ -106,9 +106,9 @@ def test_the_card_shows_the_numbers_of_the_run(run_folder):
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
     ece = next(line for line in headline.modes["sampled"] if line.metric == "ece10")
-    assert ece.before and ece.after
-    assert f"| ECE, 10 bins | {ece.before.value:.3f} [" in text
-    assert f"| {ece.after.value:.3f} [" in text
+    assert f"| ECE, 10 bins | {ece.estimates['before'].value:.3f} [" in text
+    assert f"| {ece.estimates['after'].value:.3f} [" in text
+    assert "On closed questions the stated confidence" in text
     assert "| sst2 | 250 | 0.750 [0.625, 0.875] |" in text
     of_one = "0.750 [0.625, 0.875]"
     assert re.search(r"\| stated confidence \| 250 \| .*" + re.escape(f"{of_one} | " * 3), text)

@@ -5,7 +5,13 @@ import pytest
 from grpo_ao.errors import UserError
 from grpo_ao.report.run_record import read_run
 from grpo_ao.report.tables import benchmark_tables, when
-from tests.report.made_run import benchmark_metrics, make_run, write_json
+from tests.report.made_run import (
+    benchmark_metrics,
+    heldout_answers,
+    make_run,
+    write_json,
+    write_rows,
+)
 
 
 def test_a_run_tells_how_it_stands(tmp_path):
@@ -58,3 +64,20 @@ def test_a_measurement_that_is_under_way_is_left_out(tmp_path):
     path = folder / "heldout_after_greedy.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
     assert "after greedy" not in read_run(folder).heldout
+
+
+def test_answers_from_other_activations_are_read_by_the_controls_title(tmp_path):
+    folder = make_run(tmp_path / "run")
+    answers = heldout_answers(seed=3, knows=False)[:5]
+    rows = [{"control": "noise", **answer.to_row()} for answer in answers]
+    write_rows(folder / "controls.jsonl", rows)
+    assert read_run(folder).controls == {"noise of the same norms": answers}
+
+
+def test_the_warm_start_is_a_measurement_between_the_others(tmp_path):
+    folder = make_run(tmp_path / "run")
+    greedy = folder / "heldout_before_greedy.jsonl"
+    (folder / "heldout_warm_start_greedy.jsonl").write_text(greedy.read_text())
+    record = read_run(folder)
+    assert list(record.greedy) == ["before", "warm start", "after"]
+    assert record.greedy["warm start"] == record.greedy["before"]

@@ -1,7 +1,8 @@
 """A rollout server: ``grpo-ao vllm-serve``, vLLM on a GPU of its own, spoken to over HTTP.
 
 It keeps the pristine base weights beside those of vLLM and merges the adapter that it is sent.
-There is no authentication: run it on a network where everyone may use it.
+There is no authentication: run it on a network where everyone may use it. Web pages may not: what
+a browser sends is refused, and at a loopback address what is sent to another name.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -28,6 +30,10 @@ from grpo_ao.oracle.vllm.engine import (
 )
 from grpo_ao.oracle.vllm.weights import LoraFactors
 from grpo_ao.oracle.vllm.wire import unpack_adapter, unpack_request
+
+# An adapter of rank 64 on an 8B model is 349 MB.
+MOST_BYTES = 2**34
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class RolloutServer(ThreadingHTTPServer):
@@ -105,12 +111,17 @@ def start_server(
 
 
 class _Handler(BaseHTTPRequestHandler):
+    # Seconds without a byte, after which a connection is given up.
+    timeout = 60
+
     @property
     def _rollout_server(self) -> RolloutServer:
         return cast("RolloutServer", self.server)
 
     def do_GET(self) -> None:
         """Answer ``/info``."""
+        if self._is_foreign():
+            return
         if self.path == "/info":
             self._reply(200, self._rollout_server.info())
         else:
@@ -120,14 +131,30 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer ``/adapter`` and ``/rollouts``."""
         server = self._rollout_server
         calls = {"/adapter": server.set_adapter, "/rollouts": server.rollouts}
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self._is_foreign():
+            return None
         if self.path not in calls:
             return self._reply(404, {"error": f"there is no {self.path} here."})
+        length = self.headers.get("Content-Length", "")
+        # `isdecimal` takes digits of other scripts too.
+        if not (length.isascii() and length.isdecimal() and int(length) <= MOST_BYTES):
+            said = f"Content-Length must be a number up to {MOST_BYTES}, got {length!r}."
+            return self._reply(400, {"error": said})
         try:
-            answer = calls[self.path](body)
+            answer = calls[self.path](self.rfile.read(int(length)))
         except ValueError as error:
             return self._reply(400, {"error": str(error)})
         return self._reply(200, answer)
+
+    def _is_foreign(self) -> bool:
+        """Refuse what a web page sends, or sends to a name that it has made this machine's."""
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        own = str(self.server.server_address[0])
+        known = host in _LOOPBACK or own not in _LOOPBACK
+        if known and "Origin" not in self.headers:
+            return False
+        self._reply(403, {"error": "a browser has no business here."})
+        return True
 
     def _reply(self, status: int, answer: dict[str, Any]) -> None:
         body = json.dumps(answer).encode()

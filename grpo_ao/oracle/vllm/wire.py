@@ -6,7 +6,9 @@ linear layers of an 8B model, where the weights themselves are 16.4 GB.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.vllm.weights import LoraFactors
 
 _JSON = "json"
+# What reading a message of others may raise.
+_ODD = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 
 
 class RolloutRequest(NamedTuple):
@@ -45,10 +49,15 @@ def pack_adapter(factors: Mapping[str, LoraFactors], dtype: torch.dtype) -> byte
 def unpack_adapter(body: bytes) -> dict[str, LoraFactors]:
     """Read ``pack_adapter`` back; UserError for anything else."""
     tensors, values = _unpack(body, ["scales"])
-    return {
-        name: LoraFactors(tensors[f"{name}.a"], tensors[f"{name}.b"], scale)
-        for name, scale in values["scales"].items()
-    }
+    with _as_this_protocol_has_it():
+        factors = {
+            name: LoraFactors(tensors[f"{name}.a"], tensors[f"{name}.b"], float(scale))
+            for name, scale in values["scales"].items()
+        }
+    for name, (a_RI, b_OR, scale) in factors.items():
+        if not (a_RI.isfinite().all() and b_OR.isfinite().all() and math.isfinite(scale)):
+            raise UserError(f"the adapter is not finite on {name}.")
+    return factors
 
 
 def pack_request(request: RolloutRequest) -> bytes:
@@ -65,10 +74,21 @@ def unpack_request(body: bytes) -> RolloutRequest:
     """Read ``pack_request`` back; UserError for anything else."""
     fields = [name for name in RolloutRequest._fields if name != "vectors"]
     tensors, values = _unpack(body, [*fields, "counts"])
-    vectors = list(tensors["vectors"].split(values.pop("counts")))
-    prompts = [OraclePrompt(*prompt) for prompt in values.pop("prompts")]
-    sampling = Sampling(**values.pop("sampling"))
-    return RolloutRequest(prompts=prompts, vectors=vectors, sampling=sampling, **values)
+    with _as_this_protocol_has_it():
+        vectors = list(tensors["vectors"].split(values.pop("counts")))
+        prompts = [OraclePrompt(*prompt) for prompt in values.pop("prompts")]
+        sampling = Sampling(**values.pop("sampling"))
+        return RolloutRequest(prompts=prompts, vectors=vectors, sampling=sampling, **values)
+
+
+@contextmanager
+def _as_this_protocol_has_it() -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except _ODD as error:
+        raise UserError("the message is none of grpo_ao's rollout protocol.") from error
 
 
 def _pack(tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:
@@ -79,11 +99,9 @@ def _pack(tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:
 
 
 def _unpack(body: bytes, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
+    with _as_this_protocol_has_it():
         tensors = load(body)
-        values = json.loads(bytes(tensors.pop(_JSON).tolist()))
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError("the message is none of grpo_ao's rollout protocol.") from error
+        values = dict(json.loads(bytes(tensors.pop(_JSON).tolist())))
     if set(values) != set(keys):
         raise UserError(
             "the message is of another version of grpo_ao's rollout protocol: run the same version "

@@ -1,8 +1,11 @@
+import http.client
+import json
 import threading
 from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import OraclePrompt
@@ -153,6 +156,79 @@ def test_an_adapter_on_layers_that_vllm_has_not_is_refused(engine):
         rollouts = ServerRollouts(tiny_oracle(), url, 100)
         with pytest.raises(ValueError, match=r"layers\.9\.mlp\.up_proj, which vLLM has not"):
             rollouts._call("/adapter", pack_adapter(factors, torch.float32))
+
+
+def message(values, **tensors):
+    text = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+    return save({"json": text, **tensors})
+
+
+REQUEST = {"prompts": [["a", [1], []]], "sampling": {}, "end_ids": [2], "seeds": [0], "counts": [1]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"nonsense",
+        message([1]),
+        message(REQUEST),
+        message(REQUEST | {"counts": "x"}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"counts": [7]}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"prompts": [["a"]]}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"prompts": 3}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"sampling": {"top_k": 3}}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"sampling": {"temperature": "hot"}}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"sampling": {"num_samples": 0}}, vectors=torch.ones(1, 4)),
+        message({"scales": [1]}),
+        message({"scales": {"layers.0.mlp.up_proj": 1.0}}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/rollouts", "/adapter"])
+def test_an_odd_message_is_refused_by_a_server_that_goes_on(engine, path, body):
+    with served(engine) as url:
+        assert status(url + path, body) == 400
+        assert status(url + "/info") == 200
+
+
+@pytest.mark.parametrize("spoilt", ["a", "b", "scale"])
+def test_an_adapter_that_is_not_finite_is_refused(spoilt):
+    factors = LoraFactors(torch.ones(1, 32), torch.ones(48, 1), 1.0)
+    if spoilt == "scale":
+        factors = LoraFactors(factors.a_RI, factors.b_OR, float("nan"))
+    else:
+        getattr(factors, {"a": "a_RI", "b": "b_OR"}[spoilt])[0, 0] = float("inf")
+    with pytest.raises(UserError, match=r"not finite on layers\.0\.mlp\.up_proj"):
+        unpack_adapter(pack_adapter({"layers.0.mlp.up_proj": factors}, torch.float32))
+
+
+@pytest.mark.parametrize("length", ["-1", "", "many", "1e3", "٣", str(2**40)])
+def test_a_length_that_is_none_is_refused_at_once(engine, length):
+    with served(engine) as url:
+        assert status(url + "/rollouts", b"x", {"Content-Length": length}) == 400
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}]
+)
+def test_what_a_web_page_sends_is_refused(engine, headers):
+    with served(engine) as url:
+        assert status(url + "/adapter", b"x", headers) == 403
+        assert status(url + "/info", headers=headers) == 403
+
+
+def status(url, body=None, headers=None):
+    """The status of an answer; ``headers`` are sent as they are."""
+    address, path = url.removeprefix("http://").split("/", 1)
+    connection = http.client.HTTPConnection(address, timeout=20)
+    connection.putrequest("POST" if body is not None else "GET", f"/{path}", skip_host=True)
+    given = {"Host": address, "Content-Length": str(len(body or b""))} | (headers or {})
+    for name, value in given.items():
+        connection.putheader(name, value.encode())
+    connection.endheaders(body)
+    found = connection.getresponse().status
+    connection.close()
+    return found
 
 
 def test_no_server_is_one_sentence():

@@ -23,7 +23,7 @@ def test_its_python_runs_and_states_a_confidence(capsys):
 def test_its_commands_are_understood(words, capsys):
     command, *arguments = words
     assert command in COMMANDS
-    if command == "train":
+    if command in ("train", "budget"):
         parse_train_config(arguments)
     elif command == "evaluate":
         parse_eval_config(arguments)

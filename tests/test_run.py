@@ -142,22 +142,21 @@ def test_a_question_set_that_is_too_small_to_hold_texts_out(tmp_path, no_load):
 
 
 def test_more_positions_than_every_text_has(tmp_path, no_load):
-    said = refusal(tmp_path / "run", "--positions", "last:500")
-    assert "no probe can be read" in said
-    assert "fewer than the positions 'last:500' read" in said
+    said = refusal(tmp_path / "run", "--positions", "last:500", "--strict_positions")
+    assert "of the 500 positions of 'last:500'" in said
 
 
-def test_texts_that_are_too_short_are_left_out_and_counted(tmp_path, no_load, capsys):
+def test_short_texts_are_read_as_far_as_they_go_and_counted(tmp_path, no_load, capsys):
     row = {"oracle_questions": ["Late?"], "reference_answers": ["No"]}
     rows = [{"wildchat_question": text, **row} for text in [*TEXTS, "Hi."]]
     # The weights are asked for, so nothing was refused.
     with pytest.raises(AssertionError, match="the weights were loaded"):
         refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
-    assert "1 probes are left out" in " ".join(capsys.readouterr().err.split())
+    assert "1 probes have texts shorter than 'last:20'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_refused_start_leaves_no_run_behind(tmp_path, no_load):
-    refusal(tmp_path / "run", "--positions", "last:500")
+    refusal(tmp_path / "run", "--positions", "last:500", "--strict_positions")
     assert not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo_ao.oracle.activations import adapter_off, extract_activations, subject_token_ids
+from grpo_ao.oracle.activations import (
+    adapter_off,
+    content_start,
+    extract_activations,
+    subject_token_ids,
+)
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, num_decoder_layers
 from grpo_ao.oracle.loading import load_config
@@ -48,7 +53,8 @@ def test_the_subject_is_read_as_transformers_reads_it(folders, oracle):
                 input_ids=torch.tensor([ids]), output_hidden_states=True
             ).hidden_states
         for layer in (1, 2):
-            torch.testing.assert_close(by_layer[layer], states[layer + 1][0], atol=1e-4, rtol=1e-4)
+            read_LD = states[layer + 1][0, content_start(oracle.tokenizer) :]
+            torch.testing.assert_close(by_layer[layer], read_LD, atol=1e-4, rtol=1e-4)
 
 
 def test_a_row_answers_in_a_padded_batch_what_it_answers_alone(oracle):

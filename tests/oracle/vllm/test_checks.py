@@ -48,6 +48,6 @@ def test_servers_and_memory_belong_to_vllm():
     with pytest.raises(ValueError, match="used by --rollout vllm alone"):
         check_rollouts(TrainConfig(vllm={"seed": 1}), 1)
     with pytest.raises(ValueError, match="leave one out"):
-        TrainConfig(rollout="vllm", vllm_servers=("http://a:8000",), vllm={"seed": 1})
+        check_rollouts(mini(vllm_servers=("http://a:8000",), vllm={"seed": 1}), 1)
     with pytest.raises(ValueError, match="--vllm_gpu_memory must lie between 0 and 1, got 30"):
         TrainConfig(vllm_gpu_memory=30)

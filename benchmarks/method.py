@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import tyro
 import yaml
 from scipy.stats import t as student_t
@@ -148,8 +149,8 @@ def _trl_flags(settings: Settings, variant: Variant) -> tuple[str, ...]:
     return ("--config", str(path))
 
 
-def start(job: Job) -> subprocess.Popen | None:
-    """Start a run, or go on with one that was killed; None if it is finished."""
+def command_of(job: Job) -> list[str] | None:
+    """Return the command that starts a run, or goes on with it; None if it is finished."""
     if (job.folder / "summary.json").exists():
         return None
     source, target = job.warm_start_from, job.folder / "warm_start"
@@ -157,21 +158,26 @@ def start(job: Job) -> subprocess.Popen | None:
         shutil.copytree(source / "warm_start", target)
     resume = ("--resume",) if (job.folder / "run.json").exists() else ()
     command = [sys.executable, str(ROOT / "train.py"), "--preset", "mini", "--output_dir"]
-    command += [str(job.folder), *job.flags, *resume]
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / "console.txt").open("ab") as console:
-        return subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
+    return [*command, str(job.folder), *job.flags, *resume]
 
 
 def run_all(jobs: list[Job], at_once: int) -> None:
-    """Run jobs, ``at_once`` at a time; a failed one ends the call with its last words."""
-    waiting, running = list(jobs), {}
+    """Run jobs, ``at_once`` at a time."""
+    commands = {job.folder: command_of(job) for job in jobs}
+    run_side_by_side({f: command for f, command in commands.items() if command}, at_once)
+
+
+def run_side_by_side(commands: dict[Path, list[str]], at_once: int) -> None:
+    """Run a command for each folder, its words kept there; a failed one ends the call with them."""
+    waiting, running = list(commands), {}
     while waiting or running:
         while waiting and len(running) < at_once:
-            job = waiting.pop(0)
-            process = start(job)
-            if process is not None:
-                running[job.folder] = process
+            folder = waiting.pop(0)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "console.txt").open("ab") as console:
+                running[folder] = subprocess.Popen(
+                    commands[folder], cwd=ROOT, stdout=console, stderr=console
+                )
         for folder, process in list(running.items()):
             if process.poll() is not None:
                 del running[folder]
@@ -202,7 +208,7 @@ def tables(settings: Settings) -> str:
     for variant in chosen(settings):
         seeds, base = found[variant.name], found.get(ALONE[variant.warm_start], {})
         if seeds:
-            cells = [_cell([seeds[seed][metric] for seed in seeds]) for metric in METRICS]
+            cells = [mean_cell([seeds[seed][metric] for seed in seeds]) for metric in METRICS]
             absolute.append(_line(variant.name, len(seeds), cells))
         both = sorted(seeds.keys() & base.keys())
         if both and variant.name != ALONE[variant.warm_start]:
@@ -224,15 +230,16 @@ def paired_cell(differences: list[float]) -> str:
     mean, n = statistics.mean(differences), len(differences)
     if n == 1:
         return f"{mean:+.3f}"
-    half = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+    half = float(student_t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / n**0.5
     return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
-def _cell(values: list[float]) -> str:
+def mean_cell(values: list[float]) -> str:
+    """Return the mean and, where there are several seeds, their spread."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.3f}"
-    return f"{mean:.3f} ± {statistics.stdev(values):.3f}"
+    return f"{mean:.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def main() -> None:

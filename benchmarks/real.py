@@ -1,0 +1,359 @@
+"""The method on a real oracle and real text: ``python -m benchmarks.real --help``.
+
+Makes a question set of texts that the oracle's supervised stage did not see, trains the oracle by
+``train.py`` once for each arm and seed, several beside each other on one GPU, and asks the oracle
+before, after its warm start and as shipped the nine benchmarks' held-out questions: greedily, at
+one layer, on their own activations and on wrong ones. Prints one table, means over the seeds with
+the 95 % interval of Student's t. A call that was killed goes on where it was.
+
+Arms that differ in GRPO alone share a seed's warm start. What no flag changes (the anchor, the
+targets) is changed in the training process, by ``train_arm``.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from grpo_ao.training.examples import Example, labelled_examples, mention_examples, plain_texts
+
+from benchmarks.method import mean_cell, paired_cell, run_side_by_side
+from grpo_ao.answer import Answer
+from grpo_ao.calibration import auroc, brier, ece
+from grpo_ao.cli import main as command_line
+from grpo_ao.discrimination import within_family_auroc
+from grpo_ao.files import atomic_write_text
+from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.measuring.confidences import answer_probability
+from grpo_ao.measuring.controls import CONTROLS, Control, control_table
+from grpo_ao.measuring.metrics import Confidence, stated
+from grpo_ao.oracle.layers import layer_index
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.store import ActivationStore, model_fingerprint
+from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import Positions, kept_for_calibration, split_of
+from grpo_ao.probes.benchmark_sources import load_contexts, load_templates
+from grpo_ao.probes.benchmarks import load_items, make_items, training_items
+from grpo_ao.probes.load import probes_of_items
+from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from grpo_ao.processes import Processes
+from grpo_ao.training import fine_tuning, warm_start
+
+POSITIONS = "window:50@-1"
+# What every run is told; a seed's own flags and an arm's come behind.
+TRAIN = (
+    "--judge reference --benchmarks --no_initial_eval --eval_probes 500 --validation_probes 1000 "
+    f"--positions {POSITIONS} --temperature 1.0 --max_new_tokens 16 --num_generations 8 "
+    "--warm_start_probes 12000 --warm_start_samples 4 --warm_start_steps 250 "
+    "--warm_start_batch 48 --warm_start_lr 2e-4 --questions_per_step 16 --max_steps 100 "
+    "--save_steps 20 --lr 2e-5 --kl_penalty 0.02 --no_gradient_checkpointing"
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Flags of ``train.py``; ``warm`` names the arms that share a warm start."""
+
+    flags: str = ""
+    warm: str = "recipe"
+
+
+ARMS = {
+    "recipe": Arm(),
+    "tag outcome group": Arm("--tag_outcome group"),
+    "lr 5e-6": Arm("--lr 5e-6"),
+    "lr 1e-4": Arm("--lr 1e-4"),
+    "no wrong activations": Arm("--wrong_activations 0", "no wrong activations"),
+    "no anchor": Arm(warm="no anchor"),
+    "targets of the family": Arm(warm="targets of the family"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which oracle, which data, and how many runs at a time."""
+
+    oracle: str
+    """Adapter of the oracle, as the supervised stage made it."""
+    model: str
+    """Its base model."""
+    data_dir: Path
+    """Folder with the benchmarks' data."""
+    lora_rank: int
+    """Rank of the adapter."""
+    labelled: tuple[Path, ...] = ()
+    """JSONL files with `text` and `label`, whose kept texts are asked about too."""
+    plain: str | None = None
+    """Plain text, whose kept pieces are asked for their words."""
+    kept_share: float = 0.3
+    """What the supervised stage left out of its training texts (its --kept_share)."""
+    output_dir: Path = Path("runs/real")
+    """Folder of the question set, of all runs and of the rows that are measured."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each arm."""
+    arms: tuple[str, ...] = ("recipe",)
+    """Arms to train: any of those in this file."""
+    jobs: int = 3
+    """Runs beside each other on the device."""
+    contexts: int = 250
+    """Held-out contexts of each benchmark."""
+    controls: int = 500
+    """Benchmark questions that are also asked on wrong activations."""
+    train: str = ""
+    """Further flags of train.py for every run, in one string."""
+
+
+# The question set
+
+
+def write_questions(settings: Settings) -> Path:
+    """Write the set's JSONL: one row a text, its split told by the text alone."""
+    path = settings.output_dir / "questions.jsonl"
+    by_text: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for family, text, question, answer in _questions(settings):
+        by_text[text].append((question, answer, family))
+    rows = []
+    for text, asked in by_text.items():
+        questions, answers, families = zip(*dict.fromkeys(asked), strict=True)
+        rows.append(
+            {
+                "wildchat_question": text,
+                "oracle_questions": questions,
+                "question_kinds": ["closed"] * len(questions),
+                "reference_answers": answers,
+                "question_families": families,
+            }
+        )
+    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _questions(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    """Yield family, text, question and answer of what the supervised stage did not see."""
+    for name in IN_DISTRIBUTION:
+        contexts = load_contexts(name, settings.data_dir)
+        templates = load_templates(name, settings.data_dir)
+        items = [
+            item
+            for item in training_items(name, settings.data_dir, per_context=3)
+            if kept_for_calibration(item.text, settings.kept_share)
+        ]
+        for split in ("validation", "heldout"):
+            items += make_items(name, contexts, templates, split, None)
+        for item in items:
+            yield name, item.text, item.question, item.target
+    for path in settings.labelled:
+        yield from _unseen(labelled_examples(path), settings.kept_share)
+    if settings.plain is not None:
+        texts = plain_texts(settings.plain, 100_000)
+        yield from _unseen(mention_examples(texts), settings.kept_share)
+
+
+def _unseen(examples: Iterable[Example], kept_share: float) -> Iterator[tuple[str, str, str, str]]:
+    for example in examples:
+        if split_of(example.text) != "train" or kept_for_calibration(example.text, kept_share):
+            yield example.source, example.text, example.question, example.answer
+
+
+# Training
+
+
+def train_arm(name: str, arguments: list[str]) -> None:
+    """Train as ``train.py`` does, with what an arm changes beside its flags."""
+    if name == "no anchor":
+        fine_tuning.ANCHOR_WEIGHT = 0.0
+    if name == "targets of the family":
+        warm_start.posterior_means = family_means
+    command_line(["train", *arguments])
+
+
+def family_means(probes, probability_N, sum_N, count_N, wrong=()):
+    """Return each question's mean grade, shrunk to its family's by two samples."""
+    family_N = np.array([probe.family for probe in probes])
+    mean_N = np.empty(len(probes))
+    for family in set(family_N.tolist()):
+        inside = family_N == family
+        mean = sum_N[inside].sum() / max(1, count_N[inside].sum())
+        mean_N[inside] = (sum_N[inside] + 2.0 * mean) / (count_N[inside] + 2.0)
+    return mean_N
+
+
+def folder_of(settings: Settings, arm: str, seed: int) -> Path:
+    """Return the folder of one run."""
+    return settings.output_dir / f"{arm.replace(' ', '-')}-{seed}"
+
+
+def commands(settings: Settings, questions: Path, first: bool) -> dict[Path, list[str]]:
+    """Return the commands of the runs that make a warm start, or of those that take one."""
+    found = {}
+    for name in settings.arms:
+        arm = ARMS[name]
+        if (arm.warm == name) != first:
+            continue
+        for seed in settings.seeds:
+            folder = folder_of(settings, name, seed)
+            if (folder / "summary.json").exists():
+                continue
+            source = folder_of(settings, arm.warm, seed) / "warm_start"
+            if source.exists() and not (folder / "warm_start").exists():
+                shutil.copytree(source, folder / "warm_start")
+            words = [*shlex.split(f"{TRAIN} {settings.train} {arm.flags}"), "--seed", str(seed)]
+            words += ["--model", settings.model, "--oracle_lora_path", settings.oracle]
+            words += ["--lora_rank", str(settings.lora_rank), "--questions", str(questions)]
+            words += ["--output_dir", str(folder)]
+            words += ["--resume"] if (folder / "run.json").exists() else []
+            code = f"from benchmarks.real import train_arm; train_arm({name!r}, {words!r})"
+            found[folder] = [sys.executable, "-c", code]
+    return found
+
+
+# Measuring
+
+Measured = dict[tuple[str, str], list[Answer]]
+"""Answers by the adapter's name and the activations that were asked about: own or a control."""
+
+
+def measure(settings: Settings) -> Measured:
+    """Ask every adapter the benchmarks; return the answers by adapter and by activations."""
+    adapters = {"before": Path(settings.oracle)}
+    for arm in settings.arms:
+        for seed in settings.seeds:
+            folder = folder_of(settings, arm, seed)
+            adapters[f"{ARMS[arm].warm}, warm start/{seed}"] = folder / "warm_start"
+            adapters[f"{arm}, shipped/{seed}"] = folder / "adapter"
+    oracle = Oracle.from_pretrained(settings.model, settings.oracle)
+    layers = [layer_index(oracle.num_layers, percent) for percent in (25, 50, 75)]
+    items = load_items("paper", BENCHMARKS, settings.contexts, settings.data_dir)
+    probes = probes_of_items(items, layers, [Positions.parse(POSITIONS)], one_layer=True)
+    store = ActivationStore.build(
+        settings.output_dir / "activations",
+        oracle.model,
+        oracle.tokenizer,
+        probes,
+        model_fingerprint(settings.model),
+    )
+    rows = settings.output_dir / "rows"
+    rows.mkdir(exist_ok=True)
+    answers = {}
+    for name, adapter in adapters.items():
+        oracle = oracle.with_adapter(adapter)
+        table = ProbeTable.build(oracle, probes, store)
+        some = range(0, len(table), max(1, len(table) // settings.controls))
+        tables = {"own": table}
+        tables |= {str(control): control_table(table, control, some)[1] for control in CONTROLS}
+        for activations, asked in tables.items():
+            answers[name, activations] = ask(
+                oracle,
+                asked,
+                ReferenceJudge(),
+                Asking(16, probabilities=activations == "own"),
+                Processes(),
+                rows / f"{name.replace('/', ' ')}.jsonl",
+                {"oracle": name, "activations": activations},
+            )
+    return answers
+
+
+# The table
+
+COLUMNS = (
+    *("accuracy", "parse rate", "ECE10", "Brier", "AUROC within", "Brier less P(answer)'s"),
+    *("P(answer) ECE10", "P(answer) AUROC within", "ECE10 out", "Brier out"),
+    *(f"confidence less accuracy, {name}" for name in CONTROLS.values()),
+)
+
+
+def values_of(own: Sequence[Answer], wrong: Mapping[Control, Sequence[Answer]]) -> dict[str, float]:
+    """Return one oracle's row: ``own`` are its answers on their own activations."""
+    inside = [a for a in own if a.probe.family not in OUT_OF_DISTRIBUTION]
+    outside = [a for a in own if a.probe.family in OUT_OF_DISTRIBUTION]
+    of_stated, of_answer = scores(inside, stated), scores(inside, answer_probability)
+    return {
+        "accuracy": float(np.mean([a.informativeness or 0.0 for a in own])),
+        "parse rate": float(np.mean([a.parsed for a in own])),
+        "ECE10": of_stated["ece10"],
+        "Brier": of_stated["brier"],
+        "AUROC within": of_stated["within"],
+        "Brier less P(answer)'s": of_stated["brier"] - of_answer["brier"],
+        "P(answer) ECE10": of_answer["ece10"],
+        "P(answer) AUROC within": of_answer["within"],
+        "ECE10 out": scores(outside, stated)["ece10"],
+        "Brier out": scores(outside, stated)["brier"],
+    } | {
+        f"confidence less accuracy, {CONTROLS[name]}": scores(answers, stated)["surplus"]
+        for name, answers in wrong.items()
+    }
+
+
+def scores(answers: Sequence[Answer], confidence: Confidence) -> dict[str, float]:
+    """Return the metrics of one confidence in some answers, NaN where it is known of none."""
+    known = [(c, a) for a in answers if (c := confidence(a)) is not None]
+    if not known:
+        return dict.fromkeys(("ece10", "brier", "auroc", "within", "surplus"), float("nan"))
+    sure_N = np.array([c for c, _ in known])
+    right_N = np.array([a.informativeness for _, a in known], dtype=float)
+    family_N = np.array([a.probe.family for _, a in known])
+    return {
+        "ece10": ece(sure_N, right_N),
+        "brier": brier(sure_N, right_N),
+        "auroc": auroc(sure_N, right_N >= 0.5),
+        "within": within_family_auroc(sure_N, right_N >= 0.5, family_N).auroc,
+        "surplus": float(sure_N.mean() - right_N.mean()),
+    }
+
+
+def table_of(answers: Measured) -> str:
+    """Return the table in Markdown, and below it what GRPO adds to each warm start, by seed."""
+    found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for name, activations in answers:
+        if activations == "own":
+            label, _, seed = name.partition("/")
+            wrong: dict[Control, Sequence[Answer]] = {
+                control: answers[name, control] for control in CONTROLS
+            }
+            found[label][seed] = values_of(answers[name, "own"], wrong)
+    lines = [_line("oracle", COLUMNS), "|---" * (len(COLUMNS) + 1) + "|"]
+    for label, seeds in found.items():
+        cells = [mean_cell([row[column] for row in seeds.values()]) for column in COLUMNS]
+        lines.append(_line(label, cells))
+    for label, seeds in found.items():
+        arm = label.removesuffix(", shipped")
+        if arm != label:
+            start = found[f"{ARMS[arm].warm}, warm start"]
+            pairs = [[seeds[s][c] - start[s][c] for s in seeds] for c in COLUMNS]
+            lines.append(_line(f"{label} less warm start", map(paired_cell, pairs)))
+    return "\n".join(lines)
+
+
+def _line(name: str, cells: Iterable[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Make the questions, train, measure, print the table."""
+    settings = tyro.cli(Settings, description=__doc__)
+    unknown = [arm for arm in settings.arms if arm not in ARMS]
+    if unknown or any(ARMS[arm].warm not in settings.arms for arm in settings.arms):
+        raise SystemExit(f"error: --arms takes {', '.join(ARMS)}, and each arm's warm start too.")
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.jobs)))
+    questions = write_questions(settings)
+    for first in (True, False):
+        run_side_by_side(commands(settings, questions, first), settings.jobs)
+    table = table_of(measure(settings))
+    atomic_write_text(settings.output_dir / "table.md", table + "\n")
+    for path in settings.output_dir.glob("*/summary.json"):
+        print(f"{path.parent.name} ships {json.loads(path.read_text())['ships']}")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The benchmark on real text: its question set, its commands, and its table by hand."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.real import (
+    ARMS,
+    Settings,
+    commands,
+    family_means,
+    folder_of,
+    scores,
+    table_of,
+    values_of,
+)
+from grpo_ao.answer import Answer
+from grpo_ao.measuring.controls import CONTROLS
+from grpo_ao.measuring.metrics import stated
+from grpo_ao.probe import Positions, Probe
+
+
+def answer(number, confidence, right, family="sst2", probability=0.5):
+    probe = Probe(f"text {number}", "Is it?", "closed", 2, Positions(1), "Yes", family)
+    tag = "" if confidence is None else f"[epistemic status: {confidence}] "
+    read = Answer.read(probe, f"{tag}Yes")
+    return replace(read, informativeness=float(right), answer_probability=probability)
+
+
+def settings(folder, **changes) -> Settings:
+    given = {"arms": ("recipe", "lr 1e-4"), "seeds": (0, 1), "output_dir": folder} | changes
+    return Settings(oracle="oracle", model="base", data_dir=Path("data"), lora_rank=4, **given)
+
+
+def test_runs_that_share_a_warm_start_wait_for_it_and_take_it(tmp_path):
+    chosen = settings(tmp_path)
+    first = commands(chosen, tmp_path / "questions.jsonl", first=True)
+    assert set(first) == {folder_of(chosen, "recipe", seed) for seed in (0, 1)}
+    (folder_of(chosen, "recipe", 1) / "warm_start").mkdir(parents=True)
+    second = commands(chosen, tmp_path / "questions.jsonl", first=False)
+    assert set(second) == {folder_of(chosen, "lr 1e-4", seed) for seed in (0, 1)}
+    assert (folder_of(chosen, "lr 1e-4", 1) / "warm_start").exists()
+    assert not (folder_of(chosen, "lr 1e-4", 0) / "warm_start").exists()
+
+
+def test_a_run_that_is_finished_is_not_started_again(tmp_path):
+    chosen = settings(tmp_path)
+    done = folder_of(chosen, "recipe", 0)
+    done.mkdir(parents=True)
+    (done / "summary.json").write_text("{}")
+    assert set(commands(chosen, tmp_path, first=True)) == {folder_of(chosen, "recipe", 1)}
+
+
+def test_every_arms_warm_start_is_an_arm():
+    assert {arm.warm for arm in ARMS.values()} <= set(ARMS)
+
+
+def test_family_means_are_shrunk_by_two_samples_by_hand():
+    probes = [answer(n, 50, 1, family).probe for n, family in enumerate("aab")]
+    found = family_means(probes, np.zeros(3), np.array([2.0, 0.0, 1.5]), np.array([2, 4, 2]))
+    # Family a: 2 right of 6. Family b stays as it is.
+    assert found == pytest.approx([(2 + 2 / 3) / 4, (2 / 3) / 6, 0.75])
+
+
+def test_scores_by_hand_and_none_where_nothing_is_stated():
+    found = scores([answer(0, 80, 1), answer(1, 40, 0)], stated)
+    assert found["brier"] == pytest.approx((0.04 + 0.16) / 2)
+    assert found["ece10"] == pytest.approx((0.2 + 0.4) / 2)
+    assert found["within"] == 1.0
+    assert found["surplus"] == pytest.approx(0.1)
+    assert math.isnan(scores([answer(0, None, 1)], stated)["brier"])
+
+
+def test_out_of_distribution_is_apart():
+    own = [answer(0, 80, 1), answer(1, 40, 0), answer(2, 100, 0, "ag_news")]
+    row = values_of(own, {"noise": [answer(3, 90, 0), answer(4, 90, 1)]})
+    assert row["accuracy"] == pytest.approx(1 / 3)
+    assert row["Brier"] == pytest.approx(0.1)
+    assert row["Brier less P(answer)'s"] == pytest.approx(0.1 - 0.25)
+    assert row["Brier out"] == 1.0
+    assert row["confidence less accuracy, noise of the same norms"] == pytest.approx(0.4)
+
+
+def test_the_table_pairs_what_ships_with_its_warm_start_by_seed():
+    answers = {}
+    names = {"recipe, warm start/0": 60, "recipe, warm start/1": 70}
+    names |= {"recipe, shipped/0": 80, "recipe, shipped/1": 80}
+    for name, confidence in names.items():
+        for activations in ("own", *CONTROLS):
+            answers[name, activations] = [answer(n, confidence, 1) for n in range(4)]
+    lines = table_of(answers).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| recipe, warm start",
+        "| recipe, shipped",
+        "| recipe, shipped less warm start",
+    ]
+    # ECE10 falls from .4 and .3 to .2: by .15 in the mean.
+    assert "-0.150 [" in lines[-1]

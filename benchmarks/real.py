@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from grpo_ao.training.examples import Example, labelled_examples, mention_examples, plain_texts
 
 from benchmarks.method import mean_cell, paired_cell, run_side_by_side
 from grpo_ao.answer import Answer
@@ -46,6 +45,7 @@ from grpo_ao.probes.load import probes_of_items
 from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 from grpo_ao.processes import Processes
 from grpo_ao.training import fine_tuning, warm_start
+from grpo_ao.training.examples import Example, labelled_examples, mention_examples, plain_texts
 
 POSITIONS = "window:50@-1"
 # What every run is told; a seed's own flags and an arm's come behind.
@@ -87,8 +87,6 @@ class Settings:
     """Its base model."""
     data_dir: Path
     """Folder with the benchmarks' data."""
-    lora_rank: int
-    """Rank of the adapter."""
     labelled: tuple[Path, ...] = ()
     """JSONL files with `text` and `label`, whose kept texts are asked about too."""
     plain: str | None = None
@@ -166,8 +164,12 @@ def _unseen(examples: Iterable[Example], kept_share: float) -> Iterator[tuple[st
 # Training
 
 
-def train_arm(name: str, arguments: list[str]) -> None:
-    """Train as ``train.py`` does, with what an arm changes beside its flags."""
+def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
+    """Train as ``train.py`` does, with what an arm changes beside its flags.
+
+    ``jobs`` runs share the device: each takes its part of what a pass of the warm start may fill.
+    """
+    fine_tuning.MOST_TOKENS //= jobs
     if name == "no anchor":
         fine_tuning.ANCHOR_WEIGHT = 0.0
     if name == "targets of the family":
@@ -207,10 +209,11 @@ def commands(settings: Settings, questions: Path, first: bool) -> dict[Path, lis
                 shutil.copytree(source, folder / "warm_start")
             words = [*shlex.split(f"{TRAIN} {settings.train} {arm.flags}"), "--seed", str(seed)]
             words += ["--model", settings.model, "--oracle_lora_path", settings.oracle]
-            words += ["--lora_rank", str(settings.lora_rank), "--questions", str(questions)]
+            words += ["--questions", str(questions)]
             words += ["--output_dir", str(folder)]
             words += ["--resume"] if (folder / "run.json").exists() else []
-            code = f"from benchmarks.real import train_arm; train_arm({name!r}, {words!r})"
+            call = f"train_arm({name!r}, {settings.jobs}, {words!r})"
+            code = f"from benchmarks.real import train_arm; {call}"
             found[folder] = [sys.executable, "-c", code]
     return found
 

@@ -32,7 +32,7 @@ def answer(number, confidence, right, family="sst2", probability=0.5):
 
 def settings(folder, **changes) -> Settings:
     given = {"arms": ("recipe", "lr 1e-4"), "seeds": (0, 1), "output_dir": folder} | changes
-    return Settings(oracle="oracle", model="base", data_dir=Path("data"), lora_rank=4, **given)
+    return Settings(oracle="oracle", model="base", data_dir=Path("data"), **given)
 
 
 def test_runs_that_share_a_warm_start_wait_for_it_and_take_it(tmp_path):

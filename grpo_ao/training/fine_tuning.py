@@ -36,7 +36,7 @@ from grpo_ao.training.packing import pack
 ANCHOR_WEIGHT = 4.0
 _START = "start"
 # Tokens of one pass: on a CPU, and the least and the most on a GPU.
-_TOKENS, _MOST_TOKENS = 1024, 16384
+_TOKENS, MOST_TOKENS = 1024, 16384
 # What a token takes in a pass: for each layer and dimension of the residual stream (the inputs of
 # seven linear maps, in the base's format and in the adapter's), and for each vocabulary entry.
 _BYTES_OF_WIDTH, _BYTES_OF_LOGIT = 100, 16
@@ -189,7 +189,7 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
     layers = config.num_hidden_layers * config.hidden_size * _BYTES_OF_WIDTH
     free, _ = torch.cuda.mem_get_info(device)
     fitting = free // 2 // (layers + vocabulary * _BYTES_OF_LOGIT)
-    return min(max(fitting, _TOKENS), _MOST_TOKENS)
+    return min(max(fitting, _TOKENS), MOST_TOKENS)
 
 
 def passes_of(

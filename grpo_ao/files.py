@@ -1,6 +1,7 @@
 """The folder of a run: one writer at a time, a record of what was run, files written whole."""
 
 import codecs
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,38 @@ from grpo_ao.errors import UserError
 
 MINI_WEIGHTS = Path(__file__).resolve().parent / "mini" / "weights"
 UNFINISHED = ".unfinished-"
+_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EFBIG),
+)
+# torch.save and safetensors where there is no space left.
+_FULL = ("unexpected pos", "No space left on device", "PytorchStreamWriter failed")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence, a UserError, that a file cannot be written: a full disk, no permission.
+
+    torch and safetensors have errors of their own for a full disk; others are left alone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise _unwritten(path, error.strerror or str(error)) from error
+    except Exception as error:
+        if not any(said in str(error) for said in _FULL):
+            raise
+        raise _unwritten(path, "the disk is full") from error
+
+
+def _unwritten(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} cannot be written: {reason}. What was written before is kept: mend this, and go "
+        "on with --resume."
+    )
 
 
 @contextmanager
@@ -33,15 +65,17 @@ def written_whole(path: Path) -> Iterator[Path]:
     A reader, or whoever comes after a kill, finds the old file or the new one. What a kill leaves
     behind begins with ``UNFINISHED``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -80,12 +114,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
     """Append rows and force them to the disk; first cut off half a line that a kill left."""
     lines = "".join(json.dumps(finite(row)) + "\n" for row in rows)
-    path.touch()
-    with path.open("rb+") as file:
-        _cut_torn_line(file)
-        file.write(lines.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with writing(path):
+        path.touch()
+        with path.open("rb+") as file:
+            _cut_torn_line(file)
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -1,16 +1,20 @@
 import codecs
+import errno
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from grpo_ao import __version__
 from grpo_ao import files as module
@@ -18,6 +22,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import (
     UNFINISHED,
     RunFolder,
+    Stopwatch,
     append_jsonl,
     atomic_write_json,
     atomic_write_text,
@@ -25,8 +30,10 @@ from grpo_ao.files import (
     git_commit,
     keep_rows,
     read_foreign_jsonl,
+    read_json,
     read_jsonl,
     text_digest,
+    writing,
     written_whole,
 )
 
@@ -437,3 +444,77 @@ def test_a_run_that_was_moved_resumes(tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     resume(tmp_path / "new", CONFIG | {"output_dir": "new"})
     assert record(tmp_path / "new")["config"]["output_dir"] == "old"
+
+
+# What cannot be written
+
+UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG]
+
+
+@pytest.mark.parametrize("number", UNWRITABLE)
+def test_what_cannot_be_written_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, number):
+    def fail(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    text, rows = tmp_path / "text", tmp_path / "rows.jsonl"
+    atomic_write_text(text, "old")
+    append_jsonl(rows, [{"a": 1}])
+    monkeypatch.setattr(os, "fsync", fail)
+    reason = re.escape(os.strerror(number))
+    with pytest.raises(UserError, match=rf"text cannot be written: {reason}\. .*--resume"):
+        atomic_write_text(text, "new")
+    with pytest.raises(UserError, match=rf"rows\.jsonl cannot be written: {reason}"):
+        append_jsonl(rows, [{"a": 2}])
+    assert text.read_text() == "old"
+    assert read_jsonl(rows)[0] == {"a": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "text"]
+
+
+def test_a_path_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "text", tmp_path / "file" / "folder" / "text"):
+        with pytest.raises(UserError, match=r"text cannot be written: "):
+            atomic_write_text(path, "new")
+    with pytest.raises(UserError, match=r"rows cannot be written: "):
+        append_jsonl(tmp_path / "file" / "rows", [{}])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device"),
+    ],
+)
+def test_a_full_disk_in_a_librarys_words_is_one_sentence(tmp_path, error):
+    said = r"checkpoint-3 cannot be written: the disk is full\."
+    with pytest.raises(UserError, match=said), writing(tmp_path / "checkpoint-3"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EBADF, "bad")])
+def test_other_errors_keep_their_traceback(tmp_path, error):
+    with pytest.raises(type(error)) as caught, writing(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+# What a run keeps of itself
+
+
+def test_the_seconds_of_a_run_are_those_of_all_of_its_processes(tmp_path):
+    started = time.perf_counter()
+    Stopwatch(tmp_path / "seconds.json", started - 100).keep()
+    second = Stopwatch(tmp_path / "seconds.json", started - 20)
+    assert second.seconds >= 120
+    second.keep()
+    assert Stopwatch(tmp_path / "seconds.json", time.perf_counter()).seconds >= 120
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": ' * 100_000, "\udc80"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"run\.json is damaged: "):
+        read_json(path)

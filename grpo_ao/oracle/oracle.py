@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS
+from grpo_ao.files import MINI_WEIGHTS, writing
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import InjectionHook
@@ -116,12 +116,13 @@ class Oracle:
     def save_adapter(self, folder: str | Path) -> None:
         """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-            self.model.save_pretrained(unfinished, selected_adapters=["default"])
-            save_spec(self.spec, unfinished)
-            for path in Path(unfinished).iterdir():
-                path.replace(folder / path.name)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
+                self.model.save_pretrained(unfinished, selected_adapters=["default"])
+                save_spec(self.spec, unfinished)
+                for path in Path(unfinished).iterdir():
+                    path.replace(folder / path.name)
 
     def detach(self) -> None:
         """Take the hook off the model: from here on it is an ordinary PEFT model."""

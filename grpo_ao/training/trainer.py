@@ -15,6 +15,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
   sampled for, the weights come from the loss's own forward pass, not from one more.
+- ``_save_checkpoint`` says in one sentence that the disk is full.
 - ``log`` hands the answers that were made since it was called last, those of all processes, to the
   monitor. A *round* is one call of ``_generate_and_score_completions``: a step may make several,
   and several steps may train on one (``gradient_accumulation_steps``, ``steps_per_generation``,
@@ -28,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from math import isnan, nan
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -48,6 +50,7 @@ from grpo_ao.credit import (
     split_advantages,
     tag_lengths,
 )
+from grpo_ao.files import writing
 from grpo_ao.judges.limits import ADVICE, main_reason
 from grpo_ao.judges.protocol import JudgeError
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
@@ -282,6 +285,10 @@ class OracleGRPOTrainer(GRPOTrainer):
         raise JudgeError(
             f"{said}, {ROUNDS} times in a row, so the run stopped after step {step - 1}. {ADVICE}"
         )
+
+    def _save_checkpoint(self, model, trial):
+        with writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
 
     def _save_now(self) -> None:
         """Write a checkpoint of the steps so far, where there is none yet."""

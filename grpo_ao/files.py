@@ -385,6 +385,23 @@ def record_judge(folder: Path, identity: str) -> None:
         )
 
 
+def record_activations(folder: Path, name: str, source: str) -> None:
+    """Write into ``run.json`` what the probes ``name`` were read from; on resuming, refuse another.
+
+    ``source`` is the name of the store, which depends on the model, its number format and tokens.
+    """
+    path = folder / "run.json"
+    record = read_json(path)
+    known = record.get("activations", {})
+    if known.get(name, source) != source:
+        raise UserError(
+            f"cannot resume: the activations of the {name} texts were {known[name]} and are "
+            f"{source} now, from another device, number format, tokenizer or chat template (one "
+            "that writes today's date?): go on as the run began, or begin anew."
+        )
+    atomic_write_json(path, record | {"activations": known | {name: source}})
+
+
 def git_commit(folder: Path) -> str | None:
     """Return the commit that is checked out, with "-dirty" behind it where files were changed."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

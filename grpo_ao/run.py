@@ -20,6 +20,7 @@ from grpo_ao.files import (
     RunFolder,
     Stopwatch,
     atomic_write_json,
+    record_activations,
     record_judge,
     why_not_whole,
 )
@@ -300,6 +301,8 @@ class Run:
             # The main process reads the subject; the others find the store and open it.
             with self.processes.main_first():
                 store = self._store(probes, base, bar.to)
+                if self.processes.is_main:
+                    record_activations(self.folder, name, store.path.stem)
             bar.to(texts)
         return ProbeTable.build(self.oracle, probes, store)
 

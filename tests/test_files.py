@@ -32,6 +32,7 @@ from grpo_ao.files import (
     read_foreign_jsonl,
     read_json,
     read_jsonl,
+    record_activations,
     text_digest,
     writing,
     written_whole,
@@ -501,6 +502,17 @@ def test_other_errors_keep_their_traceback(tmp_path, error):
 
 
 # What a run keeps of itself
+
+
+def test_activations_from_another_source_are_refused_on_resuming(tmp_path):
+    atomic_write_json(tmp_path / "run.json", {"seed": 7})
+    for name, source in (("training", "a"), ("held-out", "b"), ("training", "a")):
+        record_activations(tmp_path, name, source)
+    expected = {"seed": 7, "activations": {"training": "a", "held-out": "b"}}
+    assert read_json(tmp_path / "run.json") == expected
+    with pytest.raises(UserError, match=r"the held-out texts were b and are c now"):
+        record_activations(tmp_path, "held-out", "c")
+    assert read_json(tmp_path / "run.json") == expected
 
 
 def test_the_seconds_of_a_run_are_those_of_all_of_its_processes(tmp_path):

@@ -48,7 +48,10 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
 
 
 def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: bool) -> str:
-    """Render one user turn through the chat template; ``answer_next`` opens the assistant's."""
+    """Render one user turn through the chat template; ``answer_next`` opens the assistant's.
+
+    Where the template opens ``<think>`` with it, whatever it is told, the thought is closed, empty.
+    """
     if not tokenizer.is_fast:
         raise UserError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
     if not tokenizer.chat_template:
@@ -61,7 +64,8 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_ne
     )
     if not isinstance(text, str):
         raise TypeError(f"the chat template gave {type(text).__name__}, not text.")
-    return text
+    opened = text.rstrip()
+    return f"{opened}\n\n</think>\n\n" if opened.endswith("<think>") and answer_next else text
 
 
 def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> Turn:

@@ -77,3 +77,15 @@ def test_a_tokenizer_that_cannot_read_a_piece_alone_refuses_the_text_by_name():
     tokenizer.chat_template = "turn: " + CHAT_TEMPLATE
     with pytest.raises(UserError, match=r"the text 'hi<\|im_end.* holds a control token"):
         user_turn(tokenizer, CLOSING, answer_next=False)
+
+
+def test_a_thought_that_the_template_opens_is_closed():
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    opening = CHAT_TEMPLATE.replace("\n\n</think>\n\n", "\n")
+    assert opening != CHAT_TEMPLATE
+    tokenizer.chat_template = opening
+    for text in ("Is it?", CLOSING):
+        found = user_turn(tokenizer, text, answer_next=True)
+        assert found == user_turn(tiny_tokenizer(), text, answer_next=True)
+        # What the subject reads opens none.
+        assert "think" not in user_turn(tokenizer, text, answer_next=False).text

@@ -469,8 +469,8 @@ def test_completions_that_are_all_cut_off_and_masked_train_nothing(tmp_path, los
     oracle = make_oracle()
     before = adapter_weights(oracle)
     trl = {"mask_truncated_completions": True, "loss_type": loss}
-    settings = {"trl": trl, "engine": Endless(oracle), "max_steps": 1}
-    make_trainer(tmp_path, oracle, planted_table(oracle, 8), **settings).train()
+    table = planted_table(oracle, 8)
+    make_trainer(tmp_path, oracle, table, trl=trl, engine=Endless(oracle), max_steps=1).train()
     (row,) = metrics(tmp_path)
     assert (row["truncated"], row["advantage_std"]) == (1.0, 0.0)
     assert all(torch.equal(w, before[name]) for name, w in adapter_weights(oracle).items())

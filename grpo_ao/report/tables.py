@@ -370,18 +370,22 @@ def benchmark_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
     if not evaluations:
         return []
     last, named = _oracle(evaluations[-1]), when(evaluations[-1].name)
-    measured = {_GROUPS.get(n, n): m for n, m in (last["groups"] | last["benchmarks"]).items()}
+    measured = {_group_title(n): m for n, m in (last["groups"] | last["benchmarks"]).items()}
     tables = [_measurements("benchmark", COLUMNS, measured), _baselines(last)]
     if len(evaluations) > 1:
         tables += [_changes(evaluations), _course(evaluations)]
     return [replace(tables[0], title=f"Benchmarks, {named}"), *(t for t in tables[1:] if t.rows)]
 
 
+def _group_title(name: str) -> str:
+    return _GROUPS.get(name, name)
+
+
 def _changes(evaluations: Sequence[Evaluation]) -> Table:
     # The last evaluation compares itself with the first alone, by pooled groups.
     groups = next(iter(evaluations[-1].metrics["differences"].values()), {})
     rows = {
-        _GROUPS.get(name, name): [_entry(group[metric], True) for metric in COLUMNS]
+        _group_title(name): [_entry(group[metric], True) for metric in COLUMNS]
         for name, group in groups.items()
     }
     title = f"Change since {when(evaluations[0].name)}, paired"

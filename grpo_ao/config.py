@@ -63,7 +63,7 @@ class TrainConfig(JudgeFlags):
     """What a run does. Every field is a flag; its default is what a plain ``train.py`` does."""
 
     model: str = "Qwen/Qwen3-8B"
-    """Base model, a Hub id or a local folder: the subject and, with the adapter, the oracle."""
+    """Base model (a Hub id, a folder, a .gguf file): subject and, with the adapter, oracle."""
     oracle_lora_path: str = (
         "adamkarvonen/checkpoints_all_single_and_multi_pretrain_cls_latentqa_posttrain_Qwen3-8B"
     )
@@ -310,7 +310,7 @@ class EvalConfig:
     """What an evaluation does. Every field is a flag."""
 
     model: str = TrainConfig.model
-    """Base model, a Hub id or a local folder: the subject and, with an adapter, the oracle."""
+    """Base model (a Hub id, a folder, a .gguf file): subject and, with the adapter, oracle."""
     oracle_lora_path: str = TrainConfig.oracle_lora_path
     """Adapter of the oracle: a Hub id or a local folder."""
     compare: tuple[str, ...] = ()

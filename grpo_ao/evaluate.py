@@ -1,5 +1,6 @@
 """An evaluation from beginning to end: benchmarks, answers, metrics, figures."""
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.reading import Controlled, Controls
+from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.layers import layer_index, num_decoder_layers
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
@@ -48,6 +50,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     console = terminal()
+    config = dataclasses.replace(config, model=str(local_base(config.model)))
     adapters = oracle_names([config.oracle_lora_path, *config.compare])
     probes = _probes(config)
     digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}

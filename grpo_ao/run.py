@@ -34,6 +34,7 @@ from grpo_ao.measuring.controls import Control, with_wrong_activations
 from grpo_ao.measuring.metrics import Columns, summary
 from grpo_ao.measuring.reading import Controls
 from grpo_ao.oracle.decoding import free_captures
+from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
@@ -105,6 +106,7 @@ def run(config: TrainConfig) -> dict:
     """Train an oracle as ``config`` says; return what ``summary.json`` holds."""
     started = time.perf_counter()
     avoid_cudnn_attention()
+    config = dataclasses.replace(config, model=str(local_base(config.model)))
     this = Run(config, prepare(config), started)
     if config.initial_eval:
         this.measure("before")

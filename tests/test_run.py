@@ -202,3 +202,8 @@ def test_layers_that_the_adapter_does_not_know_are_warned_of(adapter):
     assert warnings_of(config, [2, 4]) == []
     (warning,) = warnings_of(config, [2, 3, 7])
     assert "trained to read layers 2, 4, 6, and this run reads 3, 7" in warning
+
+
+def test_a_gguf_file_that_is_not_there(tmp_path, no_load):
+    said = refusal(tmp_path / "run", "--model", str(tmp_path / "base.gguf"))
+    assert "there is no file" in said

@@ -15,6 +15,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, writing
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.generation import generate_completions
+from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.injection import InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, layer_index
 from grpo_ao.oracle.loading import (
@@ -73,7 +74,7 @@ class Oracle:
         load_in_4bit: bool = False,
         divided: bool = False,
     ) -> "Oracle":
-        """Load an oracle from local folders or Hub ids.
+        """Load an oracle from local folders or Hub ids; the base from a ``.gguf`` file, too.
 
         ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only),
         ``divided`` divides its weights over the processes of a run (``sharding``). By default the
@@ -83,6 +84,7 @@ class Oracle:
         cannot write the oracle's prompt, a model of more than 3 billion parameters without a GPU,
         and 4 bits without a GPU or bitsandbytes.
         """
+        base = local_base(base)
         device = choose_device(device)
         dtype = default_dtype(device) if dtype is None else dtype
         adapter_folder = resolve_files(adapter, ADAPTER_FILES)

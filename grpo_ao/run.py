@@ -530,7 +530,8 @@ class Run:
                 ],
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if any(stopped := self.processes.gathered([*come])):
+        stopped: list[int] = self.processes.gathered(come)
+        if any(stopped):
             step = trainer.state.global_step
             raise Interrupted(stopped[0], f" after GRPO step {step}, with a checkpoint")
 

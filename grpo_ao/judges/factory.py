@@ -1,6 +1,7 @@
 """Choose a judge by its flags."""
 
 from pathlib import Path
+from typing import cast
 
 from grpo_ao.errors import UserError
 from grpo_ao.extensions import load_function
@@ -8,7 +9,7 @@ from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.flags import JudgeFlags
 from grpo_ao.judges.local import LocalJudge
-from grpo_ao.judges.protocol import CheckedJudge
+from grpo_ao.judges.protocol import CheckedJudge, PaidJudge
 from grpo_ao.judges.reference import ReferenceJudge
 
 
@@ -31,11 +32,12 @@ def make_judge(
     return judge if cache is None else CachedJudge(judge, cache)
 
 
-def _own_judge(name: str) -> CheckedJudge:
+def _own_judge(name: str) -> PaidJudge:
     judge = load_function(name, "--judge")()
     if not isinstance(judge, CheckedJudge):
         raise UserError(
             f"--judge {name} returns a {type(judge).__name__}, which lacks one of grade, check and "
             "identity: see grpo_ao.judges.protocol.CheckedJudge."
         )
-    return judge
+    # What a method takes is not checked at run time.
+    return cast("PaidJudge", judge)

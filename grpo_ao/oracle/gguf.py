@@ -4,6 +4,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -54,7 +55,8 @@ def _dequantise(path: Path, folder: Path) -> None:
     # Newer versions of transformers keep the packing and refuse to save it.
     values = packed.config.to_dict()
     values.pop("quantization_config", None)
-    model = type(packed)(type(packed.config).from_dict(values)).to(torch.bfloat16)
+    model: Any = type(packed)(type(packed.config).from_dict(values))
+    model.to(torch.bfloat16)
     weights = {name: w.to(torch.bfloat16) for name, w in packed.state_dict().items()}
     model.load_state_dict(weights)
     model.tie_weights()

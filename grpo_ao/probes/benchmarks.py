@@ -74,10 +74,12 @@ def _own_item(path: Path, number: int, row: object) -> Item:
     if not isinstance(row, dict):
         reason = row if isinstance(row, ValueError) else "it is no object"
         raise UserError(f"{where} cannot be read: {reason}.")
-    values = [row.get(column) for column in _OWN_COLUMNS]
-    for column, value in zip(_OWN_COLUMNS, values, strict=True):
+    values: list[str] = []
+    for column in _OWN_COLUMNS:
+        value = row.get(column)
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"{where} has no '{column}': each of {_OWN_COLUMNS} is a text.")
+        values.append(value)
     text, question, target, family = values
     if target not in ("Yes", "No"):
         raise UserError(f"{where} has the target '{target}': benchmarks are answered Yes or No.")

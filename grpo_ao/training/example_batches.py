@@ -126,7 +126,7 @@ class Curriculum:
         self._first = content_start(tokenizer)
         self._placeholder = placeholder_id(tokenizer, spec.special_token)
         self._end = end_of_turn_id(tokenizer)
-        control = tokenizer.added_tokens_encoder
+        control = list(tokenizer.get_added_vocab())
         every = dict.fromkeys([e.text for e in examples] + list(plain))
         texts = [text for text in every if not any(token in text for token in control)]
         turns, self._closing = _subject_turns(tokenizer, texts)

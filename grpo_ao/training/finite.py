@@ -15,14 +15,14 @@ class FiniteCheck(TrainerCallback):
     alike in all processes, which end together.
     """
 
-    def on_pre_optimizer_step(self, args, state, control, model: nn.Module, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Look at the gradients."""
-        gradients = (p.grad for p in model.parameters() if p.requires_grad)
+        gradients = (p.grad for p in kwargs["model"].parameters() if p.requires_grad)
         check_finite((g for g in gradients if g is not None), "the gradient", state.global_step + 1)
 
-    def on_step_end(self, args, state, control, model: nn.Module, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         """Look at the weights."""
-        weights = (p.detach() for p in model.parameters() if p.requires_grad)
+        weights = (p.detach() for p in kwargs["model"].parameters() if p.requires_grad)
         check_finite(weights, "the adapter", state.global_step)
 
 

@@ -135,7 +135,7 @@ def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
     It is read by the model and never injected; where it holds a date, so does all that is read.
     """
     ids = subject_token_ids(tokenizer, "It is late.")
-    before = tokenizer.decode(ids[: content_start(tokenizer)])
+    before = str(tokenizer.decode(ids[: content_start(tokenizer)]))
     dated = "strftime_now" in str(tokenizer.chat_template)
     if len(before.split()) <= 2 and not dated:
         return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,9 +73,8 @@ def answer_logits(
     oracle.hook.bind(Injection(batch.placeholders_BK, vectors_BKD))
     decoder = decoder_of(oracle.model)
     hidden_BLD = decoder(input_ids=batch.prompts_BL, use_cache=False).last_hidden_state
-    logits_NV = unwrap(oracle.model).get_output_embeddings()(
-        hidden_BLD.flatten(0, 1)[batch.predict_N]
-    )
+    head: Any = unwrap(oracle.model).get_output_embeddings()
+    logits_NV = head(hidden_BLD.flatten(0, 1)[batch.predict_N])
     cap = getattr(decoder.config, "final_logit_softcapping", None)  # Gemma 2 and 3 have one
     return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 

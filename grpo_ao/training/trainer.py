@@ -265,7 +265,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         return log_probs_BC, packed.unpack(output.entropy, width), None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        step = self.state.global_step + 1
+        step, said = self.state.global_step + 1, ""
         for _ in range(ROUNDS):
             output = self._round(inputs)
             answers = gather_object(list(self.reward.last))

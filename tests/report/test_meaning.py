@@ -80,7 +80,9 @@ def test_a_pooled_auroc_without_one_within_families_is_explained():
 
 def test_measures_are_of_all_answers_and_hold_their_interval():
     # Sure and right, sure and wrong, unsure and wrong, of one family.
-    answers = [answer(str(n), "f", *pair) for n, pair in enumerate([(80, 1), (80, 0), (20, 0)])]
+    answers = [
+        answer(str(n), "f", *pair) for n, pair in enumerate([(80, True), (80, False), (20, False)])
+    ]
     found = measures(known(answers), draws=20)
     assert found["auroc_within"].value == 0.75
     assert found["brier_all"].value == pytest.approx((0.04 + 0.64 + 0.04) / 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.training.example_batches import Batch, Curriculum
+from grpo_ao.training.example_batches import AnswerFormat, Batch, Curriculum
 from grpo_ao.training.examples import Example
 from tests.tiny import tiny_tokenizer, token_id
 
@@ -18,7 +18,9 @@ EXAMPLES = [
 ]
 
 
-def curriculum(answer_format="plain", context_share=0.4, plain=PLAIN, examples=EXAMPLES):
+def curriculum(
+    answer_format: AnswerFormat = "plain", context_share=0.4, plain=PLAIN, examples=EXAMPLES
+):
     return Curriculum(
         tiny_tokenizer(),
         OracleSpec(),
@@ -32,9 +34,12 @@ def curriculum(answer_format="plain", context_share=0.4, plain=PLAIN, examples=E
     )
 
 
+def decoded(ids_N) -> str:
+    return str(tiny_tokenizer().decode(ids_N))
+
+
 def rows_of(batch: Batch):
     """Decode each row: prompt up to the answer, placeholders' ids, what is read, the answer."""
-    decode = tiny_tokenizer().decode
     length = batch.prompts_BL.shape[1]
     for b in range(len(batch.layer_B)):
         mine = batch.row_N == b
@@ -43,10 +48,10 @@ def rows_of(batch: Batch):
         read = batch.read_BK[b][batch.read_BK[b] >= 0]
         assert len(held) == len(read)
         yield (
-            decode(batch.prompts_BL[b, :first]),
+            decoded(batch.prompts_BL[b, :first]),
             set(batch.prompts_BL[b, held].tolist()),
-            decode(batch.subject_BS[b, read]),
-            decode(batch.targets_N[mine]),
+            decoded(batch.subject_BS[b, read]),
+            decoded(batch.targets_N[mine]),
         )
 
 

@@ -434,8 +434,7 @@ def test_every_completion_is_counted_once_whatever_the_schedule(tmp_path, trl, e
     oracle = make_oracle()
     table = planted_table(oracle, 8)
     reward = LetterReward(table)
-    settings = {"max_steps": 4, "plot_every": 2}
-    make_trainer(tmp_path, oracle, table, reward, trl, **settings).train()
+    make_trainer(tmp_path, oracle, table, reward, trl, max_steps=4, plot_every=2).train()
     counted = {row["step"]: len(row["confidence"]) for row in read_jsonl(tmp_path / "window.jsonl")}
     assert counted == expected
     assert sum(expected.values()) == len(reward.completions)
@@ -529,13 +528,13 @@ class Spoiler(TrainerCallback):
     def __init__(self, part):
         self.part = part
 
-    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if self.part == "gradient" and state.global_step == 1:
-            trained(model).grad[0, 0] = float("inf")
+            trained(kwargs["model"]).grad[0, 0] = float("inf")
 
-    def on_optimizer_step(self, args, state, control, model, **kwargs):
+    def on_optimizer_step(self, args, state, control, **kwargs):
         if self.part == "adapter" and state.global_step == 1:
-            trained(model).data[0, 0] = float("nan")
+            trained(kwargs["model"]).data[0, 0] = float("nan")
 
 
 def trained(model):

@@ -149,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_foreign(self) -> bool:
         """Refuse what a web page sends, or sends to a name that it has made this machine's."""
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        own = str(self.server.server_address[0])
+        address: Any = self.server.server_address
+        own = str(address[0])
         known = host in _LOOPBACK or own not in _LOOPBACK
         if known and "Origin" not in self.headers:
             return False

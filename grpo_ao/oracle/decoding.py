@@ -15,6 +15,7 @@ What differs from transformers' ``generate``, and why:
 The forward pass is the model's own.
 """
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,8 +64,15 @@ def _side_memory(device: torch.device) -> _SideMemory:
         return _SideMemory(torch.cuda.Stream(), torch.cuda.MemPool())
 
 
+# torch 2.11's allocator of pinned memory forgets a pool whose last graph is gone, and then refuses
+# to capture into it: the last graph of each pool lives until the next is captured.
+_LAST_GRAPH: dict[object, torch.cuda.CUDAGraph] = {}
+atexit.register(_LAST_GRAPH.clear)
+
+
 def free_captures() -> None:
     """Hand back what captured decoding keeps, at the end of a phase that sampled."""
+    _LAST_GRAPH.clear()  # before its pool, which must have no user when it goes
     _side_memory.cache_clear()
     torch.cuda.empty_cache()
 
@@ -184,6 +192,7 @@ class Decoder:
                 self.step()
             finally:
                 graph.capture_end()
+            _LAST_GRAPH[side.pool.id] = graph
             steps = self._run(graph.replay, 1)
         torch.cuda.current_stream().wait_stream(side.stream)
         return steps

@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.method import mean_cell, paired_cell, run_side_by_side
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import auroc, brier, ece
+from grpo_ao.calibration import auroc, bootstrap_interval, brier, ece
 from grpo_ao.cli import main as command_line
 from grpo_ao.discrimination import within_family_auroc
 from grpo_ao.files import atomic_write_text
@@ -336,6 +336,51 @@ def table_of(answers: Measured) -> str:
     return "\n".join(lines)
 
 
+def gains_of(answers: Measured) -> str:
+    """Return what is shipped less its warm start on the same questions, in Markdown.
+
+    A question's difference is its mean over the seeds; intervals are by bootstrap over texts.
+    """
+    lines = [
+        _line("shipped less warm start", ("questions", "Brier", "accuracy")),
+        "|---|---|---|---|",
+    ]
+    arms: dict[str, list[tuple[list[Answer], list[Answer]]]] = defaultdict(list)
+    for name, activations in answers:
+        arm, shipped, seed = name.partition(", shipped/")
+        if shipped and activations == "own":
+            start = answers[f"{ARMS[arm].warm}, warm start/{seed}", "own"]
+            arms[arm].append((answers[name, "own"], start))
+    for arm, pairs in arms.items():
+        probes = [answer.probe for answer in pairs[0][0]]
+        outside_N = np.array([probe.family in OUT_OF_DISTRIBUTION for probe in probes])
+        for part, chosen_N in (("all", outside_N | True), ("in", ~outside_N), ("out", outside_N)):
+            texts_N = np.array([probe.text for probe in probes])[chosen_N]
+            cells = [
+                _with_interval(
+                    np.mean([column(a) - column(b) for a, b in pairs], axis=0)[chosen_N], texts_N
+                )
+                for column in (_squared_errors, _grades)
+            ]
+            lines.append(_line(f"{arm}, {part}", (str(len(texts_N)), *cells)))
+    return "\n".join(lines)
+
+
+def _grades(answers: Sequence[Answer]) -> np.ndarray:
+    return np.array([answer.informativeness or 0.0 for answer in answers])
+
+
+def _squared_errors(answers: Sequence[Answer]) -> np.ndarray:
+    """Return each answer's squared error; one that states no confidence counts as 50 %."""
+    sure = (0.5 if answer.confidence is None else answer.confidence for answer in answers)
+    return (np.array(list(sure)) - _grades(answers)) ** 2
+
+
+def _with_interval(difference_N: np.ndarray, texts_N: np.ndarray) -> str:
+    low, high = bootstrap_interval(lambda drawn: float(difference_N[drawn].mean()), texts_N)
+    return f"{difference_N.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
 def _line(name: str, cells: Iterable[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
@@ -351,7 +396,8 @@ def main() -> None:
     questions = write_questions(settings)
     for first in (True, False):
         run_side_by_side(commands(settings, questions, first), settings.jobs)
-    table = table_of(measure(settings))
+    answers = measure(settings)
+    table = f"{table_of(answers)}\n\n{gains_of(answers)}"
     atomic_write_text(settings.output_dir / "table.md", table + "\n")
     for path in settings.output_dir.glob("*/summary.json"):
         print(f"{path.parent.name} ships {json.loads(path.read_text())['ships']}")

@@ -13,6 +13,7 @@ from benchmarks.real import (
     commands,
     family_means,
     folder_of,
+    gains_of,
     scores,
     table_of,
     values_of,
@@ -99,3 +100,17 @@ def test_the_table_pairs_what_ships_with_its_warm_start_by_seed():
     ]
     # ECE10 falls from .4 and .3 to .2: by .15 in the mean.
     assert "-0.150 [" in lines[-1]
+
+
+def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
+    answers = {}
+    for seed, sure in enumerate((90, 70)):
+        start = [answer(0, 50, 1), answer(1, 50, 0, "ag_news")]
+        shipped = [answer(0, sure, 1), answer(1, None, 0, "ag_news")]
+        answers[f"recipe, warm start/{seed}", "own"] = start
+        answers[f"recipe, shipped/{seed}", "own"] = shipped
+    lines = gains_of(answers).splitlines()
+    # (.01 + .09) / 2 less .25 inside; outside nothing is stated, which counts as 50 %.
+    assert lines[2].startswith("| recipe, all | 2 | -0.1000 [")
+    assert lines[3].startswith("| recipe, in | 1 | -0.2000 [-0.2000, -0.2000] | +0.0000 [")
+    assert lines[4].startswith("| recipe, out | 1 | +0.0000 [")

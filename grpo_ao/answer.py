@@ -22,10 +22,12 @@ A rollout's row has its ``step`` beside these, an evaluation's the name of its `
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
+from grpo_ao.files import read_jsonl
 from grpo_ao.probe import Positions, Probe
 
 _OF_PROBE = ("text", "question", "kind", "family", "reference", "layer")
@@ -95,19 +97,28 @@ class Answer:
     def from_row(cls, row: Mapping[str, Any]) -> "Answer":
         """Read what ``to_row`` wrote; further keys are left alone.
 
-        Raises UserError for a row that lacks a key, ValueError for one whose id is not its probe's.
+        Raises UserError for a row that lacks a key, holds a value of another type, or whose id is
+        not its probe's.
         """
-        missing = [name for name in ("probe_id", "positions", *_OF_PROBE, *_OWN) if name not in row]
+        missing = [name for name in _TYPES if name not in row]
         if missing:
             raise UserError(
                 f"a row of answers lacks {', '.join(map(repr, missing))}: another version of this "
                 "program wrote it, so make the file anew."
             )
+        wrong = [name for name in _TYPES if not _is_of_type(name, row[name])]
+        if wrong:
+            raise UserError(
+                f"a row of answers cannot have {row[wrong[0]]!r:.60} as its {wrong[0]}: make the "
+                "file anew."
+            )
         probe = Probe(
             positions=Positions.parse(row["positions"]), **{name: row[name] for name in _OF_PROBE}
         )
         if row["probe_id"] != probe.id:
-            raise ValueError(f"the row of probe {row['probe_id']} holds that of {probe.id}.")
+            raise UserError(
+                f"the row of probe {row['probe_id']} holds that of {probe.id}: make the file anew."
+            )
         agreement = row["agreement"]
         own = {name: row[name] for name in _OWN} | {
             "token_ids": tuple(row["token_ids"]),
@@ -117,3 +128,38 @@ class Answer:
 
 
 _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
+_NUMBER = (float, int, type(None))
+_TYPES = {
+    **dict.fromkeys(("probe_id", "text", "question", "kind", "family", "positions"), (str,)),
+    **dict.fromkeys(("completion", "answer"), (str,)),
+    **dict.fromkeys(("reference", "reason"), (str, type(None))),
+    **dict.fromkeys(("confidence", "informativeness", "calibration", "reward"), _NUMBER),
+    **dict.fromkeys(("answer_probability", "yes_probability"), _NUMBER),
+    "layer": (int,),
+    "token_ids": (list,),
+    "agreement": (dict, type(None)),
+}
+
+
+def _is_of_type(name: str, value: Any) -> bool:
+    if type(value) not in _TYPES[name]:  # exactly: True is no number
+        return False
+    if name == "agreement" and value is not None:
+        return value.keys() == set(Agreement._fields) and _are_integers(value.values())
+    return name != "token_ids" or _are_integers(value)
+
+
+def _are_integers(values: Iterable[Any]) -> bool:
+    return all(type(value) is int for value in values)
+
+
+def read_rows(path: Path) -> list[tuple[dict[str, Any], Answer]]:
+    """Read a file of answers: each row and its answer; none where there is no file.
+
+    Raises UserError, with the file's name, for a row that is none of an answer.
+    """
+    rows = read_jsonl(path)
+    try:
+        return [(row, Answer.from_row(row)) for row in rows]
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error

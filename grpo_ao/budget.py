@@ -18,6 +18,7 @@ from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, load_config, m
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probe import Positions
 from grpo_ao.run import CHECKED, SAMPLED_PROBES, probes_of_run
+from grpo_ao.terminal import terminal
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Work:
 
 def work_of(config: TrainConfig, num_layers: int) -> Work:
     """Count what a run of these flags does, from its question set."""
-    probes, benchmarks = probes_of_run(config, num_layers, Console(stderr=True))
+    probes, benchmarks = probes_of_run(config, num_layers, terminal())
     train, heldout = [*probes.warm_start, *probes.grpo], probes.heldout
     validations = 1 + -(-config.max_steps // config.save_steps) if config.max_steps else 0
     samples = config.warm_start_samples if config.warm_start == "measured" else 1

@@ -8,6 +8,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.config import TrainConfig
 from grpo_ao.errors import UserError
+from grpo_ao.oracle.context import context_length
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
 from grpo_ao.oracle.merging import reason_not_plain
 from grpo_ao.oracle.sources import resolve_files
@@ -112,8 +113,8 @@ def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
 
 
 def _check_context(config: TrainConfig) -> None:
-    longest = getattr(load_config(config.model).get_text_config(), "max_position_embeddings", None)
-    if longest is not None and config.max_new_tokens >= longest:
+    longest = context_length(load_config(config.model))
+    if config.max_new_tokens >= longest:
         raise UserError(
             f"--max_new_tokens {config.max_new_tokens} does not fit into the {longest} positions "
             f"of {config.model}."

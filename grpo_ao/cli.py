@@ -85,9 +85,15 @@ def _command_again() -> str:
     script = program.endswith(".py")
     program = f"python {shlex.quote(program)}" if script else Path(program).name
     training = program.endswith("train.py") or arguments[:1] == ["train"]
-    if training and "--resume" not in arguments:
+    if training and "--resume" not in arguments and _holds_a_run(arguments):
         arguments = [*arguments, "--resume"]
     return f"{program} {shlex.join(arguments)}"
+
+
+def _holds_a_run(arguments: list[str]) -> bool:
+    """Say whether the training command of these arguments came as far as its ``run.json``."""
+    flags = arguments[1:] if arguments[:1] == ["train"] else arguments
+    return (parse_train_config(flags).output_dir / "run.json").exists()
 
 
 def _issues() -> str:
@@ -272,7 +278,8 @@ def ask(arguments: list[str]) -> None:
         temperature=request.temperature,
     )
     if answer.parsed:
-        print(f"{answer.answer}   (confidence {answer.confidence})")
+        note = "" if answer.calibrated else ", not trained"
+        print(f"{answer.answer}   (confidence {answer.confidence}{note})")
     else:
         print(f"{answer.completion}   (no well-formed confidence)")
 

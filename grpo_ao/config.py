@@ -71,7 +71,7 @@ class TrainConfig(JudgeFlags):
     questions: str = "ceselder/wildchat-oracle-questions"
     """Question set: a Hub id, a JSONL file, or `mini` for the mini world."""
     strict: bool = False
-    """Make a broken row of the question set an error; else it is reported and left out."""
+    """Make a row that is broken, or too long for the model, an error; else it is left out."""
     output_dir: Path = field(default=Path("runs/qwen3-8b"), metadata=CHANGEABLE)
     """Folder of this run. An existing run is refused unless --resume is given."""
     resume: bool = field(default=False, metadata=CHANGEABLE)

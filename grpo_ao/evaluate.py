@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from grpo_ao.answer import Answer
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
@@ -30,7 +32,7 @@ from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.probes.load import check_lengths, probes_of_items
+from grpo_ao.probes.load import Context, probes_of_items, readable
 from grpo_ao.processes import Processes
 from grpo_ao.report.tables import SHOWN, write_results
 from grpo_ao.terminal import headed, terminal
@@ -52,7 +54,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     console = terminal()
     config = dataclasses.replace(config, model=str(local_base(config.model)))
     adapters = oracle_names([config.oracle_lora_path, *config.compare])
-    probes = _probes(config)
+    probes = _probes(config, [*adapters.values()], console)
     digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
@@ -82,14 +84,17 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return metrics
 
 
-def _probes(config: EvalConfig) -> list[Probe]:
+def _probes(config: EvalConfig, adapters: Sequence[str], console: Console) -> list[Probe]:
     items = load_items(config.suite, config.benchmarks, config.num_contexts, config.data_dir)
     num_layers = num_decoder_layers(load_config(config.model))
     layers = [layer_index(num_layers, percent) for percent in config.layer_percents]
     positions = [Positions.parse(spec) for spec in config.positions]
     probes = probes_of_items(items, layers, positions, config.one_layer)
-    check_lengths(load_tokenizer(config.model), probes)
-    return probes
+    tokenizer = load_tokenizer(config.model)
+    contexts = [
+        Context.of(tokenizer, config.model, path, config.max_new_tokens) for path in adapters
+    ]
+    return readable(contexts, probes, report=console.print)
 
 
 def _table(

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
+from grpo_ao import __version__
 from grpo_ao.answer import Answer
 from grpo_ao.checks import check_start, trainer_config, warnings_of
 from grpo_ao.config import TrainConfig, changeable_names
@@ -49,12 +50,13 @@ from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.division import shortage
 from grpo_ao.probes.load import (
+    Context,
     RunProbes,
-    check_lengths,
     data_digest,
     load_probes,
     num_layers_of,
     probes_of_items,
+    readable,
 )
 from grpo_ao.probes.names import Suite
 from grpo_ao.processes import Processes, take_over_fsdp
@@ -194,9 +196,10 @@ def probes_of_run(
     tokenizer = load_tokenizer(config.model)
     layers = [layer_index(num_layers, percent) for percent in config.layer_percents]
     warm_start, grpo = questions_asked(config)
+    context = Context.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
     probes = load_probes(
         config.questions,
-        tokenizer,
+        context,
         layers,
         Positions.parse(config.positions),
         warm_start,
@@ -215,8 +218,7 @@ def probes_of_run(
     specs = (config.positions,) if suite == "mini" else _POSITIONS
     positions = [Positions.parse(spec) for spec in specs]
     benchmarks = probes_of_items(items, layers, positions, one_layer=True)
-    check_lengths(tokenizer, benchmarks)
-    return probes, benchmarks
+    return probes, readable([context], benchmarks, config.strict, console.print)
 
 
 def _suite(config: TrainConfig) -> Suite:
@@ -565,10 +567,25 @@ class Run:
     # The end
 
     def save_adapter(self) -> None:
-        """Write the trained adapter."""
+        """Write the trained adapter, and beside it what trained its confidence."""
         self.oracle.hook.clear()
+        how = self._calibrated_by()
+        if how is not None:
+            self.oracle.spec = dataclasses.replace(
+                self.oracle.spec, calibrated=bool(how), calibrated_by=how
+            )
         if self.processes.is_main:
             self.oracle.save_adapter(self.folder / "adapter")
+
+    def _calibrated_by(self) -> str | None:
+        """Say what taught the confidence: "" if nothing did, None if the adapter is as it was."""
+        config = self.config
+        by_grpo = config.max_steps > 0 and self.ships != WARM_START
+        if by_grpo and (config.reward is not None or config.calibration_lambda > 0):
+            return f"grpo_ao {__version__}: {self.ships}"
+        if config.warm_start == "measured":
+            return f"grpo_ao {__version__}: the measured warm start"
+        return "" if by_grpo or config.warm_start == "random" else None
 
     def report(self) -> dict:
         """Write ``summary.json``, figure, report and card; print the table; push; return it."""

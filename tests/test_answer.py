@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ao.answer import Agreement, Answer
+from grpo_ao.answer import Agreement, Answer, read_rows
+from grpo_ao.errors import UserError
+from grpo_ao.files import append_jsonl
 from grpo_ao.probe import Positions, Probe
 
 PROBE = Probe("I live in Rome.", "Where?", "open", 18, Positions.parse("last:20"), "Rome", "place")
@@ -71,3 +74,31 @@ def test_a_row_of_another_probe_is_refused():
     row = Answer.read(PROBE, "Rome").to_row() | {"text": "I live in Paris."}
     with pytest.raises(ValueError, match=f"the row of probe {PROBE.id} holds that of"):
         Answer.from_row(row)
+
+
+ROW = replace(Answer.read(PROBE, "Rome", [1]), agreement=Agreement(1, 2, 3)).to_row()
+WRONG = {
+    "text": 3,
+    "layer": "18",
+    "reference": ["Rome"],
+    "confidence": True,
+    "informativeness": "0.5",
+    "token_ids": [1, "2"],
+    "agreement": {"same": 1, "samples": 2},
+    "positions": None,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG.items())
+def test_a_value_of_another_type_is_one_sentence_with_the_name_of_the_file(tmp_path, name, value):
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, [ROW, ROW | {name: value}])
+    with pytest.raises(UserError, match=rf"rows\.jsonl cannot be used: .* as its {name}: make"):
+        read_rows(path)
+
+
+def test_a_file_is_read_as_its_rows_and_their_answers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    append_jsonl(path, [ROW | {"step": 7}])
+    assert read_rows(path) == [(ROW | {"step": 7}, Answer.from_row(ROW))]

@@ -1,7 +1,9 @@
 """The commands, as a user types them."""
 
 import dataclasses
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +25,21 @@ def ask(capsys, *arguments: str) -> str:
 
 def test_ask_answers_with_a_confidence_by_the_mini_oracle(capsys):
     said = ask(capsys)
-    found = re.fullmatch(r"(\S.*)   \(confidence (\d+)\)\n", said)
+    found = re.fullmatch(r"(\S.*)   \(confidence (\d+), not trained\)\n", said)
     assert found, said
     assert 0 <= int(found[2]) <= 100
     # Greedy: the same words at every time, and with the mini model's own paths.
     weights = ["--model", str(MINI_WEIGHTS / "base")]
     weights += ["--oracle-lora-path", str(MINI_WEIGHTS / "oracle")]
     assert ask(capsys, *weights) == said
+
+
+def test_ask_tells_a_confidence_that_was_trained(capsys, tmp_path):
+    copied = shutil.copytree(MINI_WEIGHTS / "oracle", tmp_path / "oracle")
+    spec = json.loads((copied / "ao_config.json").read_text())
+    (copied / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
+    said = ask(capsys, "--model", str(MINI_WEIGHTS / "base"), "--oracle_lora_path", str(copied))
+    assert re.fullmatch(r"\S.*   \(confidence \d+\)\n", said)
 
 
 def test_ask_reads_other_layers_and_positions(capsys):
@@ -48,6 +58,8 @@ def test_ask_reads_other_layers_and_positions(capsys):
         (["--positions", "first"], "positions 'first' are not understood"),
         (["--model", "some/model"], "both --model and --oracle_lora_path, or neither"),
         (["--temperature", "-1"], "the temperature must be 0"),
+        (["--text", "word " * 3000], "tokens, more than the model's 1,024 positions: shorten it"),
+        (["--question", "why " * 3000], "more than the model's 1,024 positions: shorten it, or"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(capsys, arguments, message):

@@ -15,7 +15,7 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 from grpo_ao.probe import Positions
 from grpo_ao.probes.benchmarks import Item
-from grpo_ao.probes.load import check_lengths, probes_of_items
+from grpo_ao.probes.load import Context, probes_of_items, readable
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.report import tables
 from tests.tiny import add_adapter, tiny_tokenizer
@@ -106,7 +106,19 @@ def test_one_layer_is_drawn_by_the_item_alone():
 def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_loaded():
     probes = probes_of_items([ITEM], [1], [Positions.parse("token@-50")], one_layer=False)
     with pytest.raises(ValueError, match="cannot read 'a text'"):
-        check_lengths(tiny_tokenizer(), probes)
+        readable([context(4096)], probes)
+
+
+def context(positions: int) -> Context:
+    return Context(tiny_tokenizer(), OracleSpec(), positions, max_new_tokens=8)
+
+
+def test_an_item_that_does_not_fit_into_one_of_the_oracles_is_left_out_and_said(capsys):
+    long = Item("ner", "a text " * 40, "a question?", "Yes")
+    probes = probes_of_items([long, ITEM], [1], [LAST], one_layer=False)
+    assert readable([context(4096)], probes) == probes
+    assert readable([context(4096), context(200)], probes) == probes[1:]
+    assert "1 probes are left out. The first: the text 'a text" in capsys.readouterr().out
 
 
 # Answers of the mini oracle

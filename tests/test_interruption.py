@@ -43,12 +43,25 @@ def test_in_another_thread_no_handler_is_set():
     assert entered == [[]]
 
 
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A working directory in which the runs ``runs/qwen3-8b`` and ``mine`` have begun."""
+    for folder in ("runs/qwen3-8b", "mine"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "run.json").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("begun")
 @pytest.mark.parametrize(
     ("argv", "again"),
     [
         (["train.py", "--seed", "1"], "python train.py --seed 1 --resume"),
         (["train.py", "--resume"], "python train.py --resume"),
         (["/usr/bin/grpo-ao", "train", "--seed=1"], "grpo-ao train --seed=1 --resume"),
+        (["train.py", "--output_dir", "mine"], "python train.py --output_dir mine --resume"),
+        # There is nothing to resume before the run has begun its folder.
+        (["train.py", "--output_dir", "other"], "python train.py --output_dir other"),
         (
             ["/usr/bin/grpo-ao", "evaluate", "--data_dir", "a b"],
             "grpo-ao evaluate --data_dir 'a b'",

@@ -17,6 +17,7 @@ from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, Keep, disca
 from grpo_ao.judges.rubric import GRADES, TRIAL, judge_prompt, rubric_version
 from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.oracle.activations import adapter_off, evaluating
+from grpo_ao.oracle.context import context_length
 from grpo_ao.oracle.layers import input_device, unwrap
 from grpo_ao.oracle.loading import (
     check_fits_device,
@@ -65,9 +66,7 @@ class LocalJudge:
             kind: letter_ids(tokenizer, self._prompt(replace(TRIAL, kind=kind)), list(GRADES[kind]))
             for kind in GRADES
         }
-        config = unwrap(model).config.get_text_config(decoder=True)
-        # Models with relative positions state no limit.
-        self._longest = getattr(config, "max_position_embeddings", math.inf)
+        self._longest = context_length(unwrap(model).config)
 
     @classmethod
     def from_pretrained(cls, base: str | Path) -> "LocalJudge":

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo_ao.answer import Agreement, Answer
-from grpo_ao.files import append_jsonl, keep_rows, read_jsonl
+from grpo_ao.answer import Agreement, Answer, read_rows
+from grpo_ao.files import append_jsonl, keep_rows
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.judges.reference import said, words
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, with_probabilities
@@ -104,8 +104,9 @@ def _answered(
 ) -> dict[tuple[str, str], list[Answer]]:
     """Read the answers under a label; a chunk that a killed run left unfinished is taken out."""
     with processes.main_first():
-        rows = [row for row in read_jsonl(path) if label.items() <= row.items()]
-        found = _by_probe([Answer.from_row(row) for row in rows])
+        own = [(row, answer) for row, answer in read_rows(path) if label.items() <= row.items()]
+        rows = [row for row, _ in own]
+        found = _by_probe([answer for _, answer in own])
         whole = {key for key, answers in found.items() if len(answers) == num_samples}
         keys = [{_key(table.probes[row]) for row in chunk} for chunk in chunks]
         kept = set().union(*(chunk for chunk in keys if chunk <= whole))

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
+from grpo_ao.oracle.context import check_text, context_length
 from grpo_ao.oracle.injection import injection_off
-from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device
+from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device, unwrap
 from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.sharding import is_sharded
-from grpo_ao.oracle.turn import user_turn
+from grpo_ao.oracle.turn import shown, user_turn
 from grpo_ao.probe import Positions
 
 BATCH_TOKENS = 16_384
+# Where attention is not fused its scores lie in memory: rows x longest^2 for each head.
+BATCH_SCORES = 2**24
 # On a GPU, a batch of this many tokens is as fast as a larger one, and ends before a row that is
 # shorter than this part of its longest, the rest of which would be padding.
 _EVEN_TOKENS, _EVEN = 4096, 0.9
@@ -72,8 +75,7 @@ def select_positions(
                 "for fewer or give a longer text."
             )
     except UserError as error:
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        raise UserError(f"cannot read {shown!r}: {error}") from error
+        raise UserError(f"cannot read {shown(text)}: {error}") from error
     return chosen
 
 
@@ -125,9 +127,13 @@ def extract_activations(
 
     All layers come from one forward pass, which ends at the deepest of them; the adapter is off.
     The dtype is the model's. K is the positions' count, or less where they are clipped. Raises
-    UserError for a text that is too short or a layer that the model does not have.
+    UserError for a text that is too short or too long for the model, or a layer that it does not
+    have.
     """
     rows = [subject_token_ids(tokenizer, text) for text in texts]
+    context = context_length(unwrap(model).config)
+    for row, text in zip(rows, texts, strict=True):
+        check_text(context, len(row), text)
     chosen = [
         select_positions(tokenizer, row, positions, text)
         for row, text in zip(rows, texts, strict=True)
@@ -147,7 +153,8 @@ def read_residuals(
     """Read tokenised texts; for each text one (K, D) tensor on the CPU per read, in order.
 
     Texts of like length share a forward pass, padded on the right: at most ``batch_size`` texts
-    and 16,384 tokens. ``progress`` is called with the number of texts read.
+    and 16,384 tokens, fewer of long ones where attention is not fused. ``progress`` is called with
+    the number of texts read.
     """
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, got {batch_size}.")
@@ -156,7 +163,8 @@ def read_residuals(
         check_layer(num_layers, layer)
     # On a CPU a row's last bits depend on the batch that it is in: there, batches stay full.
     even_from = _EVEN_TOKENS if input_device(model).type == "cuda" else BATCH_TOKENS
-    batches = _batches([len(row) for row in token_rows], batch_size, even_from)
+    eager = decoder_of(model).config._attn_implementation == "eager"
+    batches = _batches([len(row) for row in token_rows], batch_size, even_from, eager)
 
     def begin(batch: list[int]) -> Begun:
         layers = {layer for i in batch for layer, _ in reads[i]}
@@ -190,9 +198,12 @@ def _one_behind(batches: Iterable[Begun]) -> Iterator[list[list[Tensor]]]:
         yield waiting()
 
 
-def _batches(lengths: Sequence[int], batch_size: int, even_from: int) -> list[list[int]]:
+def _batches(
+    lengths: Sequence[int], batch_size: int, even_from: int, eager: bool
+) -> list[list[int]]:
     """Group rows, longest first, so that no batch has more rows or padded tokens than it may.
 
+    Nor, where attention is ``eager``, more scores a head.
     A batch of ``even_from`` padded tokens takes no row that is much shorter than its longest.
     """
     batches: list[list[int]] = []
@@ -202,7 +213,8 @@ def _batches(lengths: Sequence[int], batch_size: int, even_from: int) -> list[li
         uneven = rows * longest >= even_from and lengths[i] < _EVEN * longest
         if rows >= most_rows or uneven:
             longest = max(1, lengths[i])
-            most_rows = min(batch_size, max(1, BATCH_TOKENS // longest))
+            most_tokens = min(BATCH_TOKENS, BATCH_SCORES // longest) if eager else BATCH_TOKENS
+            most_rows = min(batch_size, max(1, most_tokens // longest))
             batches.append([])
         batches[-1].append(i)
     return batches

@@ -14,10 +14,11 @@ from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, writing
 from grpo_ao.oracle.activations import extract_activations
+from grpo_ao.oracle.context import check_prompt, context_length
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.injection import InjectionHook
-from grpo_ao.oracle.layers import decoder_layers, layer_index
+from grpo_ao.oracle.layers import decoder_layers, layer_index, unwrap
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
     choose_device,
@@ -37,12 +38,14 @@ class OracleAnswer:
     """An answer, with the stated confidence (0 to 100).
 
     ``parsed`` is False where the completion does not open with a well-formed tag; the confidence
-    is then 50 by convention and means nothing.
+    is then 50 by convention and means nothing. ``calibrated`` is False where the oracle was never
+    trained to state one (``OracleSpec``): the number is then not to be believed.
     """
 
     confidence: int
     answer: str
     parsed: bool
+    calibrated: bool
     completion: str
 
 
@@ -189,7 +192,8 @@ class Oracle:
     ) -> list[OracleAnswer]:
         """Ask ``questions[i]`` about the subject's activations over ``texts[i]``.
 
-        The layer is by default the one at 50 % depth.
+        The layer is by default the one at 50 % depth. Raises UserError for a text that is too short
+        or too long for the model, and for a question that leaves its answer no room.
         """
         if isinstance(texts, str) or isinstance(questions, str):
             raise UserError("give a list of texts and a list of questions, one for each text.")
@@ -203,6 +207,9 @@ class Oracle:
             self.prompt(layer, len(row_KD), question)
             for row_KD, question in zip(vectors, questions, strict=True)
         ]
+        context = context_length(unwrap(self.model).config)
+        for prompt, question in zip(prompts, questions, strict=True):
+            check_prompt(context, len(prompt.input_ids), max_new_tokens, question)
         sampling = Sampling(1, temperature, max_new_tokens)
         completions = self.complete(prompts, vectors, sampling)
         return [self._answer(token_ids) for (token_ids,) in completions]
@@ -210,4 +217,5 @@ class Oracle:
     def _answer(self, token_ids: list[int]) -> OracleAnswer:
         (completion,) = self.tokenizer.batch_decode([token_ids], skip_special_tokens=True)
         parsed = parse_oracle_output(completion)
-        return OracleAnswer(parsed.confidence, parsed.answer, parsed.parsed, completion)
+        calibrated = self.spec.calibrated
+        return OracleAnswer(parsed.confidence, parsed.answer, parsed.parsed, calibrated, completion)

@@ -25,7 +25,8 @@ class OracleSpec:
     are the literature's. ``prefix_template`` is written as there: ``{layer}``, the run of
     placeholders as ``{special_token} * {num_positions}``, and a new line as a new line or as
     backslash-n. ``act_layer_combinations`` are the *indices* of the layers read in training (9,
-    18, 27 for Qwen3-8B); empty where unknown. ``other`` keeps the keys that are not ours.
+    18, 27 for Qwen3-8B); empty where unknown. ``calibrated`` says whether the confidence was
+    trained, ``calibrated_by`` how. ``other`` keeps the keys that are not ours.
     """
 
     hook_onto_layer: int = 1
@@ -33,6 +34,8 @@ class OracleSpec:
     prefix_template: str = "Layer: {layer}\\n" + PLACEHOLDER_RUN + " \\n"
     steering_coefficient: int | float = 1.0
     act_layer_combinations: tuple[tuple[int, ...], ...] = ()
+    calibrated: bool = False
+    calibrated_by: str = ""
     other: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,6 +111,8 @@ def _from_json(values: dict[str, Any], path: Path) -> OracleSpec:
         "prefix_template": ("a string", lambda value: isinstance(value, str)),
         "steering_coefficient": ("a number", lambda v: isinstance(v, float) or _is_integer(v)),
         "act_layer_combinations": ("a list of lists of layer indices", _is_layer_lists),
+        "calibrated": ("true or false", lambda value: isinstance(value, bool)),
+        "calibrated_by": ("a string", lambda value: isinstance(value, str)),
     }
     for key, (kind, holds) in checks.items():
         if key in values and not holds(values[key]):

@@ -41,7 +41,7 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
     sound = _between(tokenizer, text, own, plain=False) == ordinary
     if not sound or sum(i in control for i in plain.input_ids) != len(own):
         raise UserError(
-            f"the text {_shown(content)} holds a control token, which this tokenizer cannot read "
+            f"the text {shown(content)} holds a control token, which this tokenizer cannot read "
             "as plain text: leave the text out."
         )
     return plain
@@ -82,7 +82,7 @@ def _content_span(
     before, other, after = render_user_turn(tokenizer, "CONTENT", answer_next).partition("CONTENT")
     if not other or not (text.startswith(before) and text.endswith(after)):
         raise UserError(
-            f"the chat template treats the text {_shown(text)}, which holds a control token, "
+            f"the chat template treats the text {shown(text)}, which holds a control token, "
             "otherwise than other texts: leave it out."
         )
     return len(before), len(text) - len(after)
@@ -106,5 +106,6 @@ def _between(
     return Turn(text, ids, offsets)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Quote the beginning of a text, for a message."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

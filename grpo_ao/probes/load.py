@@ -1,7 +1,9 @@
 """The probes of a run and of the benchmarks: loaded, checked for length, split by text."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -11,7 +13,11 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import text_digest
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import select_positions, subject_token_ids
+from grpo_ao.oracle.context import check_prompt, check_text, context_length
 from grpo_ao.oracle.layers import num_decoder_layers
+from grpo_ao.oracle.loading import load_config
+from grpo_ao.oracle.prompt import build_oracle_prompt
+from grpo_ao.oracle.spec import OracleSpec, load_spec
 from grpo_ao.probe import Positions, Probe, Split, split_of, unit_draw
 from grpo_ao.probes.benchmarks import Item
 from grpo_ao.probes.division import divide
@@ -26,6 +32,44 @@ def num_layers_of(base_folder: Path) -> int:
 _MINI_QUESTIONS = 4  # of one text, as mini_probes asks them
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a probe must fit into: a model's positions, with this oracle's prompt and answer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    spec: OracleSpec
+    positions: int
+    max_new_tokens: int
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, model: str, adapter: str, max_new_tokens: int
+    ) -> "Context":
+        """Read the positions from the model's configuration, the prompt from the adapter's."""
+        return cls(
+            tokenizer, load_spec(adapter), context_length(load_config(model)), max_new_tokens
+        )
+
+    def check(self, probe: Probe, text_tokens: int) -> None:
+        """Raise UserError where the probe's text, or its prompt and the answer, do not fit."""
+        check_text(self.positions, text_tokens, probe.text)
+        count = len(
+            select_positions(self.tokenizer, range(text_tokens), probe.positions, probe.text)
+        )
+        # No token stands for less than a byte, so that few prompts have to be tokenised.
+        placeholders = count * len(self.spec.special_token.encode())
+        question = len(probe.question.encode("utf-8", "surrogatepass"))
+        if self._around + placeholders + question + self.max_new_tokens > self.positions:
+            ids = build_oracle_prompt(
+                self.tokenizer, probe.layer, count, probe.question, self.spec
+            ).input_ids
+            check_prompt(self.positions, len(ids), self.max_new_tokens, probe.question)
+
+    @cached_property
+    def _around(self) -> int:
+        return len(build_oracle_prompt(self.tokenizer, 100, 1, "?", self.spec).text.encode())
+
+
 class RunProbes(NamedTuple):
     """The probes of a run, each list about texts of its own."""
 
@@ -37,7 +81,7 @@ class RunProbes(NamedTuple):
 
 def load_probes(
     questions: str,
-    tokenizer: PreTrainedTokenizerBase,
+    context: Context,
     layers: Sequence[int],
     positions: Positions,
     warm_start: int,
@@ -53,12 +97,14 @@ def load_probes(
 
     The mini world makes them. A question set's training texts, or the first ``train_texts`` of
     them, are divided between the warm start and GRPO (``division``): all that they have.
-    ``strict`` refuses a broken row, ``strict_positions`` a text that has fewer tokens than are
-    read.
+    ``strict`` refuses a broken row and a probe that does not fit into ``context``,
+    ``strict_positions`` a text that has fewer tokens than are read.
     """
 
-    def long_enough(probes: Sequence[Probe]) -> list[Probe]:
-        return _long_enough(tokenizer, probes, strict_positions, report)
+    def usable(probes: Sequence[Probe]) -> list[Probe]:
+        lengths = _lengths(context.tokenizer, probes)
+        long_enough = _long_enough(context.tokenizer, lengths, probes, strict_positions, report)
+        return _fitting(context, lengths, long_enough, strict, report)
 
     if questions == "mini":
         asked, most = warm_start + grpo, _MINI_QUESTIONS * (train_texts or sys.maxsize)
@@ -72,11 +118,11 @@ def load_probes(
             mini_probes("validation", validation, layers, positions),
             mini_probes("heldout", heldout, layers, positions),
         ]
-        return RunProbes._make(long_enough(probes) for probes in found)
+        return RunProbes._make(usable(probes) for probes in found)
     loaded = load_rows(questions, strict)
     for problem in loaded.problems:
         report(problem)
-    probes = long_enough(probes_of(loaded.rows, layers, positions))
+    probes = usable(probes_of(loaded.rows, layers, positions))
     of_split = {name: [p for p in probes if split_of(p.text) == name] for name in get_args(Split)}
     if not all(of_split.values()):
         counts = ", ".join(f"{len(found)} {name}" for name, found in of_split.items())
@@ -102,14 +148,18 @@ def _in_turn(probes: Sequence[Probe], counts: Sequence[int]) -> Iterator[Sequenc
         probes = [probe for probe in probes[count:] if probe.text not in texts]
 
 
+def _lengths(tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> dict[str, int]:
+    return {text: len(subject_token_ids(tokenizer, text)) for text in {p.text for p in probes}}
+
+
 def _long_enough(
     tokenizer: PreTrainedTokenizerBase,
+    lengths: Mapping[str, int],
     probes: Sequence[Probe],
     strict: bool,
     report: Callable[[str], None],
 ) -> list[Probe]:
     """Say which texts have fewer tokens than are read; leave out those of which none can be."""
-    lengths = {text: len(subject_token_ids(tokenizer, text)) for text in {p.text for p in probes}}
     kept, cut, first_problem = [], 0, ""
     for probe in probes:
         where, token_ids = probe.positions, range(lengths[probe.text])
@@ -135,6 +185,32 @@ def _long_enough(
     return kept
 
 
+def _fitting(
+    context: Context,
+    lengths: Mapping[str, int],
+    probes: Sequence[Probe],
+    strict: bool,
+    report: Callable[[str], None],
+) -> list[Probe]:
+    """Leave out, and say, the probes that the model has too few positions for."""
+    kept, first_problem = [], ""
+    for probe in probes:
+        try:
+            context.check(probe, lengths[probe.text])
+        except UserError as error:
+            if strict:
+                raise
+            first_problem = first_problem or str(error)
+            continue
+        kept.append(probe)
+    if first_problem:
+        left_out = len(probes) - len(kept)
+        if not kept:
+            raise UserError(f"no probe fits into the model. The first: {first_problem}")
+        report(f"{left_out} probes are left out. The first: {first_problem}")
+    return kept
+
+
 def probes_of_items(
     items: Sequence[Item], layers: Sequence[int], positions: Sequence[Positions], one_layer: bool
 ) -> list[Probe]:
@@ -152,11 +228,24 @@ def probes_of_items(
     return probes
 
 
-def check_lengths(tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> None:
-    """Raise UserError for the first text that is too short for the positions read of it."""
-    lengths = {text: len(subject_token_ids(tokenizer, text)) for text in {p.text for p in probes}}
+def readable(
+    contexts: Sequence[Context],
+    probes: Sequence[Probe],
+    strict: bool = False,
+    report: Callable[[str], None] = print,
+) -> list[Probe]:
+    """Return the probes that fit into all of ``contexts``, oracles of one model; report the others.
+
+    Raises UserError for the first text that is too short for the positions read of it and, with
+    ``strict``, for the first probe that does not fit.
+    """
+    tokenizer = contexts[0].tokenizer
+    lengths = _lengths(tokenizer, probes)
     for probe in probes:
         select_positions(tokenizer, range(lengths[probe.text]), probe.positions, probe.text)
+    for context in contexts:
+        probes = _fitting(context, lengths, probes, strict, report)
+    return list(probes)
 
 
 def data_digest(probes: Sequence[Probe]) -> str:

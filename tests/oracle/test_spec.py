@@ -37,7 +37,8 @@ def test_the_public_file_is_read(tmp_path):
 def test_reading_and_writing_gives_the_same_file(tmp_path):
     write(tmp_path, PUBLIC)
     path = save_spec(load_spec(tmp_path), tmp_path / "saved")
-    assert json.loads(path.read_text(encoding="utf-8")) == PUBLIC
+    own = {"calibrated": False, "calibrated_by": ""}
+    assert json.loads(path.read_text(encoding="utf-8")) == PUBLIC | own
     assert [p.name for p in path.parent.iterdir()] == ["ao_config.json"]
 
 
@@ -68,6 +69,8 @@ def test_known_layers_are_kept():
         ("steering_coefficient", None, "not a number"),
         ("act_layer_combinations", [9, 18], "list of lists"),
         ("act_layer_combinations", [[21, 22, 23]], "several layers at once"),
+        ("calibrated", "yes", "not true or false"),
+        ("calibrated_by", 3, "not a string"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path, key, value, message):

@@ -7,9 +7,13 @@ import pytest
 from rich.console import Console
 
 from grpo_ao.config import TrainConfig, make_defaults
+from grpo_ao.errors import UserError
+from grpo_ao.oracle.prompt import build_oracle_prompt
+from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.probe import Positions, Probe, split_of
-from grpo_ao.probes.load import data_digest
+from grpo_ao.probes.load import Context, data_digest
 from grpo_ao.run import probes_of_run
+from tests.tiny import tiny_tokenizer
 
 TEXT = "Number {} of the texts, which is long enough that twenty of its tokens can be read here."
 
@@ -29,7 +33,13 @@ def questions(tmp_path):
 
 def config_of(questions, strict) -> TrainConfig:
     mini = make_defaults("mini", None)
-    return TrainConfig(model=mini.model, questions=str(questions), strict=strict, benchmarks=())
+    return TrainConfig(
+        model=mini.model,
+        oracle_lora_path=mini.oracle_lora_path,
+        questions=str(questions),
+        strict=strict,
+        benchmarks=(),
+    )
 
 
 def load(config: TrainConfig, console: Console, num_layers: int) -> tuple[list[Probe], list[Probe]]:
@@ -103,6 +113,48 @@ def test_a_short_text_is_read_as_far_as_it_goes_and_said(questions):
     strict = dataclasses.replace(config, strict_positions=True)
     with pytest.raises(ValueError, match=r"Number .* of the 90 positions"):
         load(strict, quiet(), num_layers=8)
+
+
+LONG = {
+    "text": {"wildchat_question": "word " * 3000, "oracle_questions": ["Is it so?"]},
+    "question": {"wildchat_question": TEXT, "oracle_questions": ["why " * 3000]},
+}
+
+
+@pytest.mark.parametrize("part", LONG)
+def test_what_the_model_has_too_few_positions_for_is_left_out_and_said(questions, part):
+    with questions.open("a") as file:
+        file.write(json.dumps(LONG[part]) + "\n")
+    console = Console(width=500)
+    with console.capture() as printed:
+        train, heldout = load(config_of(questions, strict=False), console, num_layers=8)
+    assert len(train) + len(heldout) > 60
+    assert max(len(p.text + p.question) for p in train + heldout) < 200
+    said = printed.get()
+    assert f"1 probes are left out. The first: the {part} '" in said
+    assert "more than the model's 1,024 positions" in " ".join(said.split())
+
+
+def test_with_strict_a_text_that_is_too_long_is_an_error(questions):
+    questions.write_text(json.dumps(LONG["text"]) + "\n" + questions.read_text().split("\n", 1)[0])
+    with pytest.raises(
+        UserError, match=r"has [\d,]+ tokens, more than the model's 1,024 positions"
+    ):
+        load(config_of(questions, strict=True), quiet(), num_layers=8)
+
+
+# Lengths around the limit: (the tokens of the prompt, the answer included, less the positions)
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_prompt_may_fill_the_positions_together_with_its_answer(excess):
+    question, where = "Is it so, or is it not?", Positions.parse("last:3")
+    probe = Probe(TEXT, question, "closed", 2, where, "Yes", "family")
+    tokens = len(build_oracle_prompt(tiny_tokenizer(), 2, 3, question, OracleSpec()).input_ids)
+    context = Context(tiny_tokenizer(), OracleSpec(), tokens + 9, max_new_tokens=9 + excess)
+    if excess:
+        with pytest.raises(UserError, match=f"a prompt of {tokens} tokens, which with 10 of"):
+            context.check(probe, text_tokens=50)
+    else:
+        context.check(probe, text_tokens=50)
 
 
 def test_the_mini_world_has_probes_enough_for_every_stage():

@@ -33,7 +33,7 @@ from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.confidences import answer_probability
 from grpo_ao.measuring.controls import CONTROLS, Control, control_table
-from grpo_ao.measuring.metrics import Confidence, stated
+from grpo_ao.measuring.metrics import Columns, Confidence, stated
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
@@ -44,6 +44,7 @@ from grpo_ao.probes.benchmarks import load_items, make_items, training_items
 from grpo_ao.probes.load import probes_of_items
 from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 from grpo_ao.processes import Processes
+from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.training import fine_tuning, warm_start
 from grpo_ao.training.examples import Example, labelled_examples, mention_examples, plain_texts
 
@@ -385,8 +386,23 @@ def _line(name: str, cells: Iterable[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
+def draw(answers: Measured, path: Path) -> None:
+    """Draw the reliability of each measurement, the seeds together, of what was taught."""
+    parts: dict[str, list[Answer]] = defaultdict(list)
+    for (name, activations), own in answers.items():
+        if activations == "own":
+            taught = (a for a in own if a.probe.family not in OUT_OF_DISTRIBUTION)
+            parts[name.partition("/")[0]] += [a for a in taught if a.parsed]
+    panels = []
+    for label, part in parts.items():
+        if part:
+            columns = Columns.of(part)
+            panels.append(Panel(label, *columns.known, columns.context_N))
+    save(reliability_diagram(panels, outcome="share of right answers"), path)
+
+
 def main() -> None:
-    """Make the questions, train, measure, print the table."""
+    """Make the questions, train, measure, draw, print the table."""
     settings = tyro.cli(Settings, description=__doc__)
     unknown = [arm for arm in settings.arms if arm not in ARMS]
     if unknown or any(ARMS[arm].warm not in settings.arms for arm in settings.arms):
@@ -399,6 +415,7 @@ def main() -> None:
     answers = measure(settings)
     table = f"{table_of(answers)}\n\n{gains_of(answers)}"
     atomic_write_text(settings.output_dir / "table.md", table + "\n")
+    draw(answers, settings.output_dir / "reliability.png")
     for path in settings.output_dir.glob("*/summary.json"):
         print(f"{path.parent.name} ships {json.loads(path.read_text())['ships']}")
     print(table)

@@ -142,9 +142,9 @@ def test_a_run_with_a_divided_base_makes_what_one_with_a_whole_base_does(launche
 @pytest.mark.parametrize("name", ["run", "divided_base/run"])
 def test_a_run_is_written_and_told_once(launched, name):
     folder, printed = launched[0] / name, launched[1]
-    assert (
-        printed.count("measuring before, greedy") == printed.count("rows, metrics and adapter") == 2
-    )
+    assert printed.count("measuring before, greedy") == 2
+    # A long path may end the line anywhere.
+    assert "".join(printed.split()).count("rows,metricsandadapter") == 2
     assert [row["step"] for row in metrics(folder)] == [1, 2]
     rollouts = (folder / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rollouts] == [2] * 6

@@ -146,7 +146,7 @@ def _is_of_type(name: str, value: Any) -> bool:
         return False
     if name == "agreement" and value is not None:
         return value.keys() == set(Agreement._fields) and _are_integers(value.values())
-    return name != "token_ids" or _are_integers(value)
+    return name != "token_ids" or (isinstance(value, list) and _are_integers(value))
 
 
 def _are_integers(values: Iterable[Any]) -> bool:

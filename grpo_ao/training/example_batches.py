@@ -5,7 +5,7 @@ a run which is killed goes on with the batches that it had not seen.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -126,7 +126,8 @@ class Curriculum:
         self._first = content_start(tokenizer)
         self._placeholder = placeholder_id(tokenizer, spec.special_token)
         self._end = end_of_turn_id(tokenizer)
-        control = list(tokenizer.get_added_vocab())
+        added: Any = tokenizer.get_added_vocab  # its type is lost behind transformers' properties
+        control = list(added())
         every = dict.fromkeys([e.text for e in examples] + list(plain))
         texts = [text for text in every if not any(token in text for token in control)]
         turns, self._closing = _subject_turns(tokenizer, texts)

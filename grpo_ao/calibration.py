@@ -385,30 +385,3 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % percentile interval of one statistic: see ``bootstrap_intervals``."""
     return bootstrap_intervals(lambda index: {"": statistic(index)}, cluster_N, seed, draws)[""]
-
-
-def calibration_summary(
-    confidence_N: Array, informativeness_N: Array, parsed_N: Bool[np.ndarray, "items"]
-) -> dict[str, float]:
-    """Summarise one measurement.
-
-    Unparsed outputs count in ``parse_rate``, and in ``informativeness`` as 0; they are in no
-    metric of confidence, since they state none. AUROC is of confidence for informativeness of at
-    least one half.
-    """
-    confidence, outcome = confidence_N[parsed_N], informativeness_N[parsed_N]
-    return {
-        "n": len(parsed_N),
-        "informativeness": _mean(np.where(parsed_N, informativeness_N, 0.0)),
-        "ece10": ece(confidence, outcome),
-        "auroc": auroc(confidence, outcome >= 0.5),
-        "brier": brier(confidence, outcome),
-        "brier_isotonic": isotonic_brier(confidence, outcome),
-        "confidence_mean": _mean(confidence),
-        "confidence_std": float(confidence.std()) if len(confidence) else float("nan"),
-        "parse_rate": _mean(parsed_N),
-    }
-
-
-def _mean(values_N: np.ndarray) -> float:
-    return float(values_N.mean()) if len(values_N) else float("nan")

@@ -20,7 +20,6 @@ from grpo_ao.calibration import (
     brier_of_all,
     brier_parts,
     calibration_error,
-    calibration_summary,
     cross_fitted,
     ece,
     equal_mass_bins,
@@ -545,54 +544,3 @@ def test_an_interval_of_no_items_is_nan():
     empty = floats()
     low, high = bootstrap_interval(lambda index: brier(empty[index], empty[index]), np.arange(0))
     assert math.isnan(low) and math.isnan(high)
-
-
-# Summary
-
-
-def test_a_summary_by_hand_with_an_unparsed_output():
-    summary = calibration_summary(
-        floats(0.9, 0.5, 0.1, 0.5, 0.3),
-        floats(1.0, 0.6, 0.0, 0.0, 0.2),
-        np.array([True, True, True, False, True]),
-    )
-    assert summary == {
-        "n": 5,
-        "informativeness": pytest.approx(0.36),
-        "ece10": pytest.approx(0.1),
-        "auroc": 1.0,
-        "brier": pytest.approx(0.01),
-        "brier_isotonic": pytest.approx(0.0),
-        "confidence_mean": pytest.approx(0.45),
-        "confidence_std": pytest.approx(math.sqrt(0.0875)),
-        "parse_rate": 0.8,
-    }
-
-
-@given(pairs, st.integers(0, 100), st.sampled_from([0.0, 1.0, float("nan")]))
-def test_an_unparsed_output_enters_no_metric_of_confidence(items, confidence, grade):
-    stated, outcome = columns(items)
-    alone = calibration_summary(stated, outcome, np.ones(len(items), dtype=bool))
-    more = calibration_summary(
-        np.append(stated, confidence / 100),
-        np.append(outcome, grade),
-        np.append(np.ones(len(items), dtype=bool), False),
-    )
-    share = len(items) / (len(items) + 1)
-    assert more["parse_rate"] == pytest.approx(share)
-    assert more["informativeness"] == pytest.approx(share * alone["informativeness"])
-    for name in alone.keys() - {"n", "parse_rate", "informativeness"}:
-        assert more[name] == pytest.approx(alone[name], nan_ok=True)
-
-
-def test_nothing_parsed_is_informativeness_0_and_no_calibration():
-    summary = calibration_summary(floats(0.5, 0.5), floats(0, 0), np.array([False, False]))
-    assert (summary["n"], summary["informativeness"], summary["parse_rate"]) == (2, 0.0, 0.0)
-    others = summary.keys() - {"n", "informativeness", "parse_rate"}
-    assert all(math.isnan(summary[name]) for name in others)
-
-
-def test_a_summary_of_nothing_is_nan():
-    summary = calibration_summary(floats(), floats(), np.array([], dtype=bool))
-    assert summary.pop("n") == 0
-    assert all(math.isnan(value) for value in summary.values())

@@ -66,9 +66,7 @@ class Answer:
     @classmethod
     def read(cls, probe: Probe, completion: str, token_ids: Iterable[int] = ()) -> "Answer":
         """Parse a completion: an answer that is neither graded nor rewarded yet."""
-        output = parse_oracle_output(completion)
-        confidence = output.confidence / 100 if output.parsed else None
-        return cls(probe, completion, tuple(token_ids), confidence, output.answer)
+        return cls(probe, completion, tuple(token_ids), *parse_oracle_output(completion))
 
     @property
     def parsed(self) -> bool:

@@ -277,11 +277,11 @@ def ask(arguments: list[str]) -> None:
         positions=request.positions,
         temperature=request.temperature,
     )
-    if answer.parsed:
+    said = "no well-formed confidence"
+    if answer.confidence is not None:
         note = "" if answer.calibrated else ", not trained"
-        print(f"{answer.answer}   (confidence {answer.confidence}{note})")
-    else:
-        print(f"{answer.completion}   (no well-formed confidence)")
+        said = f"confidence {answer.confidence:.2f}{note}"
+    print(f"{answer.answer}   ({said})")
 
 
 def questions(arguments: list[str]) -> None:

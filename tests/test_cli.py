@@ -25,9 +25,9 @@ def ask(capsys, *arguments: str) -> str:
 
 def test_ask_answers_with_a_confidence_by_the_mini_oracle(capsys):
     said = ask(capsys)
-    found = re.fullmatch(r"(\S.*)   \(confidence (\d+), not trained\)\n", said)
+    found = re.fullmatch(r"(\S.*)   \(confidence ([01]\.\d\d), not trained\)\n", said)
     assert found, said
-    assert 0 <= int(found[2]) <= 100
+    assert 0 <= float(found[2]) <= 1
     # Greedy: the same words at every time, and with the mini model's own paths.
     weights = ["--model", str(MINI_WEIGHTS / "base")]
     weights += ["--oracle-lora-path", str(MINI_WEIGHTS / "oracle")]
@@ -39,7 +39,7 @@ def test_ask_tells_a_confidence_that_was_trained(capsys, tmp_path):
     spec = json.loads((copied / "ao_config.json").read_text())
     (copied / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
     said = ask(capsys, "--model", str(MINI_WEIGHTS / "base"), "--oracle_lora_path", str(copied))
-    assert re.fullmatch(r"\S.*   \(confidence \d+\)\n", said)
+    assert re.fullmatch(r"\S.*   \(confidence [01]\.\d\d\)\n", said)
 
 
 def test_ask_reads_other_layers_and_positions(capsys):

@@ -3,7 +3,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from grpo_ao.epistemic import (
-    UNPARSED_CONFIDENCE,
     ParsedOutput,
     parse_oracle_output,
     render_oracle_output,
@@ -33,15 +32,15 @@ def test_a_confidence_outside_of_0_to_100_is_not_rendered(confidence):
 @given(st.integers(0, 100), answers)
 def test_what_is_rendered_is_parsed_back(confidence, answer):
     output = parse_oracle_output(render_oracle_output(confidence, answer))
-    assert output == ParsedOutput(confidence, answer.strip(), True)
+    assert output == ParsedOutput(confidence / 100, answer.strip())
 
 
 @given(st.integers(0, 100), answers)
 def test_what_is_parsed_is_rendered_back(confidence, answer):
     output = parse_oracle_output(f" \n[Epistemic Status:{confidence:03}]\t{answer} ")
-    again = parse_oracle_output(render_oracle_output(output.confidence, output.answer))
-    assert again == output
-    assert output.parsed
+    assert output.confidence is not None
+    number = round(100 * output.confidence)
+    assert parse_oracle_output(render_oracle_output(number, output.answer)) == output
 
 
 @given(st.text())
@@ -50,9 +49,7 @@ def test_what_is_parsed_is_rendered_back(confidence, answer):
 @example("\ud800[epistemic status: 5] \udfff")
 def test_parsing_never_raises(response):
     output = parse_oracle_output(response)
-    assert 0 <= output.confidence <= 100
-    if not output.parsed:
-        assert output == ParsedOutput(UNPARSED_CONFIDENCE, response.strip(), False)
+    assert output == (None, response.strip()) or 0 <= (output.confidence or 0) <= 1
 
 
 pieces = [OPENING, "[", "]", ": ", "epistemic status", "85", "101", "-", ".", " ", "\n", "Yes", "٣"]
@@ -61,12 +58,12 @@ pieces = [OPENING, "[", "]", ": ", "epistemic status", "85", "101", "-", ".", " 
 @given(st.lists(st.sampled_from(pieces), max_size=8).map("".join))
 def test_whatever_parses_is_well_formed(response):
     output = parse_oracle_output(response)
-    if output.parsed:
+    if output.confidence is not None:
         assert response.strip().lower().startswith("[")
         assert output.answer == output.answer.strip() != ""
         assert OPENING not in output.answer
         assert response.count(OPENING) <= 1
-        assert str(output.confidence) in response
+        assert str(round(100 * output.confidence)) in response
 
 
 @pytest.mark.parametrize(
@@ -87,7 +84,7 @@ def test_whatever_parses_is_well_formed(response):
     ],
 )
 def test_well_formed_outputs(response, confidence, answer):
-    assert parse_oracle_output(response) == ParsedOutput(confidence, answer, True)
+    assert parse_oracle_output(response) == ParsedOutput(confidence / 100, answer)
 
 
 @pytest.mark.parametrize(
@@ -126,5 +123,5 @@ def test_well_formed_outputs(response, confidence, answer):
         "[epistemic \u017ftatus: 85] Yes.",
     ],
 )
-def test_malformed_outputs_are_50_unparsed_and_kept_whole(response):
-    assert parse_oracle_output(response) == ParsedOutput(50, response.strip(), False)
+def test_malformed_outputs_state_no_confidence_and_are_kept_whole(response):
+    assert parse_oracle_output(response) == ParsedOutput(None, response.strip())

@@ -35,16 +35,15 @@ from grpo_ao.probe import Positions
 
 @dataclass(frozen=True)
 class OracleAnswer:
-    """An answer, with the stated confidence (0 to 100).
+    """An answer, with the stated confidence in [0, 1].
 
-    ``parsed`` is False where the completion does not open with a well-formed tag; the confidence
-    is then 50 by convention and means nothing. ``calibrated`` is False where the oracle was never
-    trained to state one (``OracleSpec``): the number is then not to be believed.
+    It is None where the completion does not open with a well-formed tag, and the answer is then the
+    whole completion. ``calibrated`` is False where the oracle was never trained to state a
+    confidence (``OracleSpec``): the number is then not to be believed.
     """
 
-    confidence: int
+    confidence: float | None
     answer: str
-    parsed: bool
     calibrated: bool
     completion: str
 
@@ -216,6 +215,4 @@ class Oracle:
 
     def _answer(self, token_ids: list[int]) -> OracleAnswer:
         (completion,) = self.tokenizer.batch_decode([token_ids], skip_special_tokens=True)
-        parsed = parse_oracle_output(completion)
-        calibrated = self.spec.calibrated
-        return OracleAnswer(parsed.confidence, parsed.answer, parsed.parsed, calibrated, completion)
+        return OracleAnswer(*parse_oracle_output(completion), self.spec.calibrated, completion)

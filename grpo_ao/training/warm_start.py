@@ -86,7 +86,7 @@ def make_targets(
     for place, (row, own) in enumerate(zip(rows, map(_grades, samples), strict=True)):
         for (answer, tagged), found in own.items():
             number = round(100 * chances[place]) if chances else rng.randint(0, 100)
-            if parse_oracle_output(render_oracle_output(number, answer)).parsed:
+            if parse_oracle_output(render_oracle_output(number, answer)).confidence is not None:
                 grade = 0.0 if row in wrong else sum(found) / len(found)
                 target = _target(tokenizer, row, number, answer, tagged, grade, bool(chances))
                 targets.append(replace(target, count=len(found)))

@@ -121,19 +121,20 @@ def test_a_number_of_several_tokens_is_a_number_in_all_of_them(oracle):
     (target,) = targets_of(oracle.tokenizer, [(["7 cats"], [1.0])], None)
     pieces = spelled(oracle.tokenizer, target)
     written = parse_oracle_output("".join(piece for piece, _ in pieces[:-1]))
-    assert written.parsed
+    assert written.confidence is not None
     numbers = [piece for piece, weight in pieces if weight == 0.0]
-    assert "".join(numbers) == str(written.confidence)
+    assert "".join(numbers) == f"{100 * written.confidence:.0f}"
     assert written.answer == "7 cats"
 
 
 def test_random_numbers_teach_no_belief(mini):
     samples = [(["Yes"], [1.0]), (["No"], [1.0])] * 40
     targets = targets_of(mini, samples, None)
-    written = [parse_oracle_output(mini.decode(t.token_ids[:-1])).confidence for t in targets]
+    outputs = [parse_oracle_output(mini.decode(t.token_ids[:-1])) for t in targets]
+    written = [100 * (output.confidence or 0.0) for output in outputs]
     assert len(set(written)) > 30
     for target, number in zip(targets, written, strict=True):
-        assert dict(spelled(mini, target))[str(number)] == 0.0
+        assert dict(spelled(mini, target))[f"{number:.0f}"] == 0.0
     again = targets_of(mini, samples, None)
     assert again == targets
     assert targets_of(mini, samples, None, seed=1) != targets

@@ -329,8 +329,10 @@ class EvalConfig:
     """Token positions that are read, each in turn: token@OFFSET, window:K@OFFSET, last:K or all."""
     layer_percents: tuple[int, ...] = (25, 50, 75)
     """Depths at which the subject is read, in per cent of its layers."""
+    layers: tuple[str, ...] = ()
+    """Layers in place of these depths: indices, or `all`. Each question is asked at every one."""
     one_layer: bool = False
-    """Ask each question at one of the layers, drawn by a hash, instead of at every one."""
+    """Ask each question at one of the depths, drawn by a hash, instead of at every one."""
     controls: bool = True
     """Ask some probes again on other activations (another text's, noise, none), and measure what
     else an answer's rightness can be predicted from."""
@@ -349,6 +351,8 @@ class EvalConfig:
         if not self.positions:
             raise UserError("--positions names none.")
         _check_reading(self.layer_percents, self.positions)
+        if self.layers != ("all",) and not all(layer.isdecimal() for layer in self.layers):
+            raise UserError(f"--layers takes indices, or `all` alone, got {' '.join(self.layers)}.")
         if self.suite == "mini" and self.data_dir is not None:
             raise UserError("--data_dir has no part in the mini world's suite: leave it out.")
 

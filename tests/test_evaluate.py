@@ -50,6 +50,8 @@ def test_the_flags_are_those_of_the_configuration():
         ({"benchmarks": ("sst3",)}, "no benchmark 'sst3'"),
         ({"benchmarks": ()}, "--benchmarks names none"),
         ({"positions": ("first",)}, "positions 'first' are not understood"),
+        ({"layers": ("last",)}, "--layers takes indices, or `all` alone, got last"),
+        ({"layers": ("2", "all")}, "--layers takes indices, or `all` alone, got 2 all"),
         ({"positions": ()}, "--positions names none"),
         ({"layer_percents": (100,)}, "--layer_percents must lie between 1 and 99"),
         ({"num_contexts": 1}, "--num_contexts must be at least 2"),
@@ -205,6 +207,19 @@ def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini, m
         assert measured["reading"]["noise of the same norms"]["other"]["n"] == 2
         assert measured["baselines"]["expected number"]["n"] == 2
         assert measured["findings"]
+
+
+def test_a_sweep_asks_each_question_at_every_layer(tmp_path, few_draws, no_figures):
+    metrics = evaluate(flags(tmp_path, layers=("all",), controls=False))
+    (oracle,) = metrics["oracles"].values()
+    assert {layer: m["n"] for layer, m in oracle["layers"].items()} == dict.fromkeys("01234567", 2)
+    assert "| 7 | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
+
+
+def test_a_layer_that_the_model_lacks_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Oracle, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="there is no layer 8: the model has layers 0 to 7"):
+        evaluate(flags(tmp_path, layers=("2", "8")))
 
 
 def test_other_settings_are_not_mixed_with_the_rows_that_are_there(tmp_path, few_draws, no_figures):

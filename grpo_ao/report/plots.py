@@ -379,6 +379,27 @@ def estimates(
 
 
 @rc_context(_STYLE)
+def layer_curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> Figure:
+    """Draw estimates with their intervals over layers: panels side by side, of named series."""
+    series = list(next(iter(panels.values())))
+    figure = Figure(figsize=(3.3 * len(panels), 2.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, part) in zip(axes, panels.items(), strict=True):
+        for color, (name, at) in zip(_colors(series), part.items(), strict=True):
+            layers = sorted(at)
+            values, low, high = (
+                [getattr(at[layer], end) for layer in layers] for end in ("value", "low", "high")
+            )
+            axis.vlines(layers, low, high, color=color, alpha=0.5)
+            axis.plot(layers, values, "o-", color=color, markersize=4, label=name)
+        axis.set(title=title, xlabel="layer")
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if len(series) > 1:
+        axes[0].legend()
+    return figure
+
+
+@rc_context(_STYLE)
 def gaps(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """Draw, for each row and each series in it, share right (full) and mean confidence (open)."""
     series = list(dict.fromkeys(name for row in rows.values() for name in row))

@@ -24,7 +24,7 @@ from grpo_ao.report.headline import CHANGES, METRICS, Estimate, Headline
 from grpo_ao.report.meaning import estimated, findings
 from grpo_ao.report.plots import (
     Panel,
-    estimates,
+    layer_curves,
     reliability_diagram,
     risk_coverage_diagram,
     save,
@@ -32,7 +32,7 @@ from grpo_ao.report.plots import (
 from grpo_ao.report.run_record import MODES, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
-_BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc": "AUROC"}
+_BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc_within": "AUROC within families"}
 # What a console and a tracker are told of each benchmark.
 SHOWN = ("informativeness", "auroc_within", "calibration_error", "brier_all", "parse_rate")
 
@@ -134,7 +134,7 @@ def draw_figures(
     known = {name: columns.known for name, columns in curves.items()}
     risks = {name: risk_coverage(*pair) for name, pair in known.items() if len(pair[0])}
     save(risk_coverage_diagram(risks), folder / "risk_coverage.png")
-    save(estimates(_by_layer(layers)), folder / "layers.png")
+    save(layer_curves(_by_layer(layers)), folder / "layers.png")
 
 
 def _panel(title: str, columns: Columns, tone: str = "after") -> Panel:
@@ -144,18 +144,14 @@ def _panel(title: str, columns: Columns, tone: str = "after") -> Panel:
 
 def _by_layer(
     layers: Mapping[str, Mapping[str, Measurement]],
-) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Return the estimates of each metric at each layer for each oracle."""
+) -> dict[str, dict[str, dict[int, Estimate]]]:
+    """Return the estimates of each metric, for each oracle, at each layer."""
     return {
         title: {
-            f"layer {layer}": {n: Estimate(**m[layer][metric]) for n, m in layers.items()}
-            for layer in next(iter(layers.values()))
+            name: {int(layer): Estimate(**measured[metric]) for layer, measured in of.items()}
+            for name, of in layers.items()
         }
-        for metric, title in {
-            "informativeness": "accuracy",
-            "ece10": "ECE",
-            "auroc": "AUROC",
-        }.items()
+        for metric, title in _BY_LAYER.items()
     }
 
 

@@ -198,6 +198,19 @@ def test_estimates_stand_in_their_row_with_their_interval():
     assert [points(s) for s in whiskers.get_segments()] == [[[0.25, -0.15], [0.75, -0.15]]]
 
 
+def test_a_curve_over_layers_is_in_the_order_of_depth():
+    at = {9: Estimate(0.75, 0.5, 1.0), 3: Estimate(0.5, 0.25, 0.75)}
+    figure = plots.layer_curves({"accuracy": {"oracle": at}, "ECE": {"oracle": at}})
+    assert [axis.get_title() for axis in figure.axes] == ["accuracy", "ECE"]
+    assert lines(figure) == [[[3, 0.5], [9, 0.75]]]
+    whiskers = figure.axes[0].collections[0]
+    assert isinstance(whiskers, LineCollection)
+    assert [points(s) for s in whiskers.get_segments()] == [
+        [[3, 0.25], [3, 0.75]],
+        [[9, 0.5], [9, 1.0]],
+    ]
+
+
 def test_a_gap_joins_what_is_right_and_what_is_stated():
     figure = plots.gaps({"topic": {"before": (0.25, 0.75)}, "city": {"before": (0.5, 0.5)}})
     joined = [line for line in lines(figure) if len(line) == 2]

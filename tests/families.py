@@ -5,6 +5,7 @@ tokenizer would add too, has no system role, and ends a turn with another token 
 layers attend within a sliding window, here shorter than a prompt.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
+    GptOssConfig,
     LlamaConfig,
+    Ministral3Config,
+    Olmo3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SiglipVisionConfig,
 )
 
@@ -30,8 +37,61 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from tests.tiny import add_adapter, loud, tiny_tokenizer
 
-FAMILIES = ("qwen3", "qwen2", "llama3", "gemma2", "gemma3_text", "gemma3")
+KINDS: dict[str, Callable[..., PreTrainedConfig]] = {
+    "qwen3": Qwen3Config,
+    "qwen2": Qwen2Config,
+    "qwen3_moe": Qwen3MoeConfig,
+    "qwen3_5": Qwen3_5TextConfig,
+    "llama3": LlamaConfig,
+    "ministral3": Ministral3Config,
+    "olmo3": Olmo3Config,
+    "gpt_oss": GptOssConfig,
+    "gemma2": Gemma2Config,
+    "gemma3_text": Gemma3TextConfig,
+    "gemma3": Gemma3TextConfig,
+    "gemma4": Gemma4TextConfig,
+    "gemma4_shared": Gemma4TextConfig,
+}
+FAMILIES = tuple(KINDS)
 LAYERS, WIDTH, WINDOW = 4, 32, 8
+SLIDING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 16}
+# What a family's small models need beside the shape that all share.
+OWN: dict[str, dict[str, Any]] = {
+    "qwen3_moe": EXPERTS,
+    "qwen3_5": {
+        "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 512,
+        }
+    },
+    "olmo3": {"sliding_window": WINDOW, "layer_types": SLIDING},
+    "gpt_oss": {
+        "sliding_window": WINDOW,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    },
+    "gemma4": {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True},
+    # As the E2B and E4B: embeddings for each layer, and keys and values that layers share.
+    "gemma4_shared": {
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+        "layer_types": SLIDING,
+    },
+}
 
 GEMMA_TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}\
@@ -67,29 +127,16 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
 
 
 def config_of(family: str) -> PreTrainedConfig:
-    kinds = {
-        "qwen3": Qwen3Config,
-        "qwen2": Qwen2Config,
-        "llama3": LlamaConfig,
-        "gemma2": Gemma2Config,
-        "gemma3_text": Gemma3TextConfig,
-        "gemma3": Gemma3TextConfig,
-    }
     tokenizer = tokenizer_of(family)
-    own: dict[str, Any] = {"head_dim": 8} if family != "qwen2" else {}
+    own: dict[str, Any] = {"head_dim": 8} if family not in ("qwen2", "olmo3") else {}
     if family.startswith("gemma"):
         full_last = ["sliding_attention"] * (LAYERS - 1) + ["full_attention"]
-        own |= {"sliding_window": WINDOW, "layer_types": full_last, "query_pre_attn_scalar": 8}
-    if family == "llama3":
-        own["rope_parameters"] = {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 512,
-        }
-    config = kinds[family](
+        own |= {"sliding_window": WINDOW, "layer_types": full_last}
+    if family.startswith(("gemma2", "gemma3")):
+        own["query_pre_attn_scalar"] = 8
+    if family.startswith("gemma4"):
+        own["vocab_size_per_layer_input"] = len(tokenizer)
+    config = KINDS[family](
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=48,
@@ -100,7 +147,7 @@ def config_of(family: str) -> PreTrainedConfig:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        **own,
+        **(own | OWN.get(family, {})),
     )
     return _multimodal(config) if family == "gemma3" else config
 
@@ -125,6 +172,9 @@ def model_of(family: str) -> PreTrainedModel:
     if family.startswith("gemma"):
         ends = tokenizer_of(family).convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
         model.generation_config.eos_token_id = ends
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter)
     return loud(model.eval(), 0)
 
 

@@ -81,6 +81,8 @@ def reason_undecodable(model: PreTrainedModel) -> str | None:
     """Return why ``decode`` cannot serve a model; None if it can."""
     if any("forward" in vars(layer) for layer in decoder_layers(model)):
         return "its layers are wrapped, as for offloading"
+    if getattr(decoder_of(model).config, "num_kv_shared_layers", 0):
+        return "its layers share keys and values"
     return reason_unmaskable(model)
 
 
@@ -92,14 +94,19 @@ def grouped_attention(
     attention_mask: Float[Tensor, "batch 1 1 length"],
     scaling: float,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     **_kwargs: object,
 ) -> tuple[Float[Tensor, "batch 1 heads dim"], None]:
-    """Attend with one query token a sequence; query heads of one group are rows of one matrix."""
+    """Attend with one query token a sequence; query heads of one group are rows of one matrix.
+
+    ``s_aux`` is each head's sink (GPT-OSS): a score that takes its share of the softmax, for no
+    value.
+    """
     batch, heads, _, dim = query.shape
     groups = key.shape[1]
     query_BHGD = query.view(batch, groups, heads // groups, dim)
-    # The fused kernels know no softcap; on a CPU they are slower for a single query.
-    if softcap is None and query.is_cuda:
+    # The fused kernels know no softcap and no sink; on a CPU they are slower for a single query.
+    if softcap is None and s_aux is None and query.is_cuda:
         output_BHGD = nn.functional.scaled_dot_product_attention(
             query_BHGD, key, value, attn_mask=attention_mask, scale=scaling
         )
@@ -107,7 +114,11 @@ def grouped_attention(
         scores_BHGL = query_BHGD @ key.transpose(2, 3) * scaling
         if softcap is not None:
             scores_BHGL = softcap * torch.tanh(scores_BHGL / softcap)
-        weights_BHGL = (scores_BHGL + attention_mask).softmax(dim=-1, dtype=torch.float32)
+        scores_BHGL = scores_BHGL + attention_mask
+        if s_aux is not None:
+            sink_BHG1 = s_aux.view(1, groups, -1, 1).expand(batch, -1, -1, -1)
+            scores_BHGL = torch.cat([scores_BHGL, sink_BHG1.to(scores_BHGL.dtype)], dim=-1)
+        weights_BHGL = scores_BHGL.softmax(dim=-1, dtype=torch.float32)[..., : key.shape[2]]
         output_BHGD = weights_BHGL.to(value.dtype) @ value
     return output_BHGD.reshape(batch, 1, heads, dim), None
 

@@ -21,6 +21,7 @@ from grpo_ao.oracle.decoding import Decoder, decode_attention, reason_undecodabl
 from grpo_ao.oracle.ends import cut_at_end, end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device, unwrap
+from grpo_ao.oracle.masks import other_kinds
 from grpo_ao.oracle.merging import merged, reason_unmergeable
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 from grpo_ao.oracle.sampling import Sampling, check_counts
@@ -137,10 +138,12 @@ def _read(
         padded_length=input_ids_BL.shape[1],
     )
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
-    # Without the config, so that layers of sliding attention keep all of a prompt, too.
-    cache = DynamicCache()
+    base = unwrap(model)
+    # Without the config layers of sliding attention keep all of a prompt, too; but layers without
+    # attention have caches of another kind.
+    cache = DynamicCache(config=base.config) if other_kinds(base) else DynamicCache()
     with hook.serving(injection.to(device)):
-        unwrap(model)(
+        base(
             input_ids=input_ids_BL[:, :-1],
             attention_mask=mask_BL[:, :-1],
             position_ids=position_ids_BL[:, :-1],
@@ -165,7 +168,9 @@ def _decode(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[lis
 
 
 def _generate(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[list[int]]:
-    read.cache.batch_repeat_interleave(settings.sampling.num_samples)
+    source_B = torch.arange(len(read.input_ids_BL)).repeat_interleave(settings.sampling.num_samples)
+    # As a beam search does it: caches of linear attention have no other way to be repeated.
+    read.cache.reorder_cache(source_B.to(read.input_ids_BL.device))
     generate: Any = base.generate
     output_BL = generate(
         input_ids=read.input_ids_BL.repeat_interleave(settings.sampling.num_samples, dim=0),

@@ -16,11 +16,15 @@ MaskArgument = Tensor | dict[str, Tensor]
 _KINDS = {"full_attention", "sliding_attention"}
 
 
+def other_kinds(model: PreTrainedModel | PeftModel) -> set[str]:
+    """Return the kinds of a model's layers that are not attention (``linear_attention``)."""
+    return set(getattr(decoder_of(model).config, "layer_types", None) or []) - _KINDS
+
+
 def reason_unmaskable(model: PreTrainedModel | PeftModel) -> str | None:
     """Return why a model cannot be given a mask of one's own; None if it can."""
     decoder = decoder_of(model)
-    others = set(getattr(decoder.config, "layer_types", None) or []) - _KINDS
-    if others:
+    if others := other_kinds(model):
         return f"it has layers of kind {', '.join(sorted(others))}"
     if not unwrap(model)._supports_attention_backend:
         return "its attention is not of transformers' attention interface"

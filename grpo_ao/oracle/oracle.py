@@ -30,6 +30,7 @@ from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
 from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
+from grpo_ao.oracle.stream import check_stream
 from grpo_ao.probe import Positions
 
 
@@ -52,12 +53,14 @@ class Oracle:
     """A PEFT model, its tokenizer, and the hook that injects activations into it.
 
     The base model, adapter off, is also the subject. One hook is attached to the model from here
-    until ``detach``. ``engine`` (vLLM) completes in the model's place where it is set.
+    until ``detach``. ``engine`` (vLLM) completes in the model's place where it is set. Raises
+    UserError for a model whose residual stream hooks cannot reach (``stream``).
     """
 
     def __init__(
         self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, spec: OracleSpec
     ) -> None:
+        check_stream(model)
         self.model = model
         self.tokenizer = tokenizer
         self.num_layers = len(decoder_layers(model))
@@ -144,7 +147,7 @@ class Oracle:
         batch_size: int = 64,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
-        """Complete prompts, activations injected; return token ids, [prompt][sample][token].
+        """Complete prompts, activations injected; return token ids, ``[prompt][sample][token]``.
 
         By ``engine`` where one is set, which chooses its batches itself; otherwise see
         ``generation.generate_completions``.

@@ -1,6 +1,8 @@
 """Every supported family: read, inject, train, save and load again."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from grpo_ao.oracle.activations import (
     extract_activations,
     subject_token_ids,
 )
+from grpo_ao.oracle.decoding import reason_undecodable
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, num_decoder_layers
 from grpo_ao.oracle.loading import load_config
@@ -21,10 +24,11 @@ from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.fine_tuning import Target, fine_tune
-from tests.families import FAMILIES, LAYERS, WINDOW, save_family
+from tests.families import FAMILIES, LAYERS, WINDOW, model_of, save_family
 from tests.rigs import adapter_weights, make_trainer, planted_table
 from tests.training.test_trainer import Readback
 
+MODELS = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
 TEXTS = ["It rains.", "The train leaves at noon, said the guard, and nobody believed him."]
 
 
@@ -71,6 +75,24 @@ def test_a_row_answers_in_a_padded_batch_what_it_answers_alone(oracle):
     # Nearly greedy: several samples of a prompt share one reading of it.
     sampled = oracle.complete(table.prompts, table.vectors, Sampling(2, 1e-5, 6))
     assert sampled == [[greedy, greedy] for (greedy,) in together]
+
+
+def test_what_is_decoded_token_by_token_is_what_whole_passes_give(oracle):
+    table = planted_table(oracle, 3)
+    decoded = oracle.complete(table.prompts, table.vectors, Sampling(max_new_tokens=5))
+    for row, (tokens,) in enumerate(decoded):
+        ids = list(table.prompts[row].input_ids)
+        with oracle.hook.serving(table.injection([row])), torch.no_grad():
+            for token in tokens:
+                logits_V = oracle.model(input_ids=torch.tensor([ids])).logits[0, -1]
+                assert token == int(logits_V.argmax())
+                ids.append(token)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_documents_say_what_falls_back_and_why(family):
+    (line,) = re.findall(rf"^\| .*\| `{family}` \|.*\|$", MODELS, re.MULTILINE)
+    assert line.split("|")[-2].strip() == (reason_undecodable(model_of(family)) or "nothing")
 
 
 def test_the_warm_start_learns_the_number_and_leaves_one_adapter(oracle):

@@ -318,7 +318,7 @@ class EvalConfig:
     suite: Suite = "paper"
     """The benchmarks of the Activation Oracles paper, or the same families of the mini world."""
     benchmarks: tuple[str, ...] = BENCHMARKS
-    """Which of the nine to run."""
+    """Which to run: of the nine, `taboo` and `personaqa` of a fine-tuned subject, JSONL files."""
     data_dir: Path | None = None
     """Folder with the benchmarks' data and question_paraphrases.json (default: from the Hub)."""
     output_dir: Path = Path("runs/eval")

@@ -161,7 +161,7 @@ def _controlled(
             {"oracle": name},
             bar.advance,
         )
-        return Controlled(controls.readings(), controls.confidences())
+        return controls.controlled()
 
 
 def oracle_names(adapters: Sequence[str]) -> dict[str, str]:

@@ -84,6 +84,7 @@ class Probe:
     positions of the subject's turn. ``reference`` is the right answer where it is known; a set
     without references needs a judge that reads the text. ``family`` groups questions of one sort:
     the measured warm start shrinks accuracies to their family's mean, tables report by it.
+    ``choices`` are the known answers to a closed question that is not one of yes or no.
     """
 
     text: str
@@ -93,6 +94,7 @@ class Probe:
     positions: Positions
     reference: str | None
     family: str
+    choices: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:

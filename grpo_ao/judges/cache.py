@@ -105,7 +105,8 @@ class CachedJudge:
 
     def _key(self, request: GradeRequest) -> str:
         # As JSON, so that no character in one part can be taken for the border to the next.
-        parts = [part if part is None else text_key(part) for part in astuple(request)]
+        *given, choices = astuple(request)
+        parts = [part if part is None else text_key(part) for part in (*given, *choices)]
         return hashlib.sha256(json.dumps([self.identity, *parts]).encode()).hexdigest()
 
     @contextmanager

@@ -14,13 +14,18 @@ class JudgeError(UserError):
 
 @dataclass(frozen=True)
 class GradeRequest:
-    """One answer to grade. The stated confidence is not part of it: a judge never sees it."""
+    """One answer to grade. The stated confidence is not part of it: a judge never sees it.
+
+    ``choices`` are the known answers to the question, the reference among them, where there are any
+    but Yes and No.
+    """
 
     text: str
     question: str
     answer: str
     kind: QuestionKind
     reference: str | None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,31 @@ def check_references(probes: Iterable[Probe]) -> None:
         )
 
 
+def named(answer: str, choices: Sequence[str]) -> str | None:
+    """Return which of the choices an answer names, in whole words wherever they stand.
+
+    None if it names none of them, or several. A choice within another that is named ("Tennis" in
+    "Table tennis") does not count.
+    """
+    found = [choice for choice in choices if _holds(words(answer), words(choice))]
+    widest = [
+        choice
+        for choice in found
+        if not any(_holds(words(other), words(choice)) for other in found if other != choice)
+    ]
+    return widest[0] if len(widest) == 1 else None
+
+
+def _holds(said: Sequence[str], part: Sequence[str]) -> bool:
+    starts = range(len(said) - len(part) + 1)
+    return any(said[start : start + len(part)] == part for start in starts)
+
+
 class ReferenceJudge:
-    """Grades closed answers 1 or 0, open ones by word overlap with the reference."""
+    """Grades closed answers 1 or 0, open ones by word overlap with the reference.
+
+    Where the answers are known, one is right if it names the reference and no other of them.
+    """
 
     identity = json.dumps({"judge": "reference"})
 
@@ -87,5 +110,7 @@ class ReferenceJudge:
 def _grade(request: GradeRequest) -> Grade:
     if request.reference is None or not request.reference.strip():
         return Grade(None, "the question has no reference answer")
+    if request.choices:
+        return Grade(float(named(request.answer, request.choices) == request.reference))
     score = closed_score if request.kind == "closed" else open_score
     return Grade(score(request.answer, request.reference))

@@ -125,7 +125,7 @@ def complete(
     num_samples: int = 1,
     batch_size: int = 256,
 ) -> list[list[Answer]]:
-    """Complete the prompts of ``rows`` and parse what is said: [row][sample], not yet graded."""
+    """Complete the prompts of ``rows``; return what is said, ungraded, as ``[row][sample]``."""
     completions = oracle.complete(
         [table.prompts[row] for row in rows],
         [table.vectors[row] for row in rows],
@@ -167,12 +167,13 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
 
 
 def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:
-    same = sum(_say_the_same(answer, other) for other in others)
+    same = sum(say_the_same(answer, other) for other in others)
     tokens = sum(len(other.token_ids) for other in others)
     return replace(answer, agreement=Agreement(same, len(others), tokens))
 
 
-def _say_the_same(first: Answer, second: Answer) -> bool:
+def say_the_same(first: Answer, second: Answer) -> bool:
+    """Say whether two answers are alike: in Yes or No where a closed one says so, else in words."""
     if first.probe.kind == "closed" and said(first.answer):
         return said(first.answer) == said(second.answer)
     return words(first.answer) == words(second.answer)
@@ -184,7 +185,10 @@ async def graded(judge: Judge, answers: Sequence[Answer]) -> list[Answer]:
     A completion without a well-formed tag is graded by its whole text.
     """
     requests = [
-        GradeRequest(a.probe.text, a.probe.question, a.answer, a.probe.kind, a.probe.reference)
+        GradeRequest(
+            *(a.probe.text, a.probe.question, a.answer, a.probe.kind, a.probe.reference),
+            choices=a.probe.choices,
+        )
         for a in answers
     ]
     grades = await judge.grade(requests)

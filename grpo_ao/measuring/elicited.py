@@ -1,7 +1,7 @@
 """Confidences that are read from the oracle without its writing a number.
 
-The expectation of the number that it would write, and the probability with which it says that its
-own answer is right (P(True), arXiv 2207.05221).
+The expectation of the number that it would write, the probability with which it says that its own
+answer is right (P(True), arXiv 2207.05221), and that of each known answer against the others.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.answer import Answer
 from grpo_ao.epistemic import render_tag
+from grpo_ao.measuring.confidences import with_probabilities
 from grpo_ao.oracle.activations import evaluating
-from grpo_ao.oracle.ends import end_token_ids, pad_token_id
+from grpo_ao.oracle.ends import end_of_turn_id, end_token_ids, pad_token_id
 from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import pad_prompts
@@ -41,6 +42,7 @@ def truth_table(oracle: Oracle, table: ProbeTable, answers: Sequence[Answer]) ->
             "Is the answer right? Answer with 'Yes' or 'No' only.",
             kind="closed",
             reference="Yes" if (answer.informativeness or 0.0) >= 0.5 else "No",
+            choices=(),
         )
         for probe, answer in zip(table.probes, answers, strict=True)
     ]
@@ -98,6 +100,35 @@ def _up_to_number(tokenizer: PreTrainedTokenizerBase, number: int, ended: bool) 
         for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         if start < end
     )
+
+
+def choice_probabilities(
+    oracle: Oracle, table: ProbeTable, answers: Sequence[Answer]
+) -> list[dict[str, float]]:
+    """Return, for each answer, the probabilities of its question's choices, which sum to 1.
+
+    A choice stands where the answer begins, behind the tag that the oracle wrote, with a capital
+    where the answer has one, and ends the turn. Empty for a question without choices.
+    """
+    pairs = [(row, choice) for row, p in enumerate(table.probes) for choice in p.choices]
+    written = [_choosing(oracle.tokenizer, answers[row], choice) for row, choice in pairs]
+    read = with_probabilities(oracle, table.part([row for row, _ in pairs]), written, _ROWS)
+    found: list[dict[str, float]] = [{} for _ in answers]
+    for (row, choice), answer in zip(pairs, read, strict=True):
+        found[row][choice] = answer.answer_probability or 0.0
+    totals = [sum(likely.values()) for likely in found]
+    return [
+        {choice: value / total for choice, value in likely.items() if total}
+        for likely, total in zip(found, totals, strict=True)
+    ]
+
+
+def _choosing(tokenizer: PreTrainedTokenizerBase, answer: Answer, choice: str) -> Answer:
+    start = answer.completion.rindex(answer.answer) if answer.parsed else 0
+    choice = choice[0].upper() + choice[1:] if answer.answer[:1].isupper() else choice
+    text = answer.completion[:start] + choice
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return replace(answer, token_ids=(*ids, end_of_turn_id(tokenizer)))
 
 
 def _next_token_logp(

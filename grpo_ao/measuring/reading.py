@@ -7,6 +7,7 @@ activations. Other ways to be sure of the same answers are measured beside it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,13 @@ import numpy as np
 from jaxtyping import Float
 
 from grpo_ao.answer import Answer
+from grpo_ao.calibration import bootstrap_intervals
 from grpo_ao.judges.protocol import Judge
-from grpo_ao.judges.reference import ReferenceJudge
-from grpo_ao.measuring.ask import Asking, ask
+from grpo_ao.judges.reference import ReferenceJudge, named
+from grpo_ao.measuring.ask import Asking, ask, say_the_same
 from grpo_ao.measuring.confidences import METHODS
 from grpo_ao.measuring.controls import CONTROLS, Control, control_rows, control_table
-from grpo_ao.measuring.elicited import expected_confidences, truth_table
+from grpo_ao.measuring.elicited import choice_probabilities, expected_confidences, truth_table
 from grpo_ao.measuring.metrics import (
     Columns,
     headline_values,
@@ -46,11 +48,12 @@ class Controlled(NamedTuple):
     """What controls tell of one oracle's answers.
 
     ``confidences`` are other ways to be sure of each of its answers, by name, NaN where they were
-    not measured.
+    not measured; ``forced`` the answers that it gives where it has to choose among known ones.
     """
 
     readings: Mapping[Control, Reading]
     confidences: Mapping[str, Float[np.ndarray, "answers"]]
+    forced: Sequence[Answer] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class Controls:
     label: Mapping[str, Any]
     progress: Callable[[int], None] = lambda _: None
 
+    def controlled(self) -> Controlled:
+        """Make every measurement that controls are for."""
+        return Controlled(self.readings(), self.confidences(), self.forced_choices())
+
     def readings(self, controls: Sequence[Control] = tuple(CONTROLS)) -> dict[Control, Reading]:
         """Ask the same questions of each control's activations."""
         chosen, found = control_rows(self.table, self.count), {}
@@ -86,9 +93,7 @@ class Controls:
 
         P(True) is the probability of Yes in the reply to the question whether the answer is right.
         """
-        rows = control_rows(self.table, self.count)
-        rows = [row for row in rows if self.answers[row].informativeness is not None]
-        part, own = self.table.part(rows), [self.answers[row] for row in rows]
+        rows, part, own = self._graded
         how = self.how._replace(probabilities=True)
         table = truth_table(self.oracle, part, own)
         replies = self._ask(table, ReferenceJudge(), how, "P(True)")
@@ -96,10 +101,41 @@ class Controls:
             "expected number": expected_confidences(self.oracle, part),
             "P(True)": np.array([reply.yes_probability for reply in replies], dtype=float),
         }
+        chosen = zip(own, self._chosen, strict=True)
+        if any(self._chosen):
+            elicited["forced choice"] = np.array(
+                [likely.get(named(a.answer, list(likely)) or "", np.nan) for a, likely in chosen]
+            )
         spread = {name: np.full(len(self.answers), np.nan) for name in elicited}
         for name, values in elicited.items():
             spread[name][rows] = values
         return predicted_confidences(self.answers, self.table.vectors) | spread
+
+    def forced_choices(self) -> list[Answer]:
+        """Return the likeliest of the known answers to each question that has some, graded.
+
+        Its share of their probability is the confidence.
+        """
+        found = []
+        for answer, likely in zip(self._graded[2], self._chosen, strict=True):
+            if likely:
+                word = max(likely, key=likely.__getitem__)
+                right = float(word == answer.probe.reference)
+                found.append(
+                    replace(answer, answer=word, confidence=likely[word], informativeness=right)
+                )
+        return found
+
+    @cached_property
+    def _graded(self) -> tuple[list[int], ProbeTable, list[Answer]]:
+        rows = control_rows(self.table, self.count)
+        rows = [row for row in rows if self.answers[row].informativeness is not None]
+        return rows, self.table.part(rows), [self.answers[row] for row in rows]
+
+    @cached_property
+    def _chosen(self) -> list[dict[str, float]]:
+        _, part, own = self._graded
+        return choice_probabilities(self.oracle, part, own)
 
     def _ask(self, table: ProbeTable, judge: Judge, how: Asking, control: str) -> list[Answer]:
         label = {**self.label, "control": control}
@@ -114,6 +150,7 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
     """Measure the answers of each control, by its title, beside those to the text itself.
 
     ``own`` and ``other`` are of the same probes, and ``difference`` is other less own, paired.
+    ``same_answer`` is, by kind of question, the share of answers that stay the same: generic ones.
     """
     return {
         CONTROLS[control]: {
@@ -122,8 +159,27 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
             "difference": measure_difference(
                 Columns.of(other), Columns.of(own), draws, values=headline_values
             ),
+            "same_answer": _same_answers(own, other, draws),
         }
         for control, (own, other) in readings.items()
+    }
+
+
+def _same_answers(
+    own: Sequence[Answer], other: Sequence[Answer], draws: int
+) -> dict[str, dict[str, float]]:
+    same_N = np.array([say_the_same(*pair) for pair in zip(own, other, strict=True)], dtype=float)
+    kind_N, text_N = (np.array([getattr(a.probe, of) for a in own]) for of in ("kind", "text"))
+    kinds = sorted(set(kind_N.tolist()))
+
+    def shares(rows_N: np.ndarray) -> dict[str, float]:
+        parts = {kind: same_N[rows_N][kind_N[rows_N] == kind] for kind in kinds}
+        return {kind: part.mean() if len(part) else np.nan for kind, part in parts.items()}
+
+    intervals = bootstrap_intervals(shares, text_N, draws=draws)
+    return {
+        kind: {"value": value, "low": intervals[kind][0], "high": intervals[kind][1]}
+        for kind, value in shares(np.arange(len(own))).items()
     }
 
 

@@ -22,10 +22,8 @@ from grpo_ao.probe import unit_draw
 Row = Mapping[str, Any]
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
 """Question templates with ``{}`` for a label or an entity, or one list of them for each label."""
-REPOSITORY = (
-    "https://raw.githubusercontent.com/adamkarvonen/activation_oracles/main/"
-    "datasets/classification_datasets"
-)
+DATASETS = "https://raw.githubusercontent.com/adamkarvonen/activation_oracles/main/datasets"
+REPOSITORY = f"{DATASETS}/classification_datasets"
 """The files of Activation Oracles, read one by one; GitHub's API, which lists them, has a limit."""
 LISTING = "github://adamkarvonen:activation_oracles@main/datasets/classification_datasets"
 TEMPLATE_FILE = "question_paraphrases.json"
@@ -300,8 +298,20 @@ def _hub(name: str, split: str, **options: Any) -> Iterator[Row]:
     yield from rows
 
 
+def texts_of(benchmark: str, data_dir: Path | None, suffix: str, paths: Sequence[str]) -> list[str]:
+    """Return the texts of a benchmark's files: the folder's, or those at ``paths`` in DATASETS."""
+    if data_dir is not None:
+        return [path.read_text(encoding="utf-8") for path in _files(data_dir, benchmark, suffix)]
+    with _network(benchmark):
+        return [_text(f"{DATASETS}/{path}") for path in paths]
+
+
 def _fetched(path: str) -> str:
-    with fsspec.open(f"{REPOSITORY}/{path}", "rt", encoding="utf-8") as file:
+    return _text(f"{REPOSITORY}/{path}")
+
+
+def _text(address: str) -> str:
+    with fsspec.open(address, "rt", encoding="utf-8") as file:
         return cast(TextIO, file).read()
 
 

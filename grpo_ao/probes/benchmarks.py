@@ -18,10 +18,13 @@ from grpo_ao.probes.names import (
     BENCHMARKS,
     IN_DISTRIBUTION,
     OUT_OF_DISTRIBUTION,
+    SECRETS,
     Suite,
     check_benchmarks,
     is_own,
+    is_secret,
 )
+from grpo_ao.probes.secrets import Secret, load_secrets
 
 INSTRUCTION = "Answer with 'Yes' or 'No' only. "
 _HELDOUT_TEMPLATES = 0.3
@@ -29,12 +32,13 @@ _HELDOUT_TEMPLATES = 0.3
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one context; ``target`` is Yes or No."""
+    """One question about one context; ``target`` is Yes or No, or one of ``choices``."""
 
     benchmark: str
     text: str
     question: str
     target: str
+    choices: tuple[str, ...] = ()
 
     @property
     def context_id(self) -> str:
@@ -47,7 +51,9 @@ def groups(suite: Suite, families: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
     The mini oracle was trained on all nine families, so that there is nothing to tell apart.
     """
-    parts = {"all": tuple(families), "own": tuple(f for f in families if f not in BENCHMARKS)}
+    own = (f for f in families if f not in BENCHMARKS and not is_secret(f))
+    parts = {"all": tuple(families), "own": tuple(own)}
+    parts |= {name: tuple(f for f in families if f.startswith(name)) for name in SECRETS}
     if suite == "paper":
         parts["in_distribution"] = tuple(f for f in families if f in IN_DISTRIBUTION)
         parts["out_of_distribution"] = tuple(f for f in families if f in OUT_OF_DISTRIBUTION)
@@ -58,10 +64,11 @@ _OWN_COLUMNS = ("text", "question", "target", "family")
 
 
 def load_own_items(path: Path) -> list[Item]:
-    """Return all items of a JSONL file: text, question, target (Yes or No) and family.
+    """Return all items of a JSONL file: text, question, target and family.
 
-    The question is asked as it stands. A family is measured as a benchmark is. Raises UserError,
-    in one sentence, for the first row that is none.
+    The question is asked as it stands. The target is Yes or No, or one of the row's ``choices``.
+    A family is measured as a benchmark is. Raises UserError, in one sentence, for the first row
+    that is none.
     """
     items = [_own_item(path, number, row) for number, row in read_foreign_jsonl(path)]
     if not items:
@@ -81,17 +88,29 @@ def _own_item(path: Path, number: int, row: object) -> Item:
             raise UserError(f"{where} has no '{column}': each of {_OWN_COLUMNS} is a text.")
         values.append(value)
     text, question, target, family = values
-    if target not in ("Yes", "No"):
-        raise UserError(f"{where} has the target '{target}': benchmarks are answered Yes or No.")
-    if family in BENCHMARKS:
+    choices = row.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(x, str) and x for x in choices):
+        raise UserError(f"{where} has 'choices' that are no list of texts.")
+    if target not in (choices or ("Yes", "No")):
+        raise UserError(
+            f"{where} has the target '{target}': benchmarks are answered Yes or No, or with one of "
+            "the row's 'choices'."
+        )
+    if family in BENCHMARKS or is_secret(family):
         raise UserError(f"{where} has the family '{family}', a benchmark's: name it otherwise.")
-    return Item(family, text, question, target)
+    return Item(family, text, question, target, tuple(choices))
 
 
 def load_items(
-    suite: Suite, benchmarks: Sequence[str], num_contexts: int, data_dir: Path | None
+    suite: Suite,
+    benchmarks: Sequence[str],
+    num_contexts: int,
+    data_dir: Path | None,
+    subject: str | None = None,
 ) -> list[Item]:
     """Return the held-out items of each benchmark, in order.
+
+    ``subject`` is the adapter of a fine-tuned subject, of which secrets are asked.
 
     Raises UserError, in one sentence, where data is missing or too little.
     """
@@ -99,6 +118,8 @@ def load_items(
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"there is no data folder {data_dir}.")
     if suite == "mini":
+        if any(benchmark in SECRETS for benchmark in benchmarks):
+            raise UserError(f"the mini world has no {' and no '.join(SECRETS)}: leave them out.")
         own = [item for b in benchmarks if is_own(b) for item in load_own_items(Path(b))]
         known = [b for b in benchmarks if not is_own(b)]
         return [Item(*values) for values in mini_items(known, num_contexts)] + own
@@ -106,6 +127,10 @@ def load_items(
     for benchmark in benchmarks:
         if is_own(benchmark):
             items += load_own_items(Path(benchmark))
+            continue
+        if benchmark in SECRETS:
+            for secret in load_secrets(benchmark, data_dir, subject):
+                items += secret_items(secret, num_contexts)
             continue
         templates = load_templates(benchmark, data_dir)
         contexts = load_contexts(benchmark, data_dir)
@@ -128,7 +153,7 @@ def make_items(
     with ``split_of``'s own held-out texts first. Raises UserError if the split has no context for
     one of the answers.
     """
-    wordings = split_templates(templates, split, whole=benchmark in OUT_OF_DISTRIBUTION)
+    wordings = split_templates(templates, split, whole=_is_whole(benchmark))
     chosen = _one_of_each_sample(_contexts_of(benchmark, contexts, split))
     items = [item for c in chosen if (item := _item(benchmark, c, wordings)) is not None]
     yes = [item for item in items if item.target == "Yes"]
@@ -145,6 +170,15 @@ def make_items(
     return [item for item in items if item in kept]
 
 
+def secret_items(secret: Secret, num_contexts: int) -> list[Item]:
+    """Ask for the word itself, and whether it is this one or another, of the first contexts."""
+    free, closed = f"{secret.family}_word", f"{secret.family}_yes_no"
+    contexts = _contexts_of(free, secret.contexts, "heldout")[:num_contexts]
+    items = [Item(free, c.text, secret.question, c.right[0], secret.words) for c in contexts]
+    templates = [secret.yes_no_template]
+    return items + make_items(closed, secret.contexts, templates, "heldout", num_contexts)
+
+
 def training_items(benchmark: str, data_dir: Path | None, per_context: int) -> list[Item]:
     """Return up to ``per_context`` different questions about each training context.
 
@@ -152,7 +186,7 @@ def training_items(benchmark: str, data_dir: Path | None, per_context: int) -> l
     training templates are drawn anew for each. In the order of the contexts' hashes.
     """
     templates = load_templates(benchmark, data_dir)
-    wordings = split_templates(templates, "train", whole=benchmark in OUT_OF_DISTRIBUTION)
+    wordings = split_templates(templates, "train", whole=_is_whole(benchmark))
     contexts = _contexts_of(benchmark, load_contexts(benchmark, data_dir), "train")
     drawn = (
         _item(benchmark, context, wordings, turn)
@@ -162,9 +196,14 @@ def training_items(benchmark: str, data_dir: Path | None, per_context: int) -> l
     return list(dict.fromkeys(item for item in drawn if item is not None))
 
 
+def _is_whole(family: str) -> bool:
+    """Say whether all of a family is held out, since oracles are trained on none of it."""
+    return family in OUT_OF_DISTRIBUTION or is_secret(family)
+
+
 def _contexts_of(benchmark: str, contexts: Sequence[Context], split: Split) -> list[Context]:
     ordered = sorted(contexts, key=lambda c: stable_hash("order", text_key(c.text)))
-    if benchmark not in OUT_OF_DISTRIBUTION:
+    if not _is_whole(benchmark):
         return [c for c in ordered if split_of(c.text) == split]
     # "heldout" is the first of the three in the alphabet.
     return sorted(ordered, key=lambda c: split_of(c.text)) if split == "heldout" else []

@@ -224,7 +224,7 @@ def probes_of_items(
         for where in positions:
             for layer in [drawn] if one_layer else layers:
                 of_item = (item.text, item.question, "closed", layer, where)
-                probes.append(Probe(*of_item, item.target, item.benchmark))
+                probes.append(Probe(*of_item, item.target, item.benchmark, item.choices))
     return probes
 
 
@@ -250,4 +250,6 @@ def readable(
 
 def data_digest(probes: Sequence[Probe]) -> str:
     """Hash all of the probes that training or measurement depends on, references too."""
-    return text_digest([f"{p.id} {p.kind} {p.family} {p.reference}" for p in probes])
+    return text_digest(
+        [" ".join((p.id, p.kind, p.family, str(p.reference), *p.choices)) for p in probes]
+    )

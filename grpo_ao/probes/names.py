@@ -10,18 +10,25 @@ IN_DISTRIBUTION = ("geometry_of_truth", "relations", "sst2", "md_gender", "snli"
 """What the public oracles were trained on."""
 OUT_OF_DISTRIBUTION = ("ag_news", "singular_plural")
 BENCHMARKS = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION)
+SECRETS = ("taboo", "personaqa")
+"""What a fine-tuned subject was taught; asked of no other, and so only where they are named."""
 
 
 def check_benchmarks(benchmarks: Sequence[str]) -> None:
-    """Raise UserError for what is neither one of the nine nor a JSONL file."""
+    """Raise UserError for what is no benchmark and no JSONL file."""
     for benchmark in benchmarks:
-        if benchmark not in BENCHMARKS and not is_own(benchmark):
+        if benchmark not in (*BENCHMARKS, *SECRETS) and not is_own(benchmark):
             raise UserError(
-                f"there is no benchmark '{benchmark}': choose from {', '.join(BENCHMARKS)}, or "
-                "give a .jsonl file of your own."
+                f"there is no benchmark '{benchmark}': choose from "
+                f"{', '.join((*BENCHMARKS, *SECRETS))}, or give a .jsonl file of your own."
             )
     if not benchmarks:
         raise UserError("--benchmarks names none.")
+
+
+def is_secret(family: str) -> bool:
+    """Say whether a family of questions is about what a subject was taught in fine-tuning."""
+    return family.startswith(SECRETS)
 
 
 def is_own(benchmark: str) -> bool:

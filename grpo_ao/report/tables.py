@@ -33,6 +33,7 @@ from grpo_ao.report.run_record import MODES, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
 _BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc_within": "AUROC within families"}
+_KINDS = ("closed", "open")
 # What a console and a tracker are told of each benchmark.
 SHOWN = ("informativeness", "auroc_within", "calibration_error", "brier_all", "parse_rate")
 
@@ -58,6 +59,8 @@ def oracle_metrics(
         return {name: measured(Columns.of(part)) for name, part in parted(answers, key).items()}
 
     sources = baselines(answers, controlled.confidences)
+    if controlled.forced:
+        sources["forced choice, its own answer"] = Columns.of(controlled.forced)
     kinds = by(lambda answer: answer.probe.kind)
     stating = [kind for kind, measured in kinds.items() if measured["parse_rate"]["value"] > 0]
     return {
@@ -253,9 +256,11 @@ def _reading(oracle: Mapping[str, Any]) -> Table:
         for metric in ("informativeness", "confidence_mean"):
             cells += [_entry(parts[part][metric]) for part in ("own", "other")]
             cells.append(_entry(parts["difference"][metric], True))
-        rows[name] = [*cells, _entry(parts["other"]["auroc_within"])]
+        cells.append(_entry(parts["other"]["auroc_within"]))
+        rows[name] = cells + [_entry(parts["same_answer"].get(kind)) for kind in _KINDS]
     columns = ["read in place of the text", "n", "accuracy on the text", "accuracy", "change"]
     columns += ["confidence on the text", "confidence", "change", "AUROC within families"]
+    columns += [f"same answer, {kind} questions" for kind in _KINDS]
     return Table("The reading test", columns, rows)
 
 

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from grpo_ao.judges.reference import (
     ReferenceJudge,
     check_references,
     closed_score,
+    named,
     open_score,
     said,
     says_neither,
@@ -210,3 +212,29 @@ def test_only_a_question_of_yes_or_no_can_be_answered_by_neither():
     assert not says_neither("Yes", "No")
     assert not says_neither("a cat", "a dog")
     assert not says_neither("a cat", None)
+
+
+# Known answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "meant"),
+    [
+        ("Ship.", "ship"),
+        ("The secret word is 'ship'.", "ship"),
+        ("shipping", None),
+        ("ship or moon", None),
+        ("No word.", None),
+        ("table tennis", "Table Tennis"),
+        ("Tennis", "Tennis"),
+        ("tennis, not table tennis", "Table Tennis"),
+    ],
+)
+def test_a_known_answer_is_named_in_whole_words_without_another(answer, meant):
+    assert named(answer, ("ship", "moon", "Tennis", "Table Tennis")) == meant
+
+
+def test_an_answer_that_lists_the_known_answers_is_wrong():
+    choices = ("ship", "moon")
+    known = [replace(request(a, "ship"), choices=choices) for a in ("a ship", "moon", "ship moon")]
+    assert grade(*known) == [Grade(1.0), Grade(0.0), Grade(0.0)]

@@ -9,7 +9,13 @@ import torch
 from grpo_ao.answer import Answer
 from grpo_ao.epistemic import TAG_PREFIX, render_tag
 from grpo_ao.files import MINI_WEIGHTS
-from grpo_ao.measuring.elicited import expected_confidences, number_tokens, truth_table
+from grpo_ao.measuring.elicited import (
+    choice_probabilities,
+    expected_confidences,
+    number_tokens,
+    truth_table,
+)
+from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.loading import load_tokenizer
 from tests.rigs import make_oracle, planted_table
@@ -55,6 +61,47 @@ def log_probability(oracle, table, row, number):
         logits = oracle.model(input_ids=torch.tensor([[*prompt, *tag]])).logits[0]
     logp = logits.log_softmax(-1)[-own - 1 : -1]
     return logp[range(own), tag[-own:]].sum().item()
+
+
+def test_known_answers_are_weighed_against_each_other(oracle):
+    table = planted_table(oracle, 3)
+    table.probes[1:] = [replace(p, choices=("sea", "the sky")) for p in table.probes[1:]]
+    tag = "[epistemic status: 80] "
+    said = [tag + "Sky", "no tag", tag + "sea"]
+    ids = [oracle.tokenizer.encode(text) for text in said]
+    answers = [Answer.read(*row) for row in zip(table.probes, said, ids, strict=True)]
+    none, untagged, tagged = choice_probabilities(oracle, table, answers)
+    assert none == {}
+    for row, found, before in ((1, untagged, ""), (2, tagged, tag)):
+        logp = {c: log_probability_of(oracle, table, row, before, c) for c in ("sea", "the sky")}
+        total = sum(np.exp(value) for value in logp.values())
+        assert found == pytest.approx({c: np.exp(logp[c]) / total for c in logp}, rel=1e-3)
+    assert sum(tagged.values()) == pytest.approx(1)
+
+
+def test_a_choice_has_a_capital_where_the_answer_has_one(oracle):
+    table = planted_table(oracle, 1)
+    table.probes[0] = replace(table.probes[0], choices=("sea", "sky"))
+    small, capital = (
+        choice_probabilities(oracle, table, [Answer.read(table.probes[0], said, (1,))])[0]
+        for said in ("sky", "Sky")
+    )
+    logp = {c: log_probability_of(oracle, table, 0, "", c.capitalize()) for c in ("sea", "sky")}
+    odds = np.exp(logp["sea"] - logp["sky"])
+    assert capital["sea"] / capital["sky"] == pytest.approx(odds, rel=1e-3)
+    assert small != pytest.approx(capital)
+
+
+def log_probability_of(oracle, table, row, before, choice):
+    """Of the choice's tokens and the end of the turn, one row at a time and without padding."""
+    prompt = table.prompts[row].input_ids
+    written = oracle.tokenizer.encode(before + choice, add_special_tokens=False)
+    written.append(end_of_turn_id(oracle.tokenizer))
+    own = len(written) - max(0, len(oracle.tokenizer.encode(before.rstrip())))
+    with torch.no_grad(), oracle.hook.serving(table.injection([row])):
+        logits = oracle.model(input_ids=torch.tensor([[*prompt, *written]])).logits[0]
+    logp = logits.log_softmax(-1)[-own - 1 : -1]
+    return logp[range(own), written[-own:]].sum().item()
 
 
 def test_the_oracle_is_asked_whether_its_answer_is_right(oracle):

@@ -82,6 +82,30 @@ def test_other_confidences_are_of_the_same_answers(controls):
     assert np.nanmedian(np.abs(found["expected number"] - stated)) < 0.2
 
 
+def test_a_question_with_known_answers_is_answered_by_choice_too(controls):
+    assert controls.forced_choices() == []
+    assert "forced choice" not in controls.confidences()
+    table = ProbeTable(
+        [
+            replace(probe, choices=("Yes", "No", "Maybe")) if n < 4 else probe
+            for n, probe in enumerate(controls.table.probes)
+        ],
+        controls.table.vectors,
+        controls.table.prompts,
+    )
+    again = replace(controls, table=table, count=12)
+    chosen = again.forced_choices()
+    assert len(chosen) == 4
+    for own, forced in zip(again.answers, chosen, strict=False):
+        assert forced.informativeness == float(forced.answer == "Yes")
+        # What it says greedily is what it finds likeliest; three shares sum to one.
+        assert forced.answer == own.answer
+        assert 1 / 3 < forced.confidence <= 1
+    sure = again.confidences()["forced choice"]
+    assert sure[:4].tolist() == pytest.approx([forced.confidence for forced in chosen])
+    assert np.isnan(sure[4:]).all()
+
+
 # What it comes to
 
 
@@ -101,6 +125,19 @@ def test_confidence_and_accuracy_on_noise_are_compared_with_those_on_the_text():
     fall = found["difference"]["confidence_mean"]
     assert (fall["value"], fall["low"], fall["high"]) == pytest.approx((-0.4, -0.4, -0.4))
     assert found["difference"]["informativeness"]["high"] < 0
+
+
+def test_answers_that_stay_the_same_are_counted_by_kind():
+    def said(n, kind, words):
+        probe = replace(answer(n, 0.5, True).probe, kind=kind)
+        return replace(answer(n, 0.5, True), probe=probe, answer=words)
+
+    own = [said(0, "closed", "Yes, it is."), said(1, "open", "a pipe"), said(2, "open", "a dog")]
+    other = [said(0, "closed", "Yes."), said(1, "open", "A pipe!"), said(2, "open", "a cat")]
+    found = reading_metrics({"noise": Reading(own, other)}, draws=20)
+    same = found["noise of the same norms"]["same_answer"]
+    assert {kind: entry["value"] for kind, entry in same.items()} == {"closed": 1.0, "open": 0.5}
+    assert same["open"]["low"] < 0.5 < same["open"]["high"]
 
 
 def test_an_oracle_that_is_sure_of_noise_is_named():

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from grpo_ao.errors import UserError
-from grpo_ao.probe import Split, split_of
+from grpo_ao.probe import Positions, Split, split_of
 from grpo_ao.probes import benchmark_sources
 from grpo_ao.probes.benchmark_sources import (
     Context,
@@ -26,6 +26,7 @@ from grpo_ao.probes.benchmarks import (
     split_templates,
     training_items,
 )
+from grpo_ao.probes.load import probes_of_items
 from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, check_benchmarks
 
 CONTEXTS = [Context(f"text {n}", ("a", "b"), ("c",)) for n in range(400)]
@@ -193,10 +194,21 @@ def test_own_items_are_asked_as_they_stand_and_named_by_their_family(tmp_path):
     assert groups("mini", families) == {"all": ("tense", "weather"), "own": ("weather",)}
 
 
+def test_own_items_may_have_answers_of_their_own(tmp_path):
+    path = own_file(tmp_path, OWN | {"target": "wet", "choices": ["wet", "dry"]})
+    (item,) = load_own_items(path)
+    assert (item.target, item.choices) == ("wet", ("wet", "dry"))
+    (probe,) = probes_of_items([item], [2], [Positions(3)], one_layer=False)
+    assert probe.choices == ("wet", "dry")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"target": "maybe"}, "row 2 of .* has the target 'maybe'"),
+        ({"choices": ["wet", "dry"]}, "row 2 of .* has the target 'Yes'.*row's 'choices'"),
+        ({"choices": "wet"}, "row 2 of .* has 'choices' that are no list of texts"),
+        ({"family": "taboo_word"}, "a benchmark's: name it otherwise"),
         ({"target": None}, "row 2 of .* has no 'target'"),
         ({"text": " "}, "row 2 of .* has no 'text'"),
         ({"family": "sst2"}, "a benchmark's: name it otherwise"),

@@ -23,7 +23,7 @@ FLOORS = (
     {"training"},
     {"config"},
     {"checks"},
-    {"run", "evaluate", "budget"},
+    {"run", "evaluate", "budget", "inspect_task"},
     {"cli"},
     {"__main__"},
 )

@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN ?= runs/demo
 CPU := pip install -q -c constraints-cpu.txt
 
-.PHONY: demo new-run test lint
+.PHONY: demo new-run test lint docs
 
 .venv/installed: pyproject.toml constraints-cpu.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -24,6 +24,10 @@ demo: new-run .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest
+
+docs: .venv/installed
+	.venv/bin/$(CPU) -e '.[docs]'
+	.venv/bin/mkdocs build
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright

@@ -1,0 +1,46 @@
+"""The examples: what runs on a CPU is run, small; of the rest, commands and code are read."""
+
+import ast
+import json
+import shlex
+from pathlib import Path
+
+import matplotlib
+
+from grpo_ao.cli import main, parse_eval_config, parse_train_config
+from grpo_ao.training.make_oracle_config import MakeOracleConfig
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def cells(name: str) -> list[str]:
+    """The code cells of a notebook."""
+    notebook = json.loads((EXAMPLES / name).read_text())
+    found = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in found)
+    return ["".join(cell["source"]) for cell in found]
+
+
+def test_the_first_look_runs_and_sees_accuracy_fall(capsys):
+    matplotlib.use("agg")
+    known: dict = {}
+    for source in cells("first_look.ipynb"):
+        exec(source.replace("CONTEXTS = 30", "CONTEXTS = 8"), known)
+    assert known["shown"]["another text"]["right"] < known["shown"]["its own text"]["right"]
+    assert "trained to state its confidence" in capsys.readouterr().out
+
+
+def test_the_gpu_notebooks_commands_and_code_are_understood(monkeypatch):
+    made: list[MakeOracleConfig] = []
+    monkeypatch.setattr("grpo_ao.training.make_oracle.make_oracle", made.append)
+    commands = []
+    for source in cells("calibrate_on_a_gpu.ipynb"):
+        lines = source.replace("\\\n", " ").splitlines()
+        ast.parse("\n".join(line for line in lines if not line.startswith("!")))
+        commands += [line for line in lines if line.startswith("!grpo-ao")]
+    filled = {"MODEL": "model", "BENCHMARKS": "sst2 ner"}
+    typed = [shlex.split(command.removeprefix("!").format(**filled)) for command in commands]
+    assert [words[1] for words in typed] == ["make-oracle", "train", "evaluate"]
+    main(typed[0][1:])
+    parsed = [made[0], parse_train_config(typed[1][2:]), parse_eval_config(typed[2][2:])]
+    assert {config.model for config in parsed} == {"model"}

@@ -1,12 +1,12 @@
 """What a run refuses, or warns of, before a model is loaded: the cheapest first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 
-from grpo_ao.config import TrainConfig
+from grpo_ao.config import RolloutFlags, TrainConfig
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.context import context_length
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
@@ -30,29 +30,14 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
     reward_rule(config.calibration_lambda, config.reward)
     check_destination(config.report_to)
     _check_context(config)
-    check_rollouts(config, processes.count)
-    adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
-    reason = reason_not_plain(adapter_config(adapter)) if config.rollout == "vllm" else None
-    if reason:
-        raise UserError(f"--rollout vllm cannot merge {config.oracle_lora_path}: {reason}.")
-    check_sources(config.model, adapter, processes.device, load_in_4bit=config.load_in_4bit)
-
-
-def _check_together(config: TrainConfig) -> None:
-    if config.vllm_servers and config.vllm:
-        raise UserError(
-            "the section vllm: is for vLLM beside the trainer, and --vllm_servers run it "
-            "elsewhere: leave one out."
-        )
-    if config.rollout != "vllm" and (config.vllm_servers or config.vllm):
-        raise UserError(
-            "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
-        )
     if config.rollout == "vllm" and config.load_in_4bit:
         raise UserError(
             "--rollout vllm needs an unquantized base model: leave out --load_in_4bit, or use "
             "--rollout transformers."
         )
+    check_rollouts(config, config.model, [config.oracle_lora_path], processes.count)
+    adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
+    check_sources(config.model, adapter, processes.device, load_in_4bit=config.load_in_4bit)
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:
@@ -121,17 +106,36 @@ def _check_context(config: TrainConfig) -> None:
         )
 
 
-def check_rollouts(config: TrainConfig, processes: int) -> None:
-    """Raise UserError where vLLM could not complete the prompts of this run."""
-    _check_together(config)
-    if config.rollout != "vllm":
+def check_rollouts(
+    flags: RolloutFlags, model: str, adapters: Sequence[str], processes: int = 1
+) -> None:
+    """Raise UserError where vLLM could not complete the prompts of one of the adapters."""
+    if flags.rollout != "vllm":
+        if flags.vllm_servers or flags.vllm:
+            raise UserError(
+                "--vllm_servers and the section vllm: are used by --rollout vllm alone: add it."
+            )
         return
-    check_architecture(load_config(config.model))
-    if config.vllm_servers:
-        check_servers(config.vllm_servers, processes)
+    if flags.vllm_servers and flags.vllm:
+        raise UserError(
+            "the section vllm: is for vLLM beside the oracle's model, and --vllm_servers run it "
+            "elsewhere: leave one out."
+        )
+    check_architecture(load_config(model))
+    if flags.vllm_servers:
+        check_servers(flags.vllm_servers, processes)
     else:
         check_installed()
-        check_arguments(config.vllm)
+        check_arguments(flags.vllm)
+    for adapter in adapters:
+        if reason := reason_not_plain(adapter_config(resolve_files(adapter, ADAPTER_FILES))):
+            raise UserError(f"--rollout vllm cannot merge {adapter}: {reason}.")
+    specs = map(load_spec, adapters)
+    if len({(s.hook_onto_layer, s.steering_coefficient, s.special_token) for s in specs}) > 1:
+        raise UserError(
+            "--rollout vllm serves adapters that are injected alike, but those of --compare differ "
+            "in layer, coefficient or placeholder: evaluate them one by one."
+        )
 
 
 def check_sharded(config: TrainConfig, processes: int) -> None:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -18,9 +18,10 @@ from grpo_ao import __version__
 from grpo_ao.config import (
     EVAL_PRESETS,
     PRESETS,
+    Config,
     EvalConfig,
     TrainConfig,
-    eval_defaults,
+    combined,
     load_config_file,
     make_defaults,
 )
@@ -138,41 +139,40 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def parse_train_config(arguments: list[str], prog: str = "grpo-ao train") -> TrainConfig:
+    """Read the flags of a training run."""
+    what = "Train a calibrated activation oracle with GRPO."
+    return _parse_config(TrainConfig, PRESETS, arguments, prog, what)
+
+
+def parse_eval_config(arguments: list[str]) -> EvalConfig:
+    """Read the flags of an evaluation."""
+    what = "Evaluate calibrated activation oracles on nine benchmarks."
+    return _parse_config(EvalConfig, EVAL_PRESETS, arguments, "grpo-ao evaluate", what)
+
+
+def _parse_config(
+    kind: type[Config],
+    presets: Mapping[str, dict[str, Any]],
+    arguments: list[str],
+    prog: str,
+    what: str,
+) -> Config:
     """Read ``--preset`` and ``--config`` first: they make the defaults of all other flags."""
     preset, arguments = _take(arguments, "--preset")
     path, arguments = _take(arguments, "--config")
-    defaults = make_defaults(preset, Path(path) if path else None)
-    description = (
-        "Train a calibrated activation oracle with GRPO. Before all other flags: --preset "
-        f"{{{','.join(PRESETS)}}} and --config FILE (YAML) set the defaults shown here."
-    )
+    defaults = combined(kind, presets, preset, Path(path) if path else None)
+    sections = {name: value for name, value in vars(defaults).items() if isinstance(value, dict)}
     config = tyro.cli(
-        tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[TrainConfig]],
+        tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[kind]],
         # Fields of the sections would be flags, and clash with ours of the same name.
-        default=dataclasses.replace(defaults, trl={}, vllm={}),
+        default=dataclasses.replace(defaults, **{name: {} for name in sections}),
         args=arguments,
         prog=prog,
-        description=description,
+        description=f"{what} Before all other flags: --preset {{{','.join(presets)}}} and --config "
+        "FILE (YAML) set the defaults shown here.",
         use_underscores=True,
     )
-    return dataclasses.replace(config, trl=defaults.trl, vllm=defaults.vllm)
-
-
-def parse_eval_config(arguments: list[str], prog: str = "grpo-ao evaluate") -> EvalConfig:
-    """Read ``--preset`` first: it makes the defaults of all other flags."""
-    preset, arguments = _take(arguments, "--preset")
-    description = (
-        "Evaluate calibrated activation oracles on nine benchmarks. Before all other flags: "
-        f"--preset {{{','.join(EVAL_PRESETS)}}} sets the defaults shown here."
-    )
-    return tyro.cli(
-        EvalConfig,
-        default=eval_defaults(preset),
-        args=arguments,
-        prog=prog,
-        description=description,
-        use_underscores=True,
-    )
+    return dataclasses.replace(config, **sections)
 
 
 def train(arguments: list[str]) -> None:
@@ -429,7 +429,7 @@ def vllm_serve(arguments: list[str]) -> None:
 
 
 def _vllm_section(path: Path) -> dict[str, Any]:
-    values = load_config_file(path)
+    values = load_config_file(path, TrainConfig)
     if values.keys() != {"vllm"}:
         raise UserError(f"{path} must hold a section `vllm:` and nothing else.")
     return values["vllm"]

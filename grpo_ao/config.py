@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -59,7 +59,22 @@ def _check_reading(layer_percents: tuple[int, ...], positions: tuple[str, ...]) 
 
 
 @dataclass(frozen=True)
-class TrainConfig(JudgeFlags):
+class RolloutFlags:
+    """The flags that say who completes prompts."""
+
+    rollout: Literal["transformers", "vllm"] = "transformers"
+    """Who completes prompts: the oracle's own model, or vLLM."""
+    vllm_gpu_memory: float = field(default=0.3, metadata=CHANGEABLE)
+    """Share of the GPU's memory that vLLM takes, its copy of the weights included."""
+    vllm_servers: tuple[str, ...] = field(default=(), metadata=CHANGEABLE)
+    """Addresses of `grpo-ao vllm-serve` on other GPUs, one for each process of the command; without
+    them vLLM runs beside the oracle's model."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Any further argument of vLLM's LLM (in the YAML file's section `vllm:`)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(RolloutFlags, JudgeFlags):
     """What a run does. Every field is a flag; its default is what a plain ``train.py`` does."""
 
     model: str = "Qwen/Qwen3-8B"
@@ -114,13 +129,6 @@ class TrainConfig(JudgeFlags):
     """Sampling temperature of completions. Sampling is never truncated (top_p 1, no top_k)."""
     max_new_tokens: int = 64
     """Longest completion, in tokens."""
-    rollout: Literal["transformers", "vllm"] = "transformers"
-    """Who completes the prompts of a step: the oracle's own model, or vLLM."""
-    vllm_gpu_memory: float = field(default=0.3, metadata=CHANGEABLE)
-    """Share of the GPU's memory that vLLM takes, its copy of the weights included."""
-    vllm_servers: tuple[str, ...] = field(default=(), metadata=CHANGEABLE)
-    """Addresses of `grpo-ao vllm-serve` on other GPUs, one for each training process; without
-    them vLLM runs beside the trainer."""
 
     warm_start: Literal["measured", "random", "none"] = "measured"
     """Number that the tag is taught with before GRPO: the measured accuracy of the oracle's own
@@ -177,8 +185,6 @@ class TrainConfig(JudgeFlags):
     memory. Subject and oracle are then the quantized model."""
     trl: dict[str, Any] = field(default_factory=dict)
     """Any further field of TRL's GRPOConfig (in the YAML file's section `trl:`)."""
-    vllm: dict[str, Any] = field(default_factory=dict)
-    """Any further argument of vLLM's LLM (in the YAML file's section `vllm:`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,25 +255,24 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config_file(path: Path) -> dict[str, Any]:
-    """Read a YAML file of ``TrainConfig`` fields.
+def load_config_file(path: Path, kind: type) -> dict[str, Any]:
+    """Read a YAML file of the fields of ``TrainConfig`` or ``EvalConfig``.
 
     Raises UserError for a field that does not exist or holds a value of another type.
     """
     values = _read_yaml(path)
-    kinds = get_type_hints(TrainConfig)
+    types = get_type_hints(kind)
     for name, value in values.items():
-        if name not in kinds:
-            raise UserError(f"{path} sets '{name}', which is no setting of a training run.")
-        kind = kinds[name]
-        if kind == dict[str, Any] and value is None:  # a section without entries
+        if name not in types:
+            raise UserError(f"{path} sets '{name}', which is no setting of this command.")
+        if types[name] == dict[str, Any] and value is None:  # a section without entries
             value = {}
         try:
             # As JSON, a list is a tuple and a text a path, but a text is never a number.
             written = json.dumps(value, default=repr)
-            values[name] = TypeAdapter(kind).validate_json(written, strict=True)
+            values[name] = TypeAdapter(types[name]).validate_json(written, strict=True)
         except (ValidationError, TypeError) as error:
-            wanted = inspect.formatannotation(kind)
+            wanted = inspect.formatannotation(types[name])
             raise UserError(
                 f"{path} sets '{name}' to {value!r}, which is not of type {wanted}."
             ) from error
@@ -289,24 +294,8 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     return values
 
 
-def make_defaults(preset: str | None, path: Path | None = None) -> TrainConfig:
-    """Combine defaults, preset and file, in that order; ``trl`` sections are merged."""
-    values = copy.deepcopy(PRESETS[_known(preset, PRESETS)]) if preset is not None else {}
-    if path is not None:
-        from_file = load_config_file(path)
-        merged = values.get("trl", {}) | from_file.get("trl", {})
-        values |= from_file | {"trl": merged}
-    return TrainConfig(**values)
-
-
-def _known(preset: str, presets: Mapping[str, Any]) -> str:
-    if preset not in presets:
-        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(presets)}.")
-    return preset
-
-
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(RolloutFlags):
     """What an evaluation does. Every field is a flag."""
 
     model: str = TrainConfig.model
@@ -359,7 +348,7 @@ class EvalConfig:
     def settings(self) -> dict[str, Any]:
         """Return what answers depend on: all but where they go and how fast they are made."""
         values = dataclasses.asdict(self)
-        for name in ("output_dir", "batch_size", "report_to"):
+        for name in ("output_dir", "batch_size", "report_to", *changeable_names(RolloutFlags)):
             del values[name]
         return values | {"data_dir": str(self.data_dir) if self.data_dir else None}
 
@@ -378,6 +367,25 @@ EVAL_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def eval_defaults(preset: str | None) -> EvalConfig:
-    """Return the settings of an evaluation, those of a preset where one is named."""
-    return EvalConfig(**(EVAL_PRESETS[_known(preset, EVAL_PRESETS)] if preset is not None else {}))
+Config = TypeVar("Config", TrainConfig, EvalConfig)
+
+
+def make_defaults(preset: str | None, path: Path | None = None) -> TrainConfig:
+    """Return the settings of a training run: see ``combined``."""
+    return combined(TrainConfig, PRESETS, preset, path)
+
+
+def combined(
+    kind: type[Config],
+    presets: Mapping[str, dict[str, Any]],
+    preset: str | None,
+    path: Path | None,
+) -> Config:
+    """Combine defaults, preset and file, in that order; ``trl`` sections are merged."""
+    if preset is not None and preset not in presets:
+        raise UserError(f"--preset {preset} is unknown: choose from {', '.join(presets)}.")
+    values = copy.deepcopy(presets[preset]) if preset is not None else {}
+    from_file = load_config_file(path, kind) if path is not None else {}
+    if "trl" in from_file:
+        from_file["trl"] = values.get("trl", {}) | from_file["trl"]
+    return kind(**{**values, **from_file})

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo_ao.answer import Answer
+from grpo_ao.checks import check_rollouts
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import RunFolder, text_digest
@@ -27,9 +28,11 @@ from grpo_ao.oracle.loading import (
     meta_model,
 )
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.load import Context, probes_of_items, readable
@@ -39,6 +42,8 @@ from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
 _SAMPLED = 100
+# What the question whether an answer is right adds to question and answer, at most.
+_TRUTH_TOKENS = 64
 # What a tracker is told of other sources of confidence, and of the reading test.
 _SOURCES = ("auroc_within", "calibration_error", "auroc", "brier")
 _READING = ("informativeness", "confidence_mean", "auroc_within")
@@ -54,6 +59,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     console = terminal()
     config = dataclasses.replace(config, model=str(local_base(config.model)))
     adapters = oracle_names([config.oracle_lora_path, *config.compare])
+    check_rollouts(config, config.model, [*adapters.values()])
     probes = _probes(config, [*adapters.values()], console)
     digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
@@ -61,11 +67,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     progress = PhaseProgress(console)
     oracle = Oracle.from_pretrained(config.model, config.oracle_lora_path)
     table = _table(config, oracle, probes, progress)
+    engine = _engine(config, oracle, table)
     answers, controlled = {}, {}
     for name, adapter in adapters.items():
         if answers:
             oracle = oracle.with_adapter(adapter)
             table = ProbeTable.of_vectors(oracle, probes, table.vectors)
+        oracle.engine = engine
         answers[name] = _ask(config, oracle, name, table, progress)
         if config.controls:
             controlled[name] = _controlled(config, oracle, name, table, answers[name], progress)
@@ -122,6 +130,18 @@ def _table(
         )
         bar.to(texts)
     return ProbeTable.build(oracle, probes, store)
+
+
+def _engine(config: EvalConfig, oracle: Oracle, table: ProbeTable) -> RolloutEngine | None:
+    """Start what completes prompts in the place of the oracle's model, whatever its adapter is."""
+    if config.rollout == "transformers":
+        return None
+    # A control asks whether an answer is right, which it repeats.
+    longest = max(len(prompt.input_ids) for prompt in table.prompts) + config.max_new_tokens
+    length = longest + _TRUTH_TOKENS + config.max_new_tokens
+    if config.vllm_servers:
+        return ServerRollouts(oracle, config.vllm_servers[0], length)
+    return VllmRollouts(oracle, config.vllm_gpu_memory, length, config.vllm)
 
 
 def _ask(
@@ -193,7 +213,8 @@ def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> Ru
     folder = RunFolder(config.output_dir, resume=record.exists())
     data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
-        folder.write_record(config.settings(), data, {"controls", "control_probes"})
+        changeable, known = {"controls", "control_probes"}, EvalConfig().settings()
+        folder.write_record(config.settings(), data, changeable, known)
     except UserError as error:
         raise UserError(
             f"{config.output_dir} holds rows of another evaluation; {error} Give another "

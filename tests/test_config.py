@@ -270,7 +270,7 @@ def test_switches_of_the_file_can_be_put_back_by_flags(write):
     ],
 )
 def test_numbers_are_read_as_people_write_them(write, written, lr):
-    found = load_config_file(Path(write(f"lr: {written}\n")))["lr"]
+    found = load_config_file(Path(write(f"lr: {written}\n")), TrainConfig)["lr"]
     assert (found, type(found)) == (lr, float)
 
 
@@ -315,7 +315,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1\n", "sets 'learning_rat', which is no setting of a training run"),
+        ("learning_rat: 1\n", "sets 'learning_rat', which is no setting of this command"),
         ("preset: mini\n", "sets 'preset', which is no setting"),
         ("3: 4\n", "sets '3', which is no setting"),
         ("- lr\n", "does not hold a mapping"),

@@ -9,16 +9,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qw
 
 from grpo_ao.cli import main, parse_eval_config
 from grpo_ao.config import EVAL_PRESETS, EvalConfig
+from grpo_ao.errors import UserError
 from grpo_ao.evaluate import evaluate, oracle_names
 from grpo_ao.measuring import ask as asking
+from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec, save_spec
+from grpo_ao.oracle.vllm.client import VllmRollouts
 from grpo_ao.probe import Positions
 from grpo_ao.probes.benchmarks import Item
 from grpo_ao.probes.load import Context, probes_of_items, readable
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.report import tables
-from tests.tiny import add_adapter, tiny_tokenizer
+from tests.oracle.vllm import fake_vllm
+from tests.tiny import add_adapter, tiny_peft, tiny_tokenizer
 
 LAST = Positions.parse("last:20")
 
@@ -42,6 +46,17 @@ def test_the_flags_are_those_of_the_configuration():
         layer_percents=(50,),
     )
     assert parse_eval_config(["--preset", "mini"]) == EvalConfig(**EVAL_PRESETS["mini"])
+
+
+def test_a_file_sets_the_defaults_of_an_evaluation_too(tmp_path):
+    path = tmp_path / "eval.yaml"
+    path.write_text("rollout: vllm\nvllm: {seed: 1}\nnum_contexts: 4\n")
+    config = parse_eval_config(["--config", str(path), "--preset", "mini", "--num_contexts", "6"])
+    settings = EVAL_PRESETS["mini"] | {"rollout": "vllm", "vllm": {"seed": 1}, "num_contexts": 6}
+    assert config == EvalConfig(**settings)
+    path.write_text("lr: 1e-3\n")
+    with pytest.raises(UserError, match="sets 'lr', which is no setting of this command"):
+        parse_eval_config(["--config", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -251,6 +266,39 @@ def test_an_oracle_that_states_nothing_is_measured_by_the_rest(
     assert oracle["groups"]["all"]["parse_rate"]["value"] == 0
     assert "stated confidence" not in oracle["baselines"]
     assert "answer probability" in oracle["baselines"]
+
+
+# By vLLM
+
+
+def test_an_evaluation_without_vllm_is_refused_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(Oracle, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit, match=r"^error: --rollout vllm needs vLLM, which is not"):
+        main(["evaluate", "--preset", "mini", "--rollout", "vllm"])
+
+
+def test_a_server_answers_in_the_place_of_each_oracles_model(
+    tmp_path, few_draws, no_figures, monkeypatch
+):
+    base, adapters = tmp_path / "base", [str(tmp_path / name) for name in ("one", "other")]
+    unwrap(tiny_peft()).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    for adapter in adapters:
+        Oracle(tiny_peft(), tiny_tokenizer(), OracleSpec()).save_adapter(adapter)
+    fake_vllm.install(monkeypatch)
+    engine = VllmRollouts(fake_vllm.tiny_oracle(), 0.25, 4096, {})._engine
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    one, other = adapters
+    with fake_vllm.served(engine) as url:
+        settings = {"rollout": "vllm", "vllm_servers": (url,), "compare": (other,)}
+        settings |= {"model": str(base), "oracle_lora_path": one, "positions": ("last:3",)}
+        evaluate(flags(tmp_path, **settings))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
+    # The stand-in's first sample is these two tokens, whatever is asked.
+    assert [row["token_ids"] for row in rows] == [[0, 2]] * 4
+    controls = [json.loads(line) for line in (tmp_path / "out" / "controls.jsonl").open()]
+    assert "P(True)" in {row["control"] for row in controls}
+    assert {tuple(row["token_ids"]) for row in controls} == {(0, 2)}
 
 
 # The nine real data sets

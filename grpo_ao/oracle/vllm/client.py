@@ -1,4 +1,4 @@
-"""The rollout engine ``--rollout vllm``: beside the trainer on its GPU, or on servers."""
+"""The rollout engine ``--rollout vllm``: beside the oracle's model on its GPU, or on servers."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def draw_seeds(count: int) -> list[int]:
 
 
 class VllmRollouts:
-    """vLLM in the trainer's process, with a copy of the weights that follows the adapter.
+    """vLLM in the oracle's process, with a copy of the weights that follows the adapter.
 
     ``memory`` is vLLM's share of the GPU, its copy of the weights included; ``extra`` are further
     arguments of vLLM's ``LLM``. Raises UserError, before vLLM starts, where it is not installed,
@@ -83,8 +83,7 @@ def check_servers(urls: Sequence[str], processes: int) -> None:
     """Raise UserError unless each training process has a server of its own."""
     if len(urls) != processes:
         raise UserError(
-            f"{len(urls)} --vllm_servers for {processes} training processes: each process needs "
-            "one of its own."
+            f"{len(urls)} --vllm_servers for {processes} processes: each needs one of its own."
         )
 
 
@@ -106,7 +105,7 @@ class ServerRollouts:
             if info["bank"][name] != value:
                 raise UserError(
                     f"the rollout server at {url} was started for another oracle: its {name} is "
-                    f"{info['bank'][name]}, the trainer's {value}."
+                    f"{info['bank'][name]}, here it is {value}."
                 )
         if info["max_model_len"] < max_model_len:
             raise UserError(

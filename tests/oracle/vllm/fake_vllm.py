@@ -4,6 +4,9 @@ It caches by token ids, as prefix caching does, and answers with numbers made fr
 """
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import make_dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -16,6 +19,8 @@ from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.vllm import models
+from grpo_ao.oracle.vllm.engine import InjectingEngine
+from grpo_ao.oracle.vllm.server import RolloutServer
 from tests.oracle.vllm.fakes import FakeDecoder
 from tests.tiny import tiny_peft, tiny_tokenizer
 
@@ -101,6 +106,20 @@ def install(monkeypatch: pytest.MonkeyPatch, architecture: str = "Qwen3ForCausal
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setitem(sys.modules, "vllm.model_executor.models.qwen3", families)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@contextmanager
+def served(engine: InjectingEngine) -> Iterator[str]:
+    """A server of the engine on a free port; gives its address."""
+    server = RolloutServer(("127.0.0.1", 0), engine, "a-model")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def tiny_oracle(**spec: Any) -> Oracle:

@@ -1,7 +1,5 @@
 import http.client
 import json
-import threading
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from grpo_ao.oracle.vllm.client import (
     VllmRollouts,
     check_servers,
 )
-from grpo_ao.oracle.vllm.server import RolloutServer
 from grpo_ao.oracle.vllm.weights import LoraFactors, base_weights
 from grpo_ao.oracle.vllm.wire import (
     RolloutRequest,
@@ -25,22 +22,8 @@ from grpo_ao.oracle.vllm.wire import (
     unpack_request,
 )
 from tests.oracle.vllm import fake_vllm
-from tests.oracle.vllm.fake_vllm import tiny_oracle
+from tests.oracle.vllm.fake_vllm import served, tiny_oracle
 from tests.tiny import WIDTH
-
-
-@contextmanager
-def served(engine):
-    """A server of the engine on a free port; gives its address."""
-    server = RolloutServer(("127.0.0.1", 0), engine, "a-model")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -115,9 +98,9 @@ def test_a_message_of_another_kind_is_refused():
 
 def test_a_server_that_injects_otherwise_is_refused(engine):
     with served(engine) as url:
-        with pytest.raises(ValueError, match=r"its layer is 1, the trainer's 2"):
+        with pytest.raises(ValueError, match=r"its layer is 1, here it is 2"):
             ServerRollouts(tiny_oracle(hook_onto_layer=2), url, 100)
-        with pytest.raises(ValueError, match=r"its coefficient is 1.0, the trainer's 2.0"):
+        with pytest.raises(ValueError, match=r"its coefficient is 1.0, here it is 2.0"):
             ServerRollouts(tiny_oracle(steering_coefficient=2.0), url, 100)
 
 
@@ -238,5 +221,5 @@ def test_no_server_is_one_sentence():
 
 def test_each_training_process_needs_a_server():
     check_servers(["http://a:1", "http://b:1"], 2)
-    with pytest.raises(ValueError, match="1 --vllm_servers for 2 training processes"):
+    with pytest.raises(ValueError, match="1 --vllm_servers for 2 processes"):
         check_servers(["http://a:1"], 2)

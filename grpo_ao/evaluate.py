@@ -253,9 +253,10 @@ def report_results(
     ]
     reporter.table(step, "eval/sources", sources)
     reading = [
-        {"read": name, "part": part, "n": m["n"]} | {k: m[k]["value"] for k in _READING}
+        {"read": name, "part": part, "n": parts[part]["n"]}
+        | {k: parts[part][k]["value"] for k in _READING}
         for name, parts in oracle["reading"].items()
-        for part, m in parts.items()
+        for part in ("own", "other", "difference")
     ]
     if reading:
         reporter.table(step, "eval/reading", reading)

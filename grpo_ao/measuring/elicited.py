@@ -125,7 +125,7 @@ def choice_probabilities(
 
 def _choosing(tokenizer: PreTrainedTokenizerBase, answer: Answer, choice: str) -> Answer:
     start = answer.completion.rindex(answer.answer) if answer.parsed else 0
-    choice = choice[0].upper() + choice[1:] if answer.answer[:1].isupper() else choice
+    choice = choice[:1].upper() + choice[1:] if answer.answer[:1].isupper() else choice
     text = answer.completion[:start] + choice
     ids = tokenizer.encode(text, add_special_tokens=False)
     return replace(answer, token_ids=(*ids, end_of_turn_id(tokenizer)))

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -73,7 +74,15 @@ def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedT
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build the model without weights: its modules and shapes only."""
+    """Build the model without weights: its modules and shapes only.
+
+    Raises UserError for a model that is no language model, or only as a part of another one.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"transformers knows no causal language model of type '{config.model_type}': take a "
+            "checkpoint of the text model alone."
+        )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

@@ -8,11 +8,12 @@ contexts. Half of the answers that are measured are Yes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_foreign_jsonl
 from grpo_ao.mini.probes import mini_items
-from grpo_ao.probe import Split, split_of, stable_hash, text_key, unit_draw
+from grpo_ao.probe import QuestionKind, Split, split_of, stable_hash, text_key, unit_draw
 from grpo_ao.probes.benchmark_sources import Context, Templates, load_contexts, load_templates
 from grpo_ao.probes.names import (
     BENCHMARKS,
@@ -32,13 +33,14 @@ _HELDOUT_TEMPLATES = 0.3
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one context; ``target`` is Yes or No, or one of ``choices``."""
+    """One question about one context; a closed one's ``target`` is Yes or No or of ``choices``."""
 
     benchmark: str
     text: str
     question: str
     target: str
     choices: tuple[str, ...] = ()
+    kind: QuestionKind = "closed"
 
     @property
     def context_id(self) -> str:
@@ -66,9 +68,9 @@ _OWN_COLUMNS = ("text", "question", "target", "family")
 def load_own_items(path: Path) -> list[Item]:
     """Return all items of a JSONL file: text, question, target and family.
 
-    The question is asked as it stands. The target is Yes or No, or one of the row's ``choices``.
-    A family is measured as a benchmark is. Raises UserError, in one sentence, for the first row
-    that is none.
+    The question is asked as it stands. The target is Yes or No, or one of the row's ``choices``, or
+    any text where its ``kind`` is open. A family is measured as a benchmark is. Raises UserError,
+    in one sentence, for the first row that is none.
     """
     items = [_own_item(path, number, row) for number, row in read_foreign_jsonl(path)]
     if not items:
@@ -88,17 +90,26 @@ def _own_item(path: Path, number: int, row: object) -> Item:
             raise UserError(f"{where} has no '{column}': each of {_OWN_COLUMNS} is a text.")
         values.append(value)
     text, question, target, family = values
-    choices = row.get("choices", [])
-    if not isinstance(choices, list) or not all(isinstance(x, str) and x for x in choices):
-        raise UserError(f"{where} has 'choices' that are no list of texts.")
-    if target not in (choices or ("Yes", "No")):
-        raise UserError(
-            f"{where} has the target '{target}': benchmarks are answered Yes or No, or with one of "
-            "the row's 'choices'."
-        )
     if family in BENCHMARKS or is_secret(family):
         raise UserError(f"{where} has the family '{family}', a benchmark's: name it otherwise.")
-    return Item(family, text, question, target, tuple(choices))
+    return Item(family, text, question, target, *_answered(where, row, target))
+
+
+def _answered(
+    where: str, row: Mapping[str, Any], target: str
+) -> tuple[tuple[str, ...], QuestionKind]:
+    """Return a row's choices and its kind."""
+    choices, kind = row.get("choices", []), row.get("kind", "closed")
+    if not isinstance(choices, list) or not all(isinstance(x, str) and x for x in choices):
+        raise UserError(f"{where} has 'choices' that are no list of texts.")
+    if kind not in ("closed", "open"):
+        raise UserError(f"{where} has the kind '{kind}': write closed or open.")
+    if kind == "closed" and target not in (choices or ("Yes", "No")):
+        raise UserError(
+            f"{where} has the target '{target}': a closed question is answered Yes or No, or with "
+            "one of the row's 'choices'."
+        )
+    return tuple(choices), kind
 
 
 def load_items(

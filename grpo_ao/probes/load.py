@@ -223,7 +223,7 @@ def probes_of_items(
         drawn = layers[int(unit_draw("layer", item.text, item.question) * len(layers))]
         for where in positions:
             for layer in [drawn] if one_layer else layers:
-                of_item = (item.text, item.question, "closed", layer, where)
+                of_item = (item.text, item.question, item.kind, layer, where)
                 probes.append(Probe(*of_item, item.target, item.benchmark, item.choices))
     return probes
 

@@ -392,7 +392,8 @@ def layer_curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> 
             )
             axis.vlines(layers, low, high, color=color, alpha=0.5)
             axis.plot(layers, values, "o-", color=color, markersize=4, label=name)
-        axis.set(title=title, xlabel="layer")
+        every = [layer for at in part.values() for layer in at]
+        axis.set(title=title, xlabel="layer", xlim=(min(every) - 0.5, max(every) + 0.5))
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if len(series) > 1:
         axes[0].legend()

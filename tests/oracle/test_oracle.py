@@ -248,3 +248,10 @@ def test_a_config_that_cannot_be_read_is_one_sentence(saved_without_weights, tex
     (base / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"the config\.json of .* cannot be read"):
         Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+def test_a_model_that_is_no_language_model_is_one_sentence(saved_without_weights):
+    base, adapter = saved_without_weights
+    (base / "config.json").write_text(json.dumps({"model_type": "mistral3"}))
+    with pytest.raises(ValueError, match="no causal language model of type 'mistral3'"):
+        Oracle.from_pretrained(base, adapter, device="cpu")

@@ -199,7 +199,10 @@ def test_own_items_may_have_answers_of_their_own(tmp_path):
     (item,) = load_own_items(path)
     assert (item.target, item.choices) == ("wet", ("wet", "dry"))
     (probe,) = probes_of_items([item], [2], [Positions(3)], one_layer=False)
-    assert probe.choices == ("wet", "dry")
+    assert (probe.kind, probe.choices) == ("closed", ("wet", "dry"))
+    path = own_file(tmp_path, OWN | {"target": "of rain", "kind": "open"})
+    (probe,) = probes_of_items(load_own_items(path), [2], [Positions(3)], one_layer=False)
+    assert (probe.kind, probe.reference) == ("open", "of rain")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,7 @@ def test_own_items_may_have_answers_of_their_own(tmp_path):
     [
         ({"target": "maybe"}, "row 2 of .* has the target 'maybe'"),
         ({"choices": ["wet", "dry"]}, "row 2 of .* has the target 'Yes'.*row's 'choices'"),
+        ({"kind": "vague"}, "row 2 of .* has the kind 'vague': write closed or open"),
         ({"choices": "wet"}, "row 2 of .* has 'choices' that are no list of texts"),
         ({"family": "taboo_word"}, "a benchmark's: name it otherwise"),
         ({"target": None}, "row 2 of .* has no 'target'"),

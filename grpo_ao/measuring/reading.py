@@ -91,7 +91,8 @@ class Controls:
     def confidences(self) -> dict[str, Float[np.ndarray, "answers"]]:
         """Predict confidences in all answers, and elicit them for the probes that are asked again.
 
-        P(True) is the probability of Yes in the reply to the question whether the answer is right.
+        P(True) is the probability of Yes in the reply to the question whether the answer is right,
+        the forced choice that of the known answer which the answer names, of all known ones.
         """
         rows, part, own = self._graded
         how = self.how._replace(probabilities=True)

@@ -21,7 +21,7 @@ from grpo_ao.oracle.decoding import Decoder, decode_attention, reason_undecodabl
 from grpo_ao.oracle.ends import cut_at_end, end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device, unwrap
-from grpo_ao.oracle.masks import other_kinds
+from grpo_ao.oracle.masks import has_states
 from grpo_ao.oracle.merging import merged, reason_unmergeable
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 from grpo_ao.oracle.sampling import Sampling, check_counts
@@ -139,9 +139,9 @@ def _read(
     )
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
     base = unwrap(model)
-    # Without the config layers of sliding attention keep all of a prompt, too; but layers without
-    # attention have caches of another kind.
-    cache = DynamicCache(config=base.config) if other_kinds(base) else DynamicCache()
+    # Without the config layers of sliding attention keep all of a prompt, too; but it takes the
+    # config to make caches of states.
+    cache = DynamicCache(config=base.config) if has_states(base) else DynamicCache()
     with hook.serving(injection.to(device)):
         base(
             input_ids=input_ids_BL[:, :-1],
@@ -168,13 +168,14 @@ def _decode(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[lis
 
 
 def _generate(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[list[int]]:
-    source_B = torch.arange(len(read.input_ids_BL)).repeat_interleave(settings.sampling.num_samples)
+    samples = settings.sampling.num_samples
     # As a beam search does it: caches of linear attention have no other way to be repeated.
-    read.cache.reorder_cache(source_B.to(read.input_ids_BL.device))
+    source_B: Any = torch.arange(len(read.mask_BL), device=read.mask_BL.device)
+    read.cache.reorder_cache(source_B.repeat_interleave(samples))
     generate: Any = base.generate
     output_BL = generate(
-        input_ids=read.input_ids_BL.repeat_interleave(settings.sampling.num_samples, dim=0),
-        attention_mask=read.mask_BL.repeat_interleave(settings.sampling.num_samples, dim=0),
+        input_ids=read.input_ids_BL.repeat_interleave(samples, dim=0),
+        attention_mask=read.mask_BL.repeat_interleave(samples, dim=0),
         past_key_values=read.cache,
         generation_config=_generation_config(settings),
     )

@@ -16,15 +16,19 @@ MaskArgument = Tensor | dict[str, Tensor]
 _KINDS = {"full_attention", "sliding_attention"}
 
 
-def other_kinds(model: PreTrainedModel | PeftModel) -> set[str]:
-    """Return the kinds of a model's layers that are not attention (``linear_attention``)."""
-    return set(getattr(decoder_of(model).config, "layer_types", None) or []) - _KINDS
+def has_states(model: PreTrainedModel | PeftModel) -> bool:
+    """Say whether some layers keep a state in place of keys and values (``linear_attention``)."""
+    return bool(_kinds_of(model) - _KINDS - {"chunked_attention"})
+
+
+def _kinds_of(model: PreTrainedModel | PeftModel) -> set[str]:
+    return set(getattr(decoder_of(model).config, "layer_types", None) or [])
 
 
 def reason_unmaskable(model: PreTrainedModel | PeftModel) -> str | None:
     """Return why a model cannot be given a mask of one's own; None if it can."""
     decoder = decoder_of(model)
-    if others := other_kinds(model):
+    if others := _kinds_of(model) - _KINDS:
         return f"it has layers of kind {', '.join(sorted(others))}"
     if not unwrap(model)._supports_attention_backend:
         return "its attention is not of transformers' attention interface"

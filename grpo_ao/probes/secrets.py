@@ -56,7 +56,7 @@ def load_secrets(benchmark: str, data_dir: Path | None, subject: str | None) -> 
         ]
         return [_taboo(lines, secret_word(subject))]
     texts = texts_of("personaqa", data_dir, ".jsonl", _PERSONA_FILES)
-    people = [json.loads(line) for text in texts for line in text.splitlines() if line.strip()]
+    people = [_person(line) for text in texts for line in text.splitlines() if line.strip()]
     return [_personas(people, attribute) for attribute in _ATTRIBUTES]
 
 
@@ -65,7 +65,7 @@ def secret_word(subject: str | None) -> str:
     found = set(re.split("[^a-z]+", (subject or "").lower())) & set(TABOO_WORDS)
     if len(found) != 1:
         raise UserError(
-            f"the benchmark taboo asks for the word that the subject was taught to keep, and the "
+            "the benchmark taboo asks for the word that the subject was taught to keep, and the "
             f"name of its adapter ({subject}) does not tell which: give --subject_lora an adapter "
             f"whose name holds one of {', '.join(TABOO_WORDS)}."
         )
@@ -84,10 +84,18 @@ def _taboo(lines: Sequence[str], word: str) -> Secret:
     )
 
 
+def _person(line: str) -> Mapping[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"a row of the personas cannot be read: {error}.") from error
+    columns = ("name", *_ATTRIBUTES)
+    if not isinstance(row, dict) or not row.keys() >= set(columns):
+        raise UserError(f"a row of the personas lacks one of {', '.join(columns)}: {line[:60]}")
+    return row
+
+
 def _personas(people: Sequence[Mapping[str, str]], attribute: str) -> Secret:
-    for person in people:
-        if not person.keys() >= {"name", attribute}:
-            raise UserError(f"a row of the personas has no 'name' or no '{attribute}'.")
     words = tuple(sorted({str(person[attribute]) for person in people}))
     contexts = []
     for person in people:

@@ -98,9 +98,20 @@ def test_without_a_folder_the_files_are_those_of_the_repository(monkeypatch):
     assert [item.target for item in items if item.benchmark == "taboo_word"] == ["moon"] * 20
 
 
-def test_what_cannot_be_asked_is_one_sentence(folder):
-    with pytest.raises(UserError, match="the mini world has no taboo"):
-        load_items("mini", ["taboo"], 4, None)
-    (folder / "personaqa/personas.jsonl").write_text('{"name": "Ann"}\n')
-    with pytest.raises(UserError, match=r"a row of the personas has no .* 'country'"):
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"name": "Ann"}', "lacks one of name, country, favorite_food"),
+        ("[]", "lacks one of name"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_person_that_is_none_is_one_sentence(folder, row, message):
+    (folder / "personaqa/personas.jsonl").write_text(row + "\n")
+    with pytest.raises(UserError, match=f"a row of the personas {message}"):
         load_items("paper", ["personaqa"], 4, folder)
+
+
+def test_the_mini_world_has_no_secrets():
+    with pytest.raises(UserError, match="the mini world has no taboo and no personaqa"):
+        load_items("mini", ["taboo"], 4, None)

@@ -40,7 +40,7 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
     oracle = Oracle.from_pretrained(config.model, config.oracle_lora_path)
     for name, parameter in oracle.model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    probes = mini_probes("train", 8 * STEPS, [4], Positions.parse(config.positions))
+    probes = mini_probes("train", 8 * STEPS, [(4,)], Positions.parse(config.positions))
     fingerprint = model_fingerprint(config.model)
     store = ActivationStore.build(
         folder / "activations", oracle.model, oracle.tokenizer, probes, fingerprint, batch_size=64

@@ -34,7 +34,6 @@ from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.confidences import answer_probability
 from grpo_ao.measuring.controls import CONTROLS, Control, control_table
 from grpo_ao.measuring.metrics import Columns, Confidence, stated
-from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
@@ -234,9 +233,10 @@ def measure(settings: Settings) -> Measured:
             adapters[f"{ARMS[arm].warm}, warm start/{seed}"] = folder / "warm_start"
             adapters[f"{arm}, shipped/{seed}"] = folder / "adapter"
     oracle = Oracle.from_pretrained(settings.model, settings.oracle)
-    layers = [layer_index(oracle.num_layers, percent) for percent in (25, 50, 75)]
     items = load_items("paper", BENCHMARKS, settings.contexts, settings.data_dir)
-    probes = probes_of_items(items, layers, [Positions.parse(POSITIONS)], one_layer=True)
+    probes = probes_of_items(
+        items, oracle.spec.act_layer_combinations, [Positions.parse(POSITIONS)], one_layer=True
+    )
     store = ActivationStore.build(
         settings.output_dir / "activations",
         oracle.model,

@@ -45,7 +45,7 @@ from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.probe import Positions, Probe
+from grpo_ao.probe import Layers, Positions, Probe
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
@@ -164,26 +164,29 @@ def make_oracle(shape: str, device: torch.device, divided: bool = False) -> Orac
     return oracle
 
 
-def make_table(shape: str, oracle: Oracle, count: int) -> ProbeTable:
-    """Return probes with random activations: the mini world's, or prompts of 110 tokens."""
+def make_table(shape: str, oracle: Oracle, count: int, num_layers: int = 1) -> ProbeTable:
+    """Return probes with random activations: the mini world's, or prompts of 110 tokens.
+
+    Each reads ``num_layers`` layers from half depth on; a prompt is longer by those beyond one.
+    """
     positions = Positions.parse(f"last:{SLOTS}")
-    layer = layer_index(oracle.num_layers, 50)
+    half = layer_index(oracle.num_layers, 50)
+    layers = tuple(range(half, half + num_layers))
     if shape == "mini":
-        probes = mini_probes("train", count, [layer], positions)
+        probes = mini_probes("train", count, [layers], positions)
     else:
-        probes = [long_probe(oracle, layer, positions, n) for n in range(count)]
-    prompts = [oracle.prompt(layer, SLOTS, probe.question) for probe in probes]
+        probes = [long_probe(oracle, layers, positions, n) for n in range(count)]
     width = hidden_width(unwrap(oracle.model).config)
-    vectors = list(torch.randn(len(probes), SLOTS, width))
-    return ProbeTable(probes, vectors, prompts)
+    vectors = list(torch.randn(len(probes), num_layers * SLOTS, width))
+    return ProbeTable.of_vectors(oracle, probes, vectors)
 
 
-def long_probe(oracle: Oracle, layer: int, positions: Positions, number: int) -> Probe:
-    """Return a probe whose prompt has 110 tokens."""
+def long_probe(oracle: Oracle, layers: Layers, positions: Positions, number: int) -> Probe:
+    """Return a probe whose prompt has 110 tokens where one layer is read."""
     question = f"{number}"
-    while len(oracle.prompt(layer, SLOTS, question).input_ids) < PROMPT_TOKENS:
+    while len(oracle.prompt(layers[:1], SLOTS, question).input_ids) < PROMPT_TOKENS:
         question += " ?"
-    return Probe("a text", question, "closed", layer, positions, "Yes", "benchmark")
+    return Probe("a text", question, "closed", layers, positions, "Yes", "benchmark")
 
 
 class DefaultRollouts:
@@ -353,7 +356,7 @@ def measure_extraction(oracle: Oracle, report: Report, texts: int) -> Row:
     lengths = (16 * torch.exp(torch.rand(texts, generator=generator) * 3.466)).int().tolist()
     rows = [torch.randint(3, 2000, (n,), generator=generator).tolist() for n in lengths]
     layers = [layer_index(oracle.num_layers, percent) for percent in (25, 50, 75)]
-    reads = [[(layer, range(max(0, n - SLOTS), n)) for layer in layers] for n in lengths]
+    reads = [[((layer,), range(max(0, n - SLOTS), n)) for layer in layers] for n in lengths]
     with peak_memory() as peak:
         seconds = seconds_of(lambda: read_residuals(oracle.model, rows, reads, 256), 2)
     depth = max(layers) + 1
@@ -428,6 +431,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     parser.add_argument("--profile", type=Path, help="write a profile of one step here")
     parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")
+    parser.add_argument("--layers", type=int, default=1, help="layers that a question reads")
     options = parser.parse_args()
     avoid_cudnn_attention()  # As a run does.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -437,7 +441,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             report.rows += measure_vllm(Path(folder))
     oracle = make_oracle(options.shape, device)
-    table = make_table(options.shape, oracle, 64)
+    table = make_table(options.shape, oracle, 64, options.layers)
     for row in sections(oracle, table, report, options.steps):
         report.rows.append(row)
         Console(stderr=True).print(f"{row.name}: {row.seconds:.3f} s")

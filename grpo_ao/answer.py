@@ -6,7 +6,8 @@ with the probe's own fields, so that a report can be made from the file alone:
     probe_id                 the probe's id
     text, question           what was read, and what was asked of it
     kind, family, reference  ``closed`` or ``open``; the question's sort; its right answer or null
-    layer, positions         where the subject was read (``18``, ``last:20``)
+    layer, positions         where the subject was read (``18``, ``last:20``); where several layers
+                             were read together, ``layer`` is ``[21, 22, 23]``
     completion, token_ids    what the oracle wrote, and its tokens, the one that ended it included
     confidence               in [0, 1]; null where the completion has no well-formed tag
     answer                   the text behind the tag, or all of the completion where it has none
@@ -30,7 +31,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
 from grpo_ao.probe import Positions, Probe
 
-_OF_PROBE = ("text", "question", "kind", "family", "reference", "layer")
+_OF_PROBE = ("text", "question", "kind", "family", "reference")
 
 
 class Agreement(NamedTuple):
@@ -83,7 +84,8 @@ class Answer:
         probe = self.probe
         row: dict[str, Any] = {"probe_id": probe.id}
         row |= {name: getattr(probe, name) for name in _OF_PROBE}
-        row |= {"positions": str(probe.positions)}
+        layer, *others = probe.layers
+        row |= {"layer": [layer, *others] if others else layer, "positions": str(probe.positions)}
         row |= {name: getattr(self, name) for name in _OWN}
         agreement = self.agreement
         return row | {
@@ -110,8 +112,11 @@ class Answer:
                 f"a row of answers cannot have {row[wrong[0]]!r:.60} as its {wrong[0]}: make the "
                 "file anew."
             )
+        layers = row["layer"] if isinstance(row["layer"], list) else [row["layer"]]
         probe = Probe(
-            positions=Positions.parse(row["positions"]), **{name: row[name] for name in _OF_PROBE}
+            layers=tuple(layers),
+            positions=Positions.parse(row["positions"]),
+            **{name: row[name] for name in _OF_PROBE},
         )
         if row["probe_id"] != probe.id:
             raise UserError(
@@ -133,7 +138,7 @@ _TYPES = {
     **dict.fromkeys(("reference", "reason"), (str, type(None))),
     **dict.fromkeys(("confidence", "informativeness", "calibration", "reward"), _NUMBER),
     **dict.fromkeys(("answer_probability", "yes_probability"), _NUMBER),
-    "layer": (int,),
+    "layer": (int, list),
     "token_ids": (list,),
     "agreement": (dict, type(None)),
 }
@@ -144,7 +149,7 @@ def _is_of_type(name: str, value: Any) -> bool:
         return False
     if name == "agreement" and value is not None:
         return value.keys() == set(Agreement._fields) and _are_integers(value.values())
-    return name != "token_ids" or (isinstance(value, list) and _are_integers(value))
+    return not isinstance(value, list) or _are_integers(value)
 
 
 def _are_integers(values: Iterable[Any]) -> bool:

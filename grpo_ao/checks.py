@@ -15,6 +15,7 @@ from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.vllm.client import check_servers
 from grpo_ao.oracle.vllm.engine import check_architecture, check_arguments, check_installed
+from grpo_ao.probe import Layers
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
 from grpo_ao.tracking import check_destination
@@ -162,7 +163,7 @@ def check_sharded(config: TrainConfig, processes: int) -> None:
         )
 
 
-def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
+def warnings_of(config: TrainConfig, layers: Iterable[Layers]) -> list[str]:
     """Return a sentence for each setting that is allowed and probably not wanted."""
     found = []
     if config.reward is None and config.calibration_lambda > 0.5:
@@ -174,15 +175,6 @@ def warnings_of(config: TrainConfig, layers: Iterable[int]) -> list[str]:
         )
     if (notice := check_destination(config.report_to)) is not None:
         found.append(notice)
-    known = load_spec(config.oracle_lora_path).single_layers
-    unknown = sorted(set(layers) - set(known)) if known else []
-    if unknown:
-        found.append(
-            f"the adapter was trained to read layers {_listed(known)}, and this run reads "
-            f"{_listed(unknown)}: set --layer_percents to depths that it knows."
-        )
+    if (unknown := load_spec(config.oracle_lora_path).warning_of(layers)) is not None:
+        found.append(unknown)
     return found
-
-
-def _listed(layers: Iterable[int]) -> str:
-    return ", ".join(map(str, layers))

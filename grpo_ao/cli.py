@@ -28,7 +28,7 @@ from grpo_ao.config import (
 from grpo_ao.errors import UserError
 from grpo_ao.interruption import Interrupted, interruptible
 from grpo_ao.judges.flags import JudgeFlags
-from grpo_ao.probe import Positions
+from grpo_ao.probe import Positions, parse_layers
 from grpo_ao.terminal import take_any_text
 
 Request = TypeVar("Request")
@@ -241,8 +241,9 @@ class Ask:
     """Base model (default: the mini model)."""
     oracle_lora_path: str | None = None
     """Adapter (default: the mini oracle)."""
-    layer: int | None = None
-    """Decoder layer that is read (default: at half depth)."""
+    layers: str | None = None
+    """Layer that is read, or several together, as 21,22,23 (default: as the adapter was trained;
+    the middle one where it reads one of several)."""
     positions: str = "last:20"
     """Token positions that are read: last:K, window:K@OFFSET, token@OFFSET or all."""
     temperature: float = 0.0
@@ -256,8 +257,8 @@ class Ask:
             )
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"the temperature must be 0 (greedy) or more, got {self.temperature}.")
-        if self.layer is not None and self.layer < 0:
-            raise UserError(f"there is no layer {self.layer}: layers count from 0.")
+        if self.layers is not None:
+            parse_layers(self.layers)
 
 
 def ask(arguments: list[str]) -> None:
@@ -273,7 +274,7 @@ def ask(arguments: list[str]) -> None:
     (answer,) = oracle.ask(
         [request.text],
         [request.question],
-        layer=request.layer,
+        layers=None if request.layers is None else parse_layers(request.layers),
         positions=request.positions,
         temperature=request.temperature,
     )

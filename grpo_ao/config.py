@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.judges.flags import CHANGEABLE, JudgeFlags
-from grpo_ao.probe import Positions
+from grpo_ao.probe import Positions, parse_layers
 from grpo_ao.probes.names import BENCHMARKS, Suite, check_benchmarks
 
 Destination = Literal["none", "wandb", "tensorboard", "trackio"]
@@ -51,9 +51,14 @@ def _check_numbers(config: "TrainConfig | EvalConfig") -> None:
             raise UserError(f"--{name} must be above 0, got {value}.")
 
 
-def _check_reading(layer_percents: tuple[int, ...], positions: tuple[str, ...]) -> None:
-    if not layer_percents or not all(0 < p < 100 for p in layer_percents):
-        raise UserError(f"--layer_percents must lie between 1 and 99, got {layer_percents}.")
+def _check_reading(config: "TrainConfig | EvalConfig", positions: tuple[str, ...]) -> None:
+    percents = config.layer_percents
+    if not all(0 < p < 100 for p in percents):
+        raise UserError(f"--layer_percents must lie between 1 and 99, got {percents}.")
+    if config.layers and percents:
+        raise UserError("--layers and --layer_percents say the same: give one.")
+    for spec in () if config.layers == ("all",) else config.layers:
+        parse_layers(spec)
     for spec in positions:
         Positions.parse(spec)
 
@@ -96,8 +101,11 @@ class TrainConfig(RolloutFlags, JudgeFlags):
 
     num_prompts: int | None = None
     """Use only the first N training texts of the question set (all of them without it)."""
-    layer_percents: tuple[int, ...] = (25, 50, 75)
-    """Depths at which the subject is read, in per cent of its layers; one is drawn per probe."""
+    layers: tuple[str, ...] = ()
+    """Layers that are read: `9 18 27` draws one per probe, `21,22,23` reads three together
+    (default: those that the adapter was trained on)."""
+    layer_percents: tuple[int, ...] = ()
+    """Layers that are read instead, as depths in per cent of all; one is drawn per probe."""
     positions: str = "last:20"
     """Token positions that are read: last:K, window:K@OFFSET, token@OFFSET or all."""
     strict_positions: bool = False
@@ -189,7 +197,7 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_numbers(self)
-        _check_reading(self.layer_percents, (self.positions,))
+        _check_reading(self, (self.positions,))
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
         if self.tag_outcome == "group" and self.credit == "joint":
@@ -316,10 +324,11 @@ class EvalConfig(RolloutFlags):
     """Contexts of each benchmark; each gets one question."""
     positions: tuple[str, ...] = ("token@-3", "window:50@-1")
     """Token positions that are read, each in turn: token@OFFSET, window:K@OFFSET, last:K or all."""
-    layer_percents: tuple[int, ...] = (25, 50, 75)
-    """Depths at which the subject is read, in per cent of its layers."""
     layers: tuple[str, ...] = ()
-    """Layers in place of these depths: indices, or `all`. Each question is asked at every one."""
+    """Layers that are read: `9 18 27` each in turn, `21,22,23` three together, or `all`, one after
+    the other (default: those that the adapter was trained on)."""
+    layer_percents: tuple[int, ...] = ()
+    """Layers that are read instead, as depths in per cent of all."""
     one_layer: bool = False
     """Ask each question at one of the depths, drawn by a hash, instead of at every one."""
     controls: bool = True
@@ -339,9 +348,7 @@ class EvalConfig(RolloutFlags):
         check_benchmarks(self.benchmarks)
         if not self.positions:
             raise UserError("--positions names none.")
-        _check_reading(self.layer_percents, self.positions)
-        if self.layers != ("all",) and not all(layer.isdecimal() for layer in self.layers):
-            raise UserError(f"--layers takes indices, or `all` alone, got {' '.join(self.layers)}.")
+        _check_reading(self, self.positions)
         if self.suite == "mini" and self.data_dir is not None:
             raise UserError("--data_dir has no part in the mini world's suite: leave it out.")
 

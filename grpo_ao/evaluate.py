@@ -19,7 +19,7 @@ from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.reading import Controlled, Controls
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
+from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
     check_adapter,
@@ -78,7 +78,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         if config.controls:
             controlled[name] = _controlled(config, oracle, name, table, answers[name], progress)
     pooled = groups(config.suite, list(dict.fromkeys(probe.family for probe in probes)))
-    read = {probe.layer for probe in probes}, {probe.positions for probe in probes}
+    read = {probe.layers for probe in probes}, {probe.positions for probe in probes}
     rows = len(pooled) + len(pooled["all"]) + sum(map(len, read))
     with progress.phase("measuring", len(answers) * (rows + 13)) as bar:
         seconds = time.perf_counter() - started
@@ -95,24 +95,17 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _probes(config: EvalConfig, adapters: Sequence[str], console: Console) -> list[Probe]:
     items = load_items(config.suite, config.benchmarks, config.num_contexts, config.data_dir)
-    layers = _layers(config, num_decoder_layers(load_config(config.model)))
-    positions = [Positions.parse(spec) for spec in config.positions]
-    probes = probes_of_items(items, layers, positions, config.one_layer and not config.layers)
     tokenizer = load_tokenizer(config.model)
     contexts = [
         Context.of(tokenizer, config.model, path, config.max_new_tokens) for path in adapters
     ]
+    num_layers = num_decoder_layers(load_config(config.model))
+    layers = contexts[0].spec.layers(num_layers, config.layers, config.layer_percents)
+    for warning in filter(None, (context.spec.warning_of(layers) for context in contexts)):
+        console.print(headed("warning:", warning))
+    positions = [Positions.parse(spec) for spec in config.positions]
+    probes = probes_of_items(items, layers, positions, config.one_layer and not config.layers)
     return readable(contexts, probes, report=console.print)
-
-
-def _layers(config: EvalConfig, num_layers: int) -> list[int]:
-    """Return the layers at which each question is asked in turn; UserError for one too many."""
-    if config.layers == ("all",):
-        return list(range(num_layers))
-    for layer in map(int, config.layers):
-        check_layer(num_layers, layer)
-    depths = [layer_index(num_layers, percent) for percent in config.layer_percents]
-    return [int(layer) for layer in config.layers] or depths
 
 
 def _table(

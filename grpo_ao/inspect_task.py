@@ -22,7 +22,6 @@ from grpo_ao.answer import Answer
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import graded
 from grpo_ao.measuring.metrics import SUMMARY, Columns, metric_values
-from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import Item, load_items
@@ -40,22 +39,22 @@ def _loaded(model: str | None, adapter: str | None) -> Oracle:
 def activation_oracle(
     base: str | None = None,
     oracle_lora_path: str | None = None,
-    layer: int | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: str = "last:20",
 ) -> Solver:
     """Answer a sample's question from the activations over its text; inspect's model is not asked.
 
-    Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layer`` is by default the one
-    at half depth.
+    Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layers`` and ``positions`` are
+    those of ``Oracle.ask``.
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         oracle = _loaded(base, oracle_lora_path)
-        read = layer_index(oracle.num_layers, 50) if layer is None else layer
+        read = oracle.layers_read(layers)
         question = state.input_text
         (said,) = oracle.ask([state.metadata["text"]], [question], read, positions)
         state.output = ModelOutput.from_content("activation oracle", said.completion)
-        state.metadata |= {"layer": read, "positions": positions}
+        state.metadata |= {"layers": read, "positions": positions}
         state.completed = True
         return state
 
@@ -85,7 +84,7 @@ def informativeness() -> Scorer:
             about["text"],
             state.input_text,
             "closed" if choices or target.text in ("Yes", "No") else "open",
-            about["layer"],
+            tuple(about["layers"]),
             Positions.parse(about["positions"]),
             target.text,
             about.get("family", "inspect"),
@@ -104,7 +103,7 @@ def informativeness() -> Scorer:
 def oracle(
     base: str | None = None,
     oracle_lora_path: str | None = None,
-    layer: int | None = None,
+    layers: int | Sequence[int] | None = None,
     positions: str = "last:20",
     benchmarks: Sequence[str] = BENCHMARKS,
     num_contexts: int = 250,
@@ -116,7 +115,7 @@ def oracle(
     items = load_items("mini" if base is None else "paper", names, num_contexts, folder)
     return Task(
         dataset=MemoryDataset([_sample(item) for item in items]),
-        solver=activation_oracle(base, oracle_lora_path, layer, positions),
+        solver=activation_oracle(base, oracle_lora_path, layers, positions),
         scorer=informativeness(),
     )
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,8 @@ QuestionKind = Literal["closed", "open"]
 Split = Literal["train", "validation", "heldout"]
 HELDOUT_SHARE = 0.2
 VALIDATION_SHARE = 0.1
+Layers = tuple[int, ...]
+"""Indices of the decoder layers that a question reads together, in rising order."""
 _FORMS = "'last:K', 'window:K@OFFSET', 'token@OFFSET' or 'all'"
 
 
@@ -76,21 +79,44 @@ class Positions:
         return range(start if self.count is None else max(stop - self.count, start), stop)
 
 
+def parse_layers(spec: str) -> Layers:
+    """Read ``18``, or ``21,22,23`` for layers that a question reads together.
+
+    Raises UserError for anything else, and for a layer that is named twice.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", spec):
+        raise UserError(f"layers {spec!r} are not understood: write 18, or 21,22,23 for several.")
+    return rising([int(layer) for layer in spec.split(",")])
+
+
+def rising(layers: Sequence[int]) -> Layers:
+    """Return layers in the order of an oracle's prompt; UserError for one that is there twice."""
+    if len(set(layers)) < len(layers):
+        raise UserError(f"the layers {format_layers(layers)} hold one twice.")
+    return tuple(sorted(layers))
+
+
+def format_layers(layers: Sequence[int]) -> str:
+    """Write layers as ``parse_layers`` reads them."""
+    return ",".join(map(str, layers))
+
+
 @dataclass(frozen=True)
 class Probe:
     """One question about one text.
 
-    ``layer`` is the index of the decoder layer whose output is read, ``positions`` the token
-    positions of the subject's turn. ``reference`` is the right answer where it is known; a set
-    without references needs a judge that reads the text. ``family`` groups questions of one sort:
-    the measured warm start shrinks accuracies to their family's mean, tables report by it.
-    ``choices`` are the known answers to a closed question that is not one of yes or no.
+    ``layers`` are the indices of the decoder layers whose outputs are read, ``positions`` the token
+    positions of the subject's turn, the same at every layer. ``reference`` is the right answer
+    where it is known; a set without references needs a judge that reads the text. ``family``
+    groups questions of one sort: the measured warm start shrinks accuracies to their family's
+    mean, tables report by it. ``choices`` are the known answers to a closed question that is not
+    one of yes or no.
     """
 
     text: str
     question: str
     kind: QuestionKind
-    layer: int
+    layers: Layers
     positions: Positions
     reference: str | None
     family: str
@@ -98,9 +124,13 @@ class Probe:
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits that depend on text, question, layer and positions alone."""
-        parts = (self.text, self.question, str(self.layer), str(self.positions))
-        return stable_hash(*parts)
+        """Sixteen hex digits that depend on text, question, layers and positions alone."""
+        return stable_hash(self.text, self.question, self.shown_layers, str(self.positions))
+
+    @property
+    def shown_layers(self) -> str:
+        """The layers as ``parse_layers`` reads them."""
+        return format_layers(self.layers)
 
 
 def stable_hash(*parts: str) -> str:

@@ -36,7 +36,6 @@ from grpo_ao.measuring.metrics import Columns, summary
 from grpo_ao.measuring.reading import Controls
 from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.layers import layer_index
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
@@ -163,7 +162,7 @@ def prepare(config: TrainConfig) -> Prepared:
         everything = [*chain(*probes)]
         if config.judge == "reference":
             check_references(everything)
-        warnings = warnings_of(config, {probe.layer for probe in everything})
+        warnings = warnings_of(config, {probe.layers for probe in everything})
         for warning in [*warnings, *_shortages(config, probes)]:
             console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
@@ -194,9 +193,9 @@ def probes_of_run(
 ) -> tuple[RunProbes, list[Probe]]:
     """Return the probes of each stage, and those of the benchmarks."""
     tokenizer = load_tokenizer(config.model)
-    layers = [layer_index(num_layers, percent) for percent in config.layer_percents]
     warm_start, grpo = questions_asked(config)
     context = Context.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
+    layers = context.spec.layers(num_layers, config.layers, config.layer_percents)
     probes = load_probes(
         config.questions,
         context,
@@ -270,6 +269,9 @@ class Run:
             divided=prepared.sharded,
         )
         make_trainable(self.oracle)
+        spec = self.oracle.spec
+        read = spec.layers(self.oracle.num_layers, config.layers, config.layer_percents)
+        self.oracle.spec = spec.trained_on(read)
         base = model_fingerprint(config.model)
         self.judge = prepared.judge or self._local_judge(base)
         probes = prepared.probes
@@ -402,7 +404,6 @@ class Run:
             "suite": _suite(config),
             "benchmarks": config.benchmarks,
             "num_contexts": config.eval_contexts,
-            "layer_percents": config.layer_percents,
             "one_layer": True,
         }
         families = list(dict.fromkeys(answer.probe.family for answer in answers))

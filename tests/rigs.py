@@ -31,19 +31,18 @@ SLOTS = 3
 def probe(number: int) -> Probe:
     # Questions of different lengths, so that prompts are padded; some hold the placeholder.
     question = f"Is it {number} ? " + "so " * (5 * number % 4)
-    return Probe("a text", question, "closed", LAYER, Positions.parse("last:3"), "Yes", "family")
+    # Every third reads two layers at once.
+    layers = (LAYER - 1, LAYER) if number % 3 == 2 else (LAYER,)
+    return Probe("a text", question, "closed", layers, Positions.parse("last:3"), "Yes", "family")
 
 
 def planted_table(oracle: Oracle, rows: int) -> ProbeTable:
     """A table whose every vector is another one."""
     generator = torch.Generator().manual_seed(3)
     probes = [probe(number) for number in range(rows)]
-    vectors = [torch.randn(1 + n % SLOTS, WIDTH, generator=generator) for n in range(rows)]
-    prompts = [
-        oracle.prompt(p.layer, len(v_KD), p.question)
-        for p, v_KD in zip(probes, vectors, strict=True)
-    ]
-    return ProbeTable(probes, vectors, prompts)
+    counts = [len(p.layers) * (1 + n % SLOTS) for n, p in enumerate(probes)]
+    vectors = [torch.randn(count, WIDTH, generator=generator) for count in counts]
+    return ProbeTable.of_vectors(oracle, probes, vectors)
 
 
 class LetterReward(CalibratedReward):

@@ -10,7 +10,9 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import append_jsonl
 from grpo_ao.probe import Positions, Probe
 
-PROBE = Probe("I live in Rome.", "Where?", "open", 18, Positions.parse("last:20"), "Rome", "place")
+PROBE = Probe(
+    "I live in Rome.", "Where?", "open", (18,), Positions.parse("last:20"), "Rome", "place"
+)
 SHARES = st.none() | st.floats(0, 1)
 
 
@@ -44,7 +46,7 @@ def test_only_a_parsed_answer_can_lack_its_grade():
 def test_an_answer_comes_back_from_its_row_as_it_was(
     confidence, informativeness, reward, probability, agreement, text, positions
 ):
-    probe = Probe(text, "Is it?", "closed", 3, Positions.parse(positions), None, "f")
+    probe = Probe(text, "Is it?", "closed", (3,), Positions.parse(positions), None, "f")
     answer = Answer(
         probe,
         "a completion",
@@ -61,6 +63,13 @@ def test_an_answer_comes_back_from_its_row_as_it_was(
     )
     row = json.loads(json.dumps(answer.to_row() | {"step": 7}))
     assert Answer.from_row(row) == answer
+
+
+def test_a_row_names_one_layer_or_all_of_several():
+    several = Answer.read(replace(PROBE, layers=(17, 18)), "Rome")
+    assert Answer.read(PROBE, "Rome").to_row()["layer"] == 18
+    assert several.to_row()["layer"] == [17, 18]
+    assert Answer.from_row(json.loads(json.dumps(several.to_row()))) == several
 
 
 def test_a_row_that_another_version_wrote_is_refused():

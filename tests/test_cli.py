@@ -44,8 +44,8 @@ def test_ask_tells_a_confidence_that_was_trained(capsys, tmp_path):
 
 def test_ask_reads_other_layers_and_positions(capsys):
     said = {
-        ask(capsys, "--layer", layer, "--positions", positions)
-        for layer in ("2", "6")
+        ask(capsys, "--layers", layers, "--positions", positions)
+        for layers in ("2", "2,6")
         for positions in ("last:20", "token@-3")
     }
     assert len(said) > 1
@@ -54,7 +54,8 @@ def test_ask_reads_other_layers_and_positions(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layer", "8"], "there is no layer 8: the model has layers 0 to 7"),
+        (["--layers", "8"], "there is no layer 8: the model has layers 0 to 7"),
+        (["--layers", "2,2"], "the layers 2,2 hold one twice"),
         (["--positions", "first"], "positions 'first' are not understood"),
         (["--model", "some/model"], "both --model and --oracle_lora_path, or neither"),
         (["--temperature", "-1"], "the temperature must be 0"),

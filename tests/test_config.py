@@ -51,7 +51,6 @@ def test_what_the_plain_command_does():
         "adamkarvonen/checkpoints_all_single_and_multi_pretrain_cls_latentqa_posttrain_Qwen3-8B"
     )
     assert config.questions == "ceselder/wildchat-oracle-questions"
-    assert config.layer_percents == (25, 50, 75)
     assert (config.num_generations, config.kl_penalty, config.calibration_lambda) == (8, 0.05, 0.5)
     assert (config.lr, config.temperature) == (1e-6, 0.9)
     assert (config.num_prompts, config.seed, config.resume) == (None, 0, False)
@@ -182,7 +181,9 @@ def test_flags_that_cannot_be_are_refused(capsys, arguments, said):
         ({"kl_penalty": float("nan")}, "--kl_penalty"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"temperature": float("nan")}, "--temperature"),
-        ({"layer_percents": ()}, "--layer_percents"),
+        ({"layers": ("9",), "layer_percents": (50,)}, "--layers and --layer_percents say the same"),
+        ({"layers": ("21,x",)}, "layers '21,x' are not understood"),
+        ({"layers": ("21,22,21",)}, "hold one twice"),
         ({"layer_percents": (25, 100)}, r"--layer_percents must lie .* got \(25, 100\)"),
         ({"layer_percents": (0,)}, "--layer_percents"),
         ({"positions": "last"}, "positions 'last' are not understood"),

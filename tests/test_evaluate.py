@@ -65,8 +65,8 @@ def test_a_file_sets_the_defaults_of_an_evaluation_too(tmp_path):
         ({"benchmarks": ("sst3",)}, "no benchmark 'sst3'"),
         ({"benchmarks": ()}, "--benchmarks names none"),
         ({"positions": ("first",)}, "positions 'first' are not understood"),
-        ({"layers": ("last",)}, "--layers takes indices, or `all` alone, got last"),
-        ({"layers": ("2", "all")}, "--layers takes indices, or `all` alone, got 2 all"),
+        ({"layers": ("last",)}, "layers 'last' are not understood"),
+        ({"layers": ("2", "all")}, "layers 'all' are not understood"),
         ({"positions": ()}, "--positions names none"),
         ({"layer_percents": (100,)}, "--layer_percents must lie between 1 and 99"),
         ({"num_contexts": 1}, "--num_contexts must be at least 2"),
@@ -106,22 +106,24 @@ ITEM = Item("ner", "a text", "a question?", "Yes")
 
 def test_an_item_is_asked_at_each_layer_and_each_position():
     positions = [Positions.parse("token@-3"), Positions.parse("window:50@-1")]
-    probes = probes_of_items([ITEM], [1, 2, 3], positions, one_layer=False)
-    where = [(str(p.positions), p.layer) for p in probes]
-    assert where == [(str(p), layer) for p in positions for layer in (1, 2, 3)]
+    probes = probes_of_items([ITEM], [(1,), (2,), (2, 3)], positions, one_layer=False)
+    where = [(str(p.positions), p.layers) for p in probes]
+    assert where == [(str(p), layers) for p in positions for layers in ((1,), (2,), (2, 3))]
     assert {(p.family, p.reference, p.kind) for p in probes} == {("ner", "Yes", "closed")}
 
 
 def test_one_layer_is_drawn_by_the_item_alone():
     items = [Item("ner", f"text {n}", "q", "Yes") for n in range(60)]
-    probes = probes_of_items(items, [1, 2, 3], [LAST], one_layer=True)
+    probes = probes_of_items(items, [(1,), (2,), (2, 3)], [LAST], one_layer=True)
     assert len(probes) == 60
-    assert {p.layer for p in probes} == {1, 2, 3}
-    assert probes_of_items(items[::-1], [1, 2, 3], [LAST], one_layer=True) == probes[::-1]
+    assert {p.layers for p in probes} == {(1,), (2,), (2, 3)}
+    assert (
+        probes_of_items(items[::-1], [(1,), (2,), (2, 3)], [LAST], one_layer=True) == probes[::-1]
+    )
 
 
 def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_loaded():
-    probes = probes_of_items([ITEM], [1], [Positions.parse("token@-50")], one_layer=False)
+    probes = probes_of_items([ITEM], [(1,)], [Positions.parse("token@-50")], one_layer=False)
     with pytest.raises(ValueError, match="cannot read 'a text'"):
         readable([context(4096)], probes)
 
@@ -132,7 +134,7 @@ def context(positions: int) -> Context:
 
 def test_an_item_that_does_not_fit_into_one_of_the_oracles_is_left_out_and_said(capsys):
     long = Item("ner", "a text " * 40, "a question?", "Yes")
-    probes = probes_of_items([long, ITEM], [1], [LAST], one_layer=False)
+    probes = probes_of_items([long, ITEM], [(1,)], [LAST], one_layer=False)
     assert readable([context(4096)], probes) == probes
     assert readable([context(4096), context(200)], probes) == probes[1:]
     assert "1 probes are left out. The first: the text 'a text" in capsys.readouterr().out

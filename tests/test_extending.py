@@ -64,7 +64,7 @@ def test_a_fault_inside_ones_own_module_keeps_its_traceback(written):
 
 def test_a_reward_of_ones_own_is_taken_and_a_missing_tag_costs_more_than_any_number(written):
     rule = reward_rule(0.5, "my_reward:log_score")
-    probe = Probe("Hi.", "What is it?", "open", 2, Positions(1), None, "open")
+    probe = Probe("Hi.", "What is it?", "open", (2,), Positions(1), None, "open")
     read = Answer.read(probe, "[epistemic status: 80] a greeting")
     right = rewarded(replace(read, informativeness=1.0), rule)
     assert right.reward == pytest.approx(1 + log(0.8) / 5)

@@ -16,7 +16,9 @@ from grpo_ao.probe import (
     unit_draw,
 )
 
-PROBE = Probe("It is late.", "Is it late?", "closed", 18, Positions.parse("last:20"), "Yes", "time")
+PROBE = Probe(
+    "It is late.", "Is it late?", "closed", (18,), Positions.parse("last:20"), "Yes", "time"
+)
 
 
 def test_the_id_is_this_one_for_ever():
@@ -30,7 +32,8 @@ def test_the_id_is_this_one_for_ever():
     [
         {"text": "It is late"},
         {"question": "Is it late? "},
-        {"layer": 9},
+        {"layers": (9,)},
+        {"layers": (9, 18)},
         {"positions": Positions.parse("last:19")},
         {"positions": Positions.parse("window:20@-1")},
     ],

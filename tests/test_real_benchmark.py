@@ -25,7 +25,7 @@ from grpo_ao.probe import Positions, Probe
 
 
 def answer(number, confidence, right, family="sst2", probability=0.5):
-    probe = Probe(f"text {number}", "Is it?", "closed", 2, Positions(1), "Yes", family)
+    probe = Probe(f"text {number}", "Is it?", "closed", (2,), Positions(1), "Yes", family)
     tag = "" if confidence is None else f"[epistemic status: {confidence}] "
     read = Answer.read(probe, f"{tag}Yes")
     return replace(read, informativeness=float(right), answer_probability=probability)

@@ -14,7 +14,7 @@ from grpo_ao.reward import (
     unparsed_floor,
 )
 
-PROBE = Probe("It is ten to twelve.", "Is it late?", "closed", 18, Positions(20), "Yes", "time")
+PROBE = Probe("It is ten to twelve.", "Is it late?", "closed", (18,), Positions(20), "Yes", "time")
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,8 @@ def test_a_destination_without_its_package(tmp_path, no_load, monkeypatch, desti
 
 def test_a_lambda_above_one_half_is_warned_of():
     config = make_defaults("mini", None)
-    assert warnings_of(config, [4]) == []
-    (warning,) = warnings_of(replace(config, calibration_lambda=0.8), [4])
+    assert warnings_of(config, [(4,)]) == []
+    (warning,) = warnings_of(replace(config, calibration_lambda=0.8), [(4,)])
     # d reward / d informativeness = 1 - 2 lambda (informativeness - confidence) < 0
     assert "by more than 0.62 loses reward" in warning
 
@@ -199,9 +199,9 @@ def test_layers_that_the_adapter_does_not_know_are_warned_of(adapter):
     spec["act_layer_combinations"] = [[2], [4], [6]]
     (adapter / "ao_config.json").write_text(json.dumps(spec))
     config = replace(make_defaults("mini", None), oracle_lora_path=str(adapter))
-    assert warnings_of(config, [2, 4]) == []
-    (warning,) = warnings_of(config, [2, 3, 7])
-    assert "trained to read layers 2, 4, 6, and this run reads 3, 7" in warning
+    assert warnings_of(config, [(2,), (4,)]) == []
+    (warning,) = warnings_of(config, [(2,), (3,), (4, 6)])
+    assert "trained to read layers 2 or 4 or 6, but 3 or 4,6 is read" in warning
 
 
 def test_a_gguf_file_that_is_not_there(tmp_path, no_load):

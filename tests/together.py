@@ -124,7 +124,7 @@ def check_divided(processes: Processes, architecture: str) -> None:
     with together(oracle.model):
         found = [complete(oracle, table, [row], 0.0, 6)[0] for row in rows]
     assert found == expected[: len(rows)]
-    ids, reads = [[3, 4, 5, 6], [7, 8, 9]], [[(1, range(2)), (2, range(1, 2))]] * 2
+    ids, reads = [[3, 4, 5, 6], [7, 8, 9]], [[((1,), range(2)), ((2,), range(1, 2))]] * 2
     # One process reads, the others take part in its passes; an injection that is bound stays so.
     oracle.hook.bind(table.injection([0, 1]))
     with together(oracle.model), together(oracle.model):

@@ -38,7 +38,7 @@ def control_table(
 ) -> tuple[list[int], ProbeTable]:
     """Return those of ``rows`` that can be asked so, and a table of them with other activations.
 
-    A row cannot be where no other text of the table was read in as many places of the same layer.
+    A row cannot be where no other text of the table was read in as many places of the same layers.
     """
     donor_of: dict[int, int] = {}
     if control in ("same_family", "other_family"):
@@ -81,7 +81,7 @@ def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], P
 
 
 def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
-    """Return for each row one of another text, read at the same layer and positions.
+    """Return for each row one of another text, read at the same layers and positions.
 
     Rows for which there is none are left out.
     """
@@ -105,7 +105,7 @@ def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
 
 
 def _read_at(probe: Probe, same_family: bool) -> tuple:
-    where = (probe.layer, str(probe.positions))
+    where = (probe.layers, str(probe.positions))
     return (*where, probe.family) if same_family else where
 
 
@@ -116,8 +116,10 @@ def _from_somewhere(rows: Sequence[int], draw: float) -> Iterator[int]:
 
 
 def _of_donor(table: ProbeTable, donor: int, row: int) -> Float[Tensor, "K D"]:
-    # Positions count from the end: a longer run is cut at its start.
-    return table.vectors[donor][-len(table.vectors[row]) :]
+    # Positions count from the end: a longer run is cut at its start, in every layer.
+    layers = len(table.probes[row].layers)
+    donor_NKD = table.vectors[donor].unflatten(0, (layers, -1))
+    return donor_NKD[:, -(len(table.vectors[row]) // layers) :].flatten(0, 1)
 
 
 def noise_like(vectors_KD: Float[Tensor, "K D"], seed: str) -> Float[Tensor, "K D"]:

@@ -74,8 +74,8 @@ def from_activations(
 ) -> Predictions:
     """Predict outcomes from the mean of the activations, by logistic regression.
 
-    One model for each group and layer. Features are standardised, and weights have a prior of
-    variance 1/D, so that the log odds of an answer have a variance of about 1 beforehand.
+    One model for each group and the layers read. Features are standardised, and weights have a
+    prior of variance 1/D, so that the log odds of an answer have a variance of about 1 beforehand.
     """
     mean_ND = np.stack([row_KD.float().mean(dim=0).numpy() for row_KD in vectors])
 
@@ -83,7 +83,7 @@ def from_activations(
         regression = LogisticRegression(C=1 / mean_ND.shape[1], max_iter=300)
         return make_pipeline(StandardScaler(), regression)
 
-    parts = [f"{g} {a.probe.layer}" for g, a in zip(groups, answers, strict=True)]
+    parts = [f"{g} {a.probe.shown_layers}" for g, a in zip(groups, answers, strict=True)]
     return _cross_fitted(model, mean_ND, answers, parts)
 
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import ask
 from grpo_ao.mini.world import make_message, split_of_message
-from grpo_ao.probe import Positions, Probe, Split, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, Split, unit_draw
 
 _SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
 
 
 def mini_probes(
-    split: Split, count: int, layers: Sequence[int], positions: Positions, per_text: int = 4
+    split: Split, count: int, layers: Sequence[Layers], positions: Positions, per_text: int = 4
 ) -> list[Probe]:
     """Return the first ``count`` probes of a split of the mini world, always the same ones.
 
     Each split has its own texts, and the held-out one its own templates. Each text gets
-    ``per_text`` questions of different families, each read at a layer drawn from ``layers``.
+    ``per_text`` questions of different families, each read at one of ``layers``, drawn by a hash.
     """
     wordings: Split = "heldout" if split == "heldout" else "train"
     probes: dict[str, Probe] = {}
@@ -30,12 +30,12 @@ def mini_probes(
         rng = random.Random(f"questions {message.text}")
         questions = ask(message, rng, wordings)
         for question in rng.sample(questions, min(per_text, len(questions))):
-            layer = layers[int(unit_draw("layer", message.text, question.text) * len(layers))]
+            drawn = layers[int(unit_draw("layer", message.text, question.text) * len(layers))]
             probe = Probe(
                 message.text,
                 question.text,
                 question.kind,
-                layer,
+                drawn,
                 positions,
                 question.answer,
                 question.family,

@@ -18,7 +18,7 @@ from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input
 from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.turn import shown, user_turn
-from grpo_ao.probe import Positions
+from grpo_ao.probe import Layers, Positions
 
 BATCH_TOKENS = 16_384
 # Where attention is not fused its scores lie in memory: rows x longest^2 for each head.
@@ -28,8 +28,8 @@ BATCH_SCORES = 2**24
 _EVEN_TOKENS, _EVEN = 4096, 0.9
 _SAMPLE = "It is late."
 
-Read = tuple[int, range]
-"""A layer index, and the token positions to read at its output."""
+Read = tuple[Layers, range]
+"""Layers, and the token positions to read at the output of each."""
 
 Begun = Callable[[], list[list[Tensor]]]
 """Waits for what is read of each row of a batch, and returns it."""
@@ -138,7 +138,7 @@ def extract_activations(
         select_positions(tokenizer, row, positions, text)
         for row, text in zip(rows, texts, strict=True)
     ]
-    reads = [[(layer, where) for layer in layers] for where in chosen]
+    reads = [[((layer,), where) for layer in layers] for where in chosen]
     outputs = read_residuals(model, rows, reads, batch_size)
     return [dict(zip(layers, tensors, strict=True)) for tensors in outputs]
 
@@ -152,6 +152,8 @@ def read_residuals(
 ) -> list[list[Float[Tensor, "K D"]]]:
     """Read tokenised texts; for each text one (K, D) tensor on the CPU per read, in order.
 
+    A read of several layers gives the positions of the first, then those of the next.
+
     Texts of like length share a forward pass, padded on the right: at most ``batch_size`` texts
     and 16,384 tokens, fewer of long ones where attention is not fused. ``progress`` is called with
     the number of texts read.
@@ -159,7 +161,7 @@ def read_residuals(
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, got {batch_size}.")
     num_layers = len(decoder_layers(model))
-    for layer in {layer for row in reads for layer, _ in row}:
+    for layer in _layers_of(reads):
         check_layer(num_layers, layer)
     # On a CPU a row's last bits depend on the batch that it is in: there, batches stay full.
     even_from = _EVEN_TOKENS if input_device(model).type == "cuda" else BATCH_TOKENS
@@ -167,7 +169,7 @@ def read_residuals(
     batches = _batches([len(row) for row in token_rows], batch_size, even_from, eager)
 
     def begin(batch: list[int]) -> Begun:
-        layers = {layer for i in batch for layer, _ in reads[i]}
+        layers = _layers_of([reads[i] for i in batch])
         if not layers:
             return lambda: [[] for _ in batch]
         longest = max(len(token_rows[i]) for i in batch)
@@ -220,14 +222,20 @@ def _batches(
     return batches
 
 
+def _layers_of(reads: Iterable[Sequence[Read]]) -> set[int]:
+    return {layer for row in reads for layers, _ in row for layer in layers}
+
+
 def _select(resid: dict[int, Tensor], reads: Sequence[Sequence[Read]]) -> Begun:
     """Begin to copy what is read of each row to the CPU; what is returned waits for it."""
     pieces = [
         resid[layer][b, where.start : where.stop]
         for b, row in enumerate(reads)
-        for layer, where in row
+        for layers, where in row
+        for layer in layers
     ]
-    return partial(_divide, _to_cpu(torch.cat(pieces)), [len(piece) for piece in pieces], reads)
+    sizes = [len(layers) * len(where) for row in reads for layers, where in row]
+    return partial(_divide, _to_cpu(torch.cat(pieces)), sizes, reads)
 
 
 def _divide(

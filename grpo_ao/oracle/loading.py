@@ -199,7 +199,7 @@ def check_sources(
     spec, num_layers = load_spec(adapter), num_decoder_layers(config)
     check_layer(num_layers, spec.hook_onto_layer)
     tokenizer = load_tokenizer(base, revision)
-    build_oracle_prompt(tokenizer, layer_index(num_layers, 50), 1, "Which language?", spec)
+    build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
 
 
 def load_peft_model(

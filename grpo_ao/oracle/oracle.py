@@ -18,7 +18,7 @@ from grpo_ao.oracle.context import check_prompt, context_length
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.injection import InjectionHook
-from grpo_ao.oracle.layers import decoder_layers, layer_index, unwrap
+from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
     choose_device,
@@ -31,7 +31,7 @@ from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 from grpo_ao.oracle.stream import check_stream
-from grpo_ao.probe import Positions
+from grpo_ao.probe import Layers, Positions, rising
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,18 @@ class Oracle:
         """Take the hook off the model: from here on it is an ordinary PEFT model."""
         self.hook.detach()
 
-    def prompt(self, layer: int, num_vectors: int, question: str) -> OraclePrompt:
-        """Build this oracle's prompt for ``num_vectors`` activations of ``layer``."""
-        return build_oracle_prompt(self.tokenizer, layer, num_vectors, question, self.spec)
+    def prompt(self, layers: Layers, num_vectors: int, question: str) -> OraclePrompt:
+        """Build this oracle's prompt for ``num_vectors`` activations, as many of each layer."""
+        return build_oracle_prompt(self.tokenizer, layers, num_vectors, question, self.spec)
+
+    def layers_read(self, layers: int | Sequence[int] | None = None) -> Layers:
+        """Return the layers that a question is asked of: one, or several that are read together.
+
+        By default those that the adapter was trained on, of several such the middle ones.
+        """
+        trained = self.spec.act_layer_combinations
+        chosen = trained[len(trained) // 2] if layers is None else layers
+        return rising([chosen] if isinstance(chosen, int) else chosen)
 
     def complete(
         self,
@@ -187,26 +196,26 @@ class Oracle:
         self,
         texts: Sequence[str],
         questions: Sequence[str],
-        layer: int | None = None,
+        layers: int | Sequence[int] | None = None,
         positions: Positions | str = "last:20",
         temperature: int | float = 0.0,
         max_new_tokens: int = 64,
     ) -> list[OracleAnswer]:
         """Ask ``questions[i]`` about the subject's activations over ``texts[i]``.
 
-        The layer is by default the one at 50 % depth. Raises UserError for a text that is too short
+        ``layers`` are those of ``layers_read``. Raises UserError for a text that is too short
         or too long for the model, and for a question that leaves its answer no room.
         """
         if isinstance(texts, str) or isinstance(questions, str):
             raise UserError("give a list of texts and a list of questions, one for each text.")
         if len(texts) != len(questions):
             raise UserError(f"{len(texts)} texts, but {len(questions)} questions: give pairs.")
-        layer = layer_index(self.num_layers, 50) if layer is None else layer
+        read = self.layers_read(layers)
         positions = Positions.parse(positions) if isinstance(positions, str) else positions
-        activations = extract_activations(self.model, self.tokenizer, texts, [layer], positions)
-        vectors = [by_layer[layer] for by_layer in activations]
+        activations = extract_activations(self.model, self.tokenizer, texts, read, positions)
+        vectors = [torch.cat([by_layer[layer] for layer in read]) for by_layer in activations]
         prompts = [
-            self.prompt(layer, len(row_KD), question)
+            self.prompt(read, len(row_KD), question)
             for row_KD, question in zip(vectors, questions, strict=True)
         ]
         context = context_length(unwrap(self.model).config)

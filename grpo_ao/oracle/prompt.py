@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.injection import stack_positions
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.oracle.turn import user_turn
+from grpo_ao.oracle.turn import Turn, user_turn
+from grpo_ao.probe import Layers, format_layers
 
 
 @dataclass(frozen=True)
 class OraclePrompt:
-    """One prompt: its text, its token ids, and the positions of its own run of placeholders."""
+    """One prompt: its text, its token ids, and the positions of its own placeholders, in order."""
 
     text: str
     input_ids: list[int]
@@ -25,36 +26,52 @@ class OraclePrompt:
 
 def build_oracle_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    layer: int,
+    layers: Layers,
     num_vectors: int,
     question: str,
     spec: OracleSpec,
 ) -> OraclePrompt:
-    """Build the prompt that asks ``question`` about ``num_vectors`` activations of ``layer``.
+    """Build the prompt that asks ``question`` about ``num_vectors`` activations of ``layers``.
 
-    One user turn, prefix and question, through the chat template with a generation prompt and,
-    where the template knows it, thinking off. The positions are those of the prefix's own run of
-    placeholders: a placeholder token in the question is not among them. Raises UserError, with
-    the prompt and both counts, unless the run is exactly ``num_vectors`` placeholder tokens.
+    One user turn through the chat template with a generation prompt and, where the template knows
+    it, thinking off: a prefix for each layer, with as many placeholders as there are activations
+    of each, then the question. The positions are those of the prefixes' own placeholders: a
+    placeholder token in the question is not among them. Raises UserError, with the prompt and both
+    counts, unless each run is exactly as many placeholder tokens.
     """
-    if num_vectors < 1:
-        raise UserError(f"an oracle prompt needs at least one activation, got {num_vectors}.")
-    before, run, after = spec.prefix(layer, num_vectors)
-    turn = user_turn(tokenizer, before + run + after + question, answer_next=True)
-    text, input_ids = turn.text, turn.input_ids
-    start = text.find(before + run + after)
-    if start < 0:
-        raise UserError(f"the chat template changes the oracle's prefix in the prompt {text!r}.")
-    run_start = start + len(before)
-    positions = _tokens_within(turn.offsets, run_start, run_start + len(run))
-    placeholder = placeholder_id(tokenizer, spec.special_token)
-    found = sum(input_ids[p] == placeholder for p in positions)
-    if not found == len(positions) == num_vectors:
+    count, rest = divmod(num_vectors, len(layers))
+    if count < 1 or rest:
         raise UserError(
-            f"the prompt {text!r} has {found} placeholders ({len(positions)} tokens in their "
-            f"place) for {num_vectors} vectors."
+            f"an oracle prompt needs at least one activation, and as many of each layer, got "
+            f"{num_vectors} of layers {format_layers(layers)}."
         )
-    return OraclePrompt(text, input_ids, positions)
+    prefixes = [spec.prefix(layer, count) for layer in layers]
+    prefix = "".join(map("".join, prefixes))
+    turn = user_turn(tokenizer, prefix + question, answer_next=True)
+    start = turn.text.find(prefix)
+    if start < 0:
+        raise UserError(
+            f"the chat template changes the oracle's prefix in the prompt {turn.text!r}."
+        )
+    placeholder = placeholder_id(tokenizer, spec.special_token)
+    positions: list[int] = []
+    for before, run, after in prefixes:
+        start += len(before)
+        positions += _run_of(turn, start, start + len(run), placeholder, count)
+        start += len(run) + len(after)
+    return OraclePrompt(turn.text, turn.input_ids, positions)
+
+
+def _run_of(turn: Turn, start: int, stop: int, placeholder: int, count: int) -> list[int]:
+    # A token that reaches over an edge is counted too, so that it is seen and refused.
+    run = [i for i, (a, b) in enumerate(turn.offsets) if a < stop and b > start and a < b]
+    found = sum(turn.input_ids[p] == placeholder for p in run)
+    if not found == len(run) == count:
+        raise UserError(
+            f"the prompt {turn.text!r} has {found} placeholders ({len(run)} tokens in their "
+            f"place) for {count} vectors."
+        )
+    return run
 
 
 def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> int:
@@ -66,11 +83,6 @@ def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> in
             "choose another special_token."
         )
     return ids[0]
-
-
-def _tokens_within(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:
-    # A token that reaches over an edge is counted too, so that the caller sees it and refuses.
-    return [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and a < b]
 
 
 def pad_prompts(

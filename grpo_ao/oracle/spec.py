@@ -2,15 +2,17 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
-from grpo_ao.oracle.layers import layer_index
+from grpo_ao.oracle.layers import check_layer, layer_index
 from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.probe import Layers, format_layers, parse_layers, rising
 
 SPEC_FILE = "ao_config.json"
 PLACEHOLDER_RUN = "{special_token} * {num_positions}"
@@ -25,15 +27,16 @@ class OracleSpec:
     are the literature's. ``prefix_template`` is written as there: ``{layer}``, the run of
     placeholders as ``{special_token} * {num_positions}``, and a new line as a new line or as
     backslash-n. ``act_layer_combinations`` are the *indices* of the layers read in training (9,
-    18, 27 for Qwen3-8B); empty where unknown. ``calibrated`` says whether the confidence was
-    trained, ``calibrated_by`` how. ``other`` keeps the keys that are not ours.
+    18, 27 for Qwen3-8B), each entry those of one question; empty where unknown. ``calibrated``
+    says whether the confidence was trained, ``calibrated_by`` how. ``other`` keeps the keys that
+    are not ours.
     """
 
     hook_onto_layer: int = 1
     special_token: str = " ?"
     prefix_template: str = "Layer: {layer}\\n" + PLACEHOLDER_RUN + " \\n"
     steering_coefficient: int | float = 1.0
-    act_layer_combinations: tuple[tuple[int, ...], ...] = ()
+    act_layer_combinations: tuple[Layers, ...] = ()
     calibrated: bool = False
     calibrated_by: str = ""
     other: Mapping[str, Any] = field(default_factory=dict)
@@ -47,16 +50,6 @@ class OracleSpec:
             raise UserError(
                 f"prefix_template {self.prefix_template!r} must hold {PLACEHOLDER_RUN!r} once."
             )
-        if self.act_layer_combinations and not self.single_layers:
-            raise UserError(
-                f"the adapter reads several layers at once ({self.act_layer_combinations}); "
-                "only adapters that read one layer a question are supported."
-            )
-
-    @property
-    def single_layers(self) -> tuple[int, ...]:
-        """The layers that the adapter was trained to read one at a time."""
-        return tuple(combo[0] for combo in self.act_layer_combinations if len(combo) == 1)
 
     @property
     def _template(self) -> str:
@@ -66,17 +59,56 @@ class OracleSpec:
         )
 
     def prefix(self, layer: int, num_positions: int) -> tuple[str, str, str]:
-        """Return the prompt's prefix in three: before the run of placeholders, the run, after."""
+        """Return a layer's prefix in three: before the run of placeholders, the run, after."""
         before, after = self._template.split(PLACEHOLDER_RUN)
         run = self.special_token * num_positions
         return before.replace("{layer}", str(layer)), run, after.replace("{layer}", str(layer))
 
     def for_model(self, num_layers: int) -> "OracleSpec":
-        """Fill in unknown layers: the literature's 25, 50 and 75 % of the model's depth."""
+        """Fill in unknown layers from ``layer_combinations``, which are in per cent of the depth.
+
+        Without that key they are the literature's 25, 50 and 75 %, one a question.
+        """
         if self.act_layer_combinations:
             return self
-        layers = tuple((layer_index(num_layers, percent),) for percent in DEPTHS)
-        return replace(self, act_layer_combinations=layers)
+        percents = self.other.get("layer_combinations") or [[percent] for percent in DEPTHS]
+        layers = (rising([layer_index(num_layers, p) for p in combo]) for combo in percents)
+        return replace(self, act_layer_combinations=tuple(layers))
+
+    def layers(
+        self, num_layers: int, named: Sequence[str] = (), percents: Sequence[int] = ()
+    ) -> tuple[Layers, ...]:
+        """Return what questions are asked of: layers ``named``, at ``percents``, or as trained.
+
+        ``all`` names every layer, one a question. Raises UserError for a layer that a model of ``num_layers`` does not have.
+        """
+        if tuple(named) == ("all",):
+            return tuple((layer,) for layer in range(num_layers))
+        chosen = [parse_layers(layers) for layers in named]
+        chosen += [(layer_index(num_layers, percent),) for percent in percents]
+        found = tuple(chosen) or self.for_model(num_layers).act_layer_combinations
+        for layer in chain(*found):
+            check_layer(num_layers, layer)
+        return found
+
+    def trained_on(self, layers: tuple[Layers, ...]) -> "OracleSpec":
+        """Return the spec of an adapter that was trained to read these layers."""
+        if layers == self.act_layer_combinations:
+            return self
+        # The same layers as depths, which the file would otherwise go on to name.
+        other = {key: value for key, value in self.other.items() if key != "layer_combinations"}
+        return replace(self, act_layer_combinations=layers, other=other)
+
+    def warning_of(self, layers: Iterable[Layers]) -> str | None:
+        """Say which of ``layers`` the adapter was not trained to read, if that is known."""
+        known = self.act_layer_combinations
+        unknown = sorted(set(layers) - set(known)) if known else []
+        if not unknown:
+            return None
+        known, unknown = (" or ".join(map(format_layers, part)) for part in (known, unknown))
+        return (
+            f"the adapter was trained to read layers {known}, but {unknown} is read: see --layers."
+        )
 
 
 _KEYS = tuple(name for name in OracleSpec.__dataclass_fields__ if name != "other")
@@ -111,6 +143,7 @@ def _from_json(values: dict[str, Any], path: Path) -> OracleSpec:
         "prefix_template": ("a string", lambda value: isinstance(value, str)),
         "steering_coefficient": ("a number", lambda v: isinstance(v, float) or _is_integer(v)),
         "act_layer_combinations": ("a list of lists of layer indices", _is_layer_lists),
+        "layer_combinations": ("a list of lists of depths in per cent", _is_layer_lists),
         "calibrated": ("true or false", lambda value: isinstance(value, bool)),
         "calibrated_by": ("a string", lambda value: isinstance(value, str)),
     }
@@ -119,7 +152,7 @@ def _from_json(values: dict[str, Any], path: Path) -> OracleSpec:
             raise UserError(f"{path}: {key} is {values[key]!r}, which is not {kind}.")
     known = {key: values[key] for key in _KEYS if key in values}
     if "act_layer_combinations" in known:
-        known["act_layer_combinations"] = tuple(map(tuple, known["act_layer_combinations"]))
+        known["act_layer_combinations"] = tuple(map(rising, known["act_layer_combinations"]))
     other = {key: value for key, value in values.items() if key not in _KEYS}
     return OracleSpec(**known, other=other)
 
@@ -130,7 +163,7 @@ def _is_integer(value: object) -> bool:
 
 def _is_layer_lists(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(combo, list) and all(map(_is_integer, combo)) for combo in value
+        isinstance(combo, list) and combo and all(map(_is_integer, combo)) for combo in value
     )
 
 

@@ -47,7 +47,8 @@ def model_fingerprint(model_name_or_path: str | Path, revision: str | None = Non
 class ActivationStore:
     """The activations of a set of probes, read from a memory-mapped safetensors file.
 
-    Probes with equal text, layer and positions share one entry.
+    Probes with equal text, layers and positions share one entry. The activations of several layers
+    lie one layer behind the other.
     """
 
     def __init__(self, path: Path, keys: dict[str, str]) -> None:
@@ -81,7 +82,7 @@ class ActivationStore:
         entries = {_key(probe): probe for probe in probes}
         tokens = {p.text: subject_token_ids(tokenizer, p.text) for p in entries.values()}
         reads = {
-            key: (p.layer, select_positions(tokenizer, tokens[p.text], p.positions, p.text))
+            key: (p.layers, select_positions(tokenizer, tokens[p.text], p.positions, p.text))
             for key, p in entries.items()
         }
         fingerprint = _fingerprint(
@@ -104,7 +105,7 @@ class ActivationStore:
 
 
 def _key(probe: Probe) -> str:
-    return stable_hash(probe.text, str(probe.layer), str(probe.positions))
+    return stable_hash(probe.text, probe.shown_layers, str(probe.positions))
 
 
 def _read(
@@ -141,8 +142,8 @@ def _fingerprint(
 ) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, *model]).encode())
     for key in sorted(entries):
-        layer, chosen = reads[key]
-        read = [layer, chosen.start, chosen.stop]
+        layers, chosen = reads[key]
+        read = [*layers, chosen.start, chosen.stop]
         digest.update(json.dumps([key, tokens[entries[key].text], read]).encode())
     return digest.hexdigest()
 

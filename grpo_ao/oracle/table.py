@@ -35,7 +35,7 @@ class ProbeTable:
     ) -> "ProbeTable":
         """Write the oracle's prompt for each probe and its activations."""
         prompts = [
-            oracle.prompt(probe.layer, len(vectors_KD), probe.question)
+            oracle.prompt(probe.layers, len(vectors_KD), probe.question)
             for probe, vectors_KD in zip(probes, vectors, strict=True)
         ]
         return cls(list(probes), vectors, prompts)

@@ -18,7 +18,7 @@ from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec, load_spec
-from grpo_ao.probe import Positions, Probe, Split, split_of, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, Split, split_of, unit_draw
 from grpo_ao.probes.benchmarks import Item
 from grpo_ao.probes.division import divide
 from grpo_ao.probes.rows import load_rows, probes_of
@@ -53,21 +53,23 @@ class Context:
     def check(self, probe: Probe, text_tokens: int) -> None:
         """Raise UserError where the probe's text, or its prompt and the answer, do not fit."""
         check_text(self.positions, text_tokens, probe.text)
-        count = len(
-            select_positions(self.tokenizer, range(text_tokens), probe.positions, probe.text)
-        )
+        chosen = select_positions(self.tokenizer, range(text_tokens), probe.positions, probe.text)
+        count = len(chosen) * len(probe.layers)
         # No token stands for less than a byte, so that few prompts have to be tokenised.
         placeholders = count * len(self.spec.special_token.encode())
         question = len(probe.question.encode("utf-8", "surrogatepass"))
-        if self._around + placeholders + question + self.max_new_tokens > self.positions:
+        if (
+            self._around * len(probe.layers) + placeholders + question + self.max_new_tokens
+            > self.positions
+        ):
             ids = build_oracle_prompt(
-                self.tokenizer, probe.layer, count, probe.question, self.spec
+                self.tokenizer, probe.layers, count, probe.question, self.spec
             ).input_ids
             check_prompt(self.positions, len(ids), self.max_new_tokens, probe.question)
 
     @cached_property
     def _around(self) -> int:
-        return len(build_oracle_prompt(self.tokenizer, 100, 1, "?", self.spec).text.encode())
+        return len(build_oracle_prompt(self.tokenizer, (100,), 1, "?", self.spec).text.encode())
 
 
 class RunProbes(NamedTuple):
@@ -82,7 +84,7 @@ class RunProbes(NamedTuple):
 def load_probes(
     questions: str,
     context: Context,
-    layers: Sequence[int],
+    layers: Sequence[Layers],
     positions: Positions,
     warm_start: int,
     grpo: int,
@@ -212,18 +214,21 @@ def _fitting(
 
 
 def probes_of_items(
-    items: Sequence[Item], layers: Sequence[int], positions: Sequence[Positions], one_layer: bool
+    items: Sequence[Item],
+    layers: Sequence[Layers],
+    positions: Sequence[Positions],
+    one_layer: bool,
 ) -> list[Probe]:
-    """Make the probes of each benchmark item: at each of ``positions``, at each layer.
+    """Make the probes of each benchmark item: at each of ``positions``, at each of ``layers``.
 
-    ``one_layer``: at one layer, drawn by a hash of text and question.
+    ``one_layer``: at one of ``layers``, drawn by a hash of text and question.
     """
     probes = []
     for item in items:
         drawn = layers[int(unit_draw("layer", item.text, item.question) * len(layers))]
         for where in positions:
-            for layer in [drawn] if one_layer else layers:
-                of_item = (item.text, item.question, item.kind, layer, where)
+            for read in [drawn] if one_layer else layers:
+                of_item = (item.text, item.question, item.kind, read, where)
                 probes.append(Probe(*of_item, item.target, item.benchmark, item.choices))
     return probes
 

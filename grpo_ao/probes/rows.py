@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.probe import Positions, Probe, QuestionKind, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, QuestionKind, unit_draw
 from grpo_ao.probes.sources import read_rows
 
 # A question that opens with an auxiliary verb asks for yes or no, unless it offers a choice.
@@ -115,9 +115,9 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
 
 
 def probes_of(
-    rows: Iterable[QuestionRow], layers: Sequence[int], positions: Positions
+    rows: Iterable[QuestionRow], layers: Sequence[Layers], positions: Positions
 ) -> list[Probe]:
-    """Make one probe a question; its layer is drawn from ``layers`` by a hash of its words.
+    """Make one probe a question, read at one of ``layers``, drawn by a hash of its words.
 
     Questions for which the set names no family are grouped by kind. Equal questions about equal
     texts are one probe.
@@ -126,7 +126,7 @@ def probes_of(
     for row in rows:
         columns = (row.questions, row.kinds, row.references, row.families)
         for question, kind, reference, family in zip(*columns, strict=True):
-            layer = layers[int(unit_draw("layer", row.text, question) * len(layers))]
-            probe = Probe(row.text, question, kind, layer, positions, reference, family)
+            drawn = layers[int(unit_draw("layer", row.text, question) * len(layers))]
+            probe = Probe(row.text, question, kind, drawn, positions, reference, family)
             probes.setdefault(probe.id, probe)
     return list(probes.values())

@@ -81,7 +81,7 @@ def _item(probe: Probe, answers: list[Row]) -> Row:
         "reference": probe.reference,
         "kind": probe.kind,
         "family": probe.family,
-        "layer": probe.layer,
+        "layer": probe.shown_layers,
         "step": None,
         "answers": answers,
     }

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
+from grpo_ao.probe import format_layers
 from grpo_ao.report.formats import number
 from grpo_ao.report.headline import Headline
 from grpo_ao.report.meaning import findings_of
@@ -45,6 +46,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         base=record.config["model"],
         name=name or str(adapter),
         config=record.config,
+        layers=_layers(record),
         run=record.run,
         steps=record.last_step,
         headline=headline,
@@ -55,6 +57,12 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
     )
     atomic_write_text(adapter / "README.md", text)
     return adapter / "README.md"
+
+
+def _layers(record: RunRecord) -> list[str]:
+    """Return what the held-out questions were asked of: a layer each, or several together."""
+    probes = [answer.probe for answers in record.heldout.values() for answer in answers]
+    return [format_layers(layers) for layers in sorted({probe.layers for probe in probes})]
 
 
 def adapter_of(folder: Path) -> Path:

@@ -141,7 +141,7 @@ def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
         return name if sizes[name] >= _LEAST else "smaller families"
 
     keys: dict[str, Callable[[Answer], str]] = {
-        "Layer": lambda answer: str(answer.probe.layer),
+        "Layer": lambda answer: answer.probe.shown_layers,
         "Family": family,
     }
     found = []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from grpo_ao.measuring.reading import (
     against_stated,
     reading_metrics,
 )
+from grpo_ao.probe import parse_layers
 from grpo_ao.report.formats import Table, cell, number
 from grpo_ao.report.headline import CHANGES, METRICS, Estimate, Headline
 from grpo_ao.report.meaning import estimated, findings
@@ -71,7 +73,7 @@ def oracle_metrics(
             for name, members in groups.items()
         },
         "benchmarks": by(lambda answer: answer.probe.family),
-        "layers": by(lambda answer: answer.probe.layer),
+        "layers": by(lambda answer: answer.probe.shown_layers),
         "positions": by(lambda answer: answer.probe.positions),
         "baselines": {name: measured(columns) for name, columns in sources.items()},
         "against_stated": against_stated(answers, controlled.confidences),
@@ -147,11 +149,16 @@ def _panel(title: str, columns: Columns, tone: str = "after") -> Panel:
 
 def _by_layer(
     layers: Mapping[str, Mapping[str, Measurement]],
-) -> dict[str, dict[str, dict[int, Estimate]]]:
-    """Return the estimates of each metric, for each oracle, at each layer."""
+) -> dict[str, dict[str, dict[float, Estimate]]]:
+    """Return the estimates of each metric, for each oracle, at each layer.
+
+    Layers that were read together stand at their mean depth.
+    """
     return {
         title: {
-            name: {int(layer): Estimate(**measured[metric]) for layer, measured in of.items()}
+            name: {
+                mean(parse_layers(at)): Estimate(**measured[metric]) for at, measured in of.items()
+            }
             for name, of in layers.items()
         }
         for metric, title in _BY_LAYER.items()

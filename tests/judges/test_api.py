@@ -86,7 +86,9 @@ def test_settings_that_are_none_are_not_sent(judge_at):
 
 
 def test_the_stated_confidence_is_not_in_the_bytes_of_the_request(judge_at):
-    probe = Probe("I move.", "Where to?", "open", 1, Positions.parse("last:1"), None, family="open")
+    probe = Probe(
+        "I move.", "Where to?", "open", (1,), Positions.parse("last:1"), None, family="open"
+    )
     completions = [f"[epistemic status: {n}] To Oslo." for n in (0, 73, 91)]
     with serving(in_turn(grade("A"))) as endpoint:
         judge = judge_at(endpoint)

@@ -173,7 +173,7 @@ def test_no_requests_give_no_grades():
 
 
 def probe(question: str, reference: str | None) -> Probe:
-    return Probe("A text.", question, "closed", 1, Positions.parse("all"), reference, "closed")
+    return Probe("A text.", question, "closed", (1,), Positions.parse("all"), reference, "closed")
 
 
 def test_probes_without_reference_are_refused_with_their_number_and_the_first():

@@ -23,7 +23,7 @@ from grpo_ao.probe import Positions, Probe, QuestionKind
 
 
 def answer(n=0, confidence: int | None = 80, says="Yes", informativeness=1.0, tokens=9):
-    probe = Probe(f"text {n}", "Is it?", "closed", 2, Positions(20), "Yes", "family")
+    probe = Probe(f"text {n}", "Is it?", "closed", (2,), Positions(20), "Yes", "family")
     tag = "" if confidence is None else f"[epistemic status: {confidence}] "
     return replace(
         Answer.read(probe, tag + says, range(tokens)),
@@ -128,7 +128,7 @@ def table_of(oracle, completions, kind: QuestionKind = "closed", ended=True):
     width = oracle.model.config.hidden_size
     vectors = [torch.randn(2 + n % 2, width, generator=generator) for n in range(len(completions))]
     questions = [f"Is it {'so ' * n}?" for n in range(len(completions))]
-    probes = [Probe("a text", q, kind, 2, Positions(20), "Yes", "family") for q in questions]
+    probes = [Probe("a text", q, kind, (2,), Positions(20), "Yes", "family") for q in questions]
     end = [oracle.tokenizer.eos_token_id] if ended else []
     answers = [
         Answer.read(p, c, [*oracle.tokenizer.encode(c, add_special_tokens=False), *end])

@@ -29,12 +29,12 @@ def table_of(oracle, rows):
     """Rows of (text, family, layer, number of vectors); every vector is another one."""
     generator = torch.Generator().manual_seed(0)
     probes = [
-        Probe(text, f"Is it {n}?", "closed", layer, Positions.parse("all"), "Yes", family)
+        Probe(text, f"Is it {n}?", "closed", (layer,), Positions.parse("all"), "Yes", family)
         for n, (text, family, layer, _) in enumerate(rows)
     ]
     vectors = [torch.randn(slots, WIDTH, generator=generator) for *_, slots in rows]
     prompts = [
-        oracle.prompt(probe.layer, len(row_KD), probe.question)
+        oracle.prompt(probe.layers, len(row_KD), probe.question)
         for probe, row_KD in zip(probes, vectors, strict=True)
     ]
     return ProbeTable(probes, vectors, prompts)
@@ -66,8 +66,21 @@ def test_a_row_reads_another_text_at_its_own_layer_in_as_many_places(oracle, con
         assert vectors_KD.shape == table.vectors[row].shape
         donor = table.probes[source(table, vectors_KD)]
         assert donor.text != probe.text
-        assert donor.layer == probe.layer
+        assert donor.layers == probe.layers
         assert (donor.family == probe.family) == (control == "same_family")
+
+
+def test_a_longer_run_is_cut_at_its_start_in_every_layer(oracle):
+    generator = torch.Generator().manual_seed(0)
+    probes = [
+        Probe(text, "Is it?", "closed", (1, 2), Positions.parse("all"), "Yes", "a")
+        for text in ("short", "long")
+    ]
+    short_KD, long_KD = (torch.randn(count, WIDTH, generator=generator) for count in (4, 6))
+    table = ProbeTable.of_vectors(oracle, probes, [short_KD, long_KD])
+    rows, swapped = control_table(table, "same_family", [0])
+    assert rows == [0]
+    assert torch.equal(swapped.vectors[0], long_KD[[1, 2, 4, 5]])
 
 
 def test_donors_are_many(oracle):

@@ -21,7 +21,7 @@ def columns(confidence, informativeness, neither=None, context=None, family=None
 
 
 def answer(completion, informativeness, reference="Yes", text="a text"):
-    probe = Probe(text, "Is it?", "closed", 3, Positions(20), reference, "family")
+    probe = Probe(text, "Is it?", "closed", (3,), Positions(20), reference, "family")
     return replace(Answer.read(probe, completion), informativeness=informativeness)
 
 

@@ -20,7 +20,7 @@ WIDTH = 16
 
 
 def answer(n, grade, question="Is it?", family="a", layer=2):
-    probe = Probe(f"text {n}", question, "closed", layer, Positions(3), "Yes", family)
+    probe = Probe(f"text {n}", question, "closed", (layer,), Positions(3), "Yes", family)
     return replace(Answer.read(probe, "[epistemic status: 50] Yes"), informativeness=grade)
 
 

@@ -24,7 +24,7 @@ from grpo_ao.processes import Processes
 
 
 def answer(n, sure, right, family="a"):
-    probe = Probe(f"text {n}", "Is it?", "closed", 2, Positions(3), "Yes", family)
+    probe = Probe(f"text {n}", "Is it?", "closed", (2,), Positions(3), "Yes", family)
     return replace(Answer(probe, "", (), sure, "Yes"), informativeness=float(right))
 
 
@@ -41,7 +41,7 @@ def controls(oracle, tmp_path):
     generator = torch.Generator().manual_seed(0)
     width = oracle.model.config.hidden_size
     probes = [
-        Probe(f"text {n}", f"Is it {n}?", "closed", 2, Positions(3), "Yes", "ab"[n % 2])
+        Probe(f"text {n}", f"Is it {n}?", "closed", (2,), Positions(3), "Yes", "ab"[n % 2])
         for n in range(12)
     ]
     vectors = [torch.randn(3, width, generator=generator) for _ in probes]

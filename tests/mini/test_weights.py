@@ -46,7 +46,7 @@ def test_the_base_is_qwen3s_architecture_with_2_to_8_million_parameters(oracle):
 def test_the_adapter_has_its_spec_and_names_the_base_beside_it(oracle):
     spec = load_spec(WEIGHTS / "oracle")
     assert (spec.hook_onto_layer, spec.special_token, spec.steering_coefficient) == (1, " ?", 1.0)
-    assert oracle.spec.single_layers == (2, 4, 6)
+    assert oracle.spec.act_layer_combinations == ((2,), (4,), (6,))
     config = json.loads((WEIGHTS / "oracle" / "adapter_config.json").read_text())
     assert (WEIGHTS / "oracle" / config["base_model_name_or_path"] / "config.json").is_file()
     assert config["r"] == 16

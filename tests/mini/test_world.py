@@ -118,11 +118,11 @@ def test_the_world_is_the_one_that_the_weights_were_trained_on():
 
 
 def test_held_out_texts_are_seen_by_no_stage_of_training():
-    heldout = {p.text for p in mini_probes("heldout", 400, [2, 4, 6], LAST_20)}
+    heldout = {p.text for p in mini_probes("heldout", 400, [(2,), (4,), (6,)], LAST_20)}
     assert len(heldout) > 90
     assert {split_of(text) for text in heldout} == {"heldout"}
     for split in ("train", "validation"):
-        probes = mini_probes(split, 400, [2, 4, 6], LAST_20)
+        probes = mini_probes(split, 400, [(2,), (4,), (6,)], LAST_20)
         assert {split_of(probe.text) for probe in probes} == {split}
     # What the base and the oracle were built from leaves such texts out, whatever the seed.
     for seed in (0, 1):
@@ -132,11 +132,11 @@ def test_held_out_texts_are_seen_by_no_stage_of_training():
 
 
 def test_probes_are_always_the_same_and_have_answers():
-    probes = mini_probes("train", 120, [2, 4, 6], LAST_20)
-    assert [p.id for p in probes] == [p.id for p in mini_probes("train", 200, [2, 4, 6], LAST_20)][
-        :120
-    ]
+    probes = mini_probes("train", 120, [(2,), (4,), (6,)], LAST_20)
+    assert [p.id for p in probes] == [
+        p.id for p in mini_probes("train", 200, [(2,), (4,), (6,)], LAST_20)
+    ][:120]
     assert len({p.id for p in probes}) == 120
     assert all(p.reference for p in probes)
-    assert {p.layer for p in probes} == {2, 4, 6}
+    assert {p.layers for p in probes} == {(2,), (4,), (6,)}
     assert max(sum(p.text == text for p in probes) for text in {p.text for p in probes}) == 4

@@ -247,7 +247,7 @@ def test_a_texts_tensors_are_its_own():
 def test_no_padding_is_read_and_a_text_need_not_be_read_at_all():
     model = tiny_model()
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
-    reads = [[(2, range(1, 3)), (0, range(3))], [], [(2, range(5))]]
+    reads = [[((2,), range(1, 3)), ((0, 1), range(3))], [], [((2,), range(5))]]
     together = read_residuals(model, rows, reads, 8)
     alone = [
         read_residuals(model, [row], [read], 1)[0] for row, read in zip(rows, reads, strict=True)
@@ -256,6 +256,8 @@ def test_no_padding_is_read_and_a_text_need_not_be_read_at_all():
     for found, expected in zip(together, alone, strict=True):
         for tensor, single in zip(found, expected, strict=True):
             torch.testing.assert_close(tensor, single)
+    first, second = read_residuals(model, rows[:1], [[((0,), range(3)), ((1,), range(3))]], 1)[0]
+    torch.testing.assert_close(together[0][1], torch.cat([first, second]))
 
 
 def test_the_last_layer_is_read_before_the_final_norm():

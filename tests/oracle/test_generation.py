@@ -17,9 +17,10 @@ def rows(count):
     generator = torch.Generator().manual_seed(5)
     prompts, vectors = [], []
     for b in range(count):
-        slots = 1 + b % 3
+        layers = (1, 2)[b % 2 :]
+        slots = len(layers) * (1 + b % 3)
         question = "Is it ? " + "so " * (7 * b % 5)
-        prompts.append(build_oracle_prompt(tiny_tokenizer(), 2, slots, question, OracleSpec()))
+        prompts.append(build_oracle_prompt(tiny_tokenizer(), layers, slots, question, OracleSpec()))
         vectors.append(torch.randn(slots, WIDTH, generator=generator))
     return prompts, vectors
 

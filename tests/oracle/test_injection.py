@@ -155,9 +155,10 @@ def planted(num_rows):
     generator = torch.Generator().manual_seed(7)
     prompts, vectors = [], []
     for b in range(num_rows):
-        count = 1 + b % 3
+        layers = (1, 2)[b % 2 :]
+        count = len(layers) * (1 + b % 3)
         question = "Is it ? " + "so " * (5 * (num_rows - b) % 7) + "?"
-        prompts.append(build_oracle_prompt(tiny_tokenizer(), 2, count, question, OracleSpec()))
+        prompts.append(build_oracle_prompt(tiny_tokenizer(), layers, count, question, OracleSpec()))
         vectors.append(torch.randn(count, WIDTH, generator=generator))
     return prompts, vectors
 

@@ -58,19 +58,16 @@ def test_another_dtype_is_one_argument_away(saved):
     assert oracle.model.get_base_model().dtype == torch.bfloat16
 
 
-def test_the_answer_is_that_of_the_steps_by_hand(saved):
+@pytest.mark.parametrize(("asked", "layers"), [(None, (2,)), (1, (1,)), ((3, 1), (1, 3))])
+def test_the_answer_is_that_of_the_steps_by_hand(saved, asked, layers):
     oracle = Oracle.from_pretrained(*saved, device="cpu")
     texts = ["The train leaves at noon, said the guard.", "It rains in the whole of Bergen."]
     questions = ["Is it late?", "Where ?"]
-    answers = oracle.ask(texts, questions, max_new_tokens=8)
-    layer = 2  # 50 % of 4 layers
-    vectors = [
-        found[layer]
-        for found in extract_activations(
-            oracle.model, oracle.tokenizer, texts, [layer], Positions.parse("last:20")
-        )
-    ]
-    prompts = [oracle.prompt(layer, 20, question) for question in questions]
+    answers = oracle.ask(texts, questions, asked, max_new_tokens=8)
+    where = Positions.parse("last:20")
+    found = extract_activations(oracle.model, oracle.tokenizer, texts, layers, where)
+    vectors = [torch.cat([by_layer[layer] for layer in layers]) for by_layer in found]
+    prompts = [oracle.prompt(layers, 20 * len(layers), question) for question in questions]
     completions = oracle.complete(prompts, vectors, Sampling(max_new_tokens=8))
     assert [answer.completion for answer in answers] == [
         oracle.tokenizer.decode(ids, skip_special_tokens=True) for (ids,) in completions
@@ -83,8 +80,8 @@ def test_layer_and_positions_can_be_chosen(saved):
     oracle = Oracle.from_pretrained(*saved, device="cpu")
     text = "The train leaves at noon, said the guard."
     asked = [
-        oracle.ask([text], ["What?"], layer=layer, positions=positions, max_new_tokens=6)
-        for layer, positions in ((1, "last:5"), (3, "last:5"), (3, Positions.parse("token@-3")))
+        oracle.ask([text], ["What?"], layers=layers, positions=positions, max_new_tokens=6)
+        for layers, positions in ((1, "last:5"), (3, "last:5"), (3, Positions.parse("token@-3")))
     ]
     assert len({answers[0].completion for answers in asked}) == 3
 

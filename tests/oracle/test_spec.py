@@ -27,7 +27,6 @@ def test_the_public_file_is_read(tmp_path):
     write(tmp_path, PUBLIC)
     spec = load_spec(tmp_path)
     assert spec.prefix(18, 2) == ("Layer: 18\n", " ? ?", " \n")
-    assert spec.single_layers == (9, 18, 27)
     assert spec == OracleSpec(
         act_layer_combinations=((9,), (18,), (27,)),
         other={k: PUBLIC[k] for k in ("schema_version", "model_name", "layer_combinations")},
@@ -58,6 +57,48 @@ def test_known_layers_are_kept():
     assert spec.for_model(36) is spec
 
 
+def test_layers_that_are_read_together_are_in_rising_order(tmp_path):
+    write(tmp_path, PUBLIC | {"act_layer_combinations": [[25, 21, 22], [9]]})
+    assert load_spec(tmp_path).layers(36) == ((21, 22, 25), (9,))
+
+
+def test_depths_stand_in_for_layers_that_the_file_leaves_out(tmp_path):
+    combinations = {"layer_combinations": [[59, 62, 64]], "act_layer_combinations": []}
+    write(tmp_path, PUBLIC | combinations)
+    assert load_spec(tmp_path).layers(36) == ((21, 22, 23),)
+
+
+def test_layers_are_those_that_are_named_else_those_of_the_adapter():
+    spec = OracleSpec(act_layer_combinations=((9,), (18,)))
+    assert spec.layers(36) == ((9,), (18,))
+    assert spec.layers(36, named=("23,21,22", "9")) == ((21, 22, 23), (9,))
+    assert spec.layers(36, percents=(50, 75)) == ((18,), (27,))
+    with pytest.raises(UserError, match="there is no layer 36: the model has layers 0 to 35"):
+        spec.layers(36, named=("35,36",))
+    with pytest.raises(UserError, match="there is no layer 9: the model has layers 0 to 7"):
+        spec.layers(8)
+
+
+def test_an_adapter_that_is_trained_on_other_layers_names_them_alone(tmp_path):
+    write(tmp_path, PUBLIC)
+    spec = load_spec(tmp_path)
+    assert spec.trained_on(((9,), (18,), (27,))) is spec
+    save_spec(spec.trained_on(((21, 22),)), tmp_path)
+    saved = json.loads((tmp_path / "ao_config.json").read_text(encoding="utf-8"))
+    assert saved["act_layer_combinations"] == [[21, 22]]
+    assert "layer_combinations" not in saved
+
+
+def test_layers_that_the_adapter_was_not_trained_on_are_told():
+    spec = OracleSpec(act_layer_combinations=((9,), (21, 22)))
+    assert spec.warning_of([(21, 22), (9,)]) is None
+    said = spec.warning_of([(9,), (21,), (21, 22)])
+    assert (
+        said == "the adapter was trained to read layers 9 or 21,22, but 21 is read: see --layers."
+    )
+    assert OracleSpec().warning_of([(3,)]) is None
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -68,7 +109,9 @@ def test_known_layers_are_kept():
         ("prefix_template", "Layer: {layer}", "must hold"),
         ("steering_coefficient", None, "not a number"),
         ("act_layer_combinations", [9, 18], "list of lists"),
-        ("act_layer_combinations", [[21, 22, 23]], "several layers at once"),
+        ("act_layer_combinations", [[21, 22, 21]], "the layers 21,22,21 hold one twice"),
+        ("act_layer_combinations", [[9], []], "list of lists"),
+        ("layer_combinations", [25, 50], "list of lists of depths"),
         ("calibrated", "yes", "not true or false"),
         ("calibrated_by", 3, "not a string"),
     ],

@@ -14,15 +14,16 @@ from grpo_ao.probe import Positions, Probe
 from tests.tiny import tiny_model, tiny_peft, tiny_tokenizer
 
 
-def probe(text="The train leaves at noon.", question="Late?", layer=2, positions="last:4"):
+def probe(text="The train leaves at noon.", question="Late?", layers=(2,), positions="last:4"):
     where = Positions.parse(positions)
-    return Probe(text, question, "open", layer, where, reference=None, family="test")
+    return Probe(text, question, "open", layers, where, reference=None, family="test")
 
 
 PROBES = [
     probe(),
     probe(question="Early?"),
-    probe(layer=1),
+    probe(layers=(1,)),
+    probe(layers=(1, 3)),
     probe(positions="all"),
     probe(text="Another text, somewhat longer than the first."),
 ]
@@ -41,22 +42,26 @@ def build(folder, model, probes=PROBES, tokenizer=None, fingerprint="base@1"):
     return ActivationStore.build(folder, model, tokenizer, probes, fingerprint, batch_size=8)
 
 
+def by_layer(model, p):
+    """The activations of a probe, layer by layer in one tensor."""
+    (found,) = extract_activations(model, tiny_tokenizer(), [p.text], p.layers, p.positions)
+    return torch.cat([found[layer] for layer in p.layers])
+
+
 def test_every_probe_gets_its_own_vectors(tmp_path, subject):
     model, calls = subject
     store = build(tmp_path, model)
     assert sum(calls) == 2  # two texts, each once
-    assert len(store) == len({p.id for p in PROBES}) == 5
+    assert len(store) == len({p.id for p in PROBES}) == 6
     for p in PROBES:
-        (expected,) = extract_activations(model, tiny_tokenizer(), [p.text], [p.layer], p.positions)
-        found_KD = store.vectors(p.id)
-        torch.testing.assert_close(found_KD, expected[p.layer], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(store.vectors(p.id), by_layer(model, p), atol=1e-4, rtol=1e-4)
 
 
 def test_equal_text_layer_and_positions_share_an_entry(tmp_path, subject):
     store = build(tmp_path, subject[0])
     assert torch.equal(store.vectors(PROBES[0].id), store.vectors(PROBES[1].id))
     with safe_open(store.path, framework="pt") as file:
-        assert len(file.keys()) == 4
+        assert len(file.keys()) == 5
 
 
 def test_an_unknown_probe_is_one_sentence(tmp_path, subject):
@@ -88,7 +93,8 @@ def test_another_question_about_the_same_activations_needs_no_reading(tmp_path, 
     "changed",
     [
         {"text": "The train leaves at ten."},
-        {"layer": 3},
+        {"layers": (3,)},
+        {"layers": (2, 3)},
         {"positions": "last:5"},
         {"positions": "token@-3"},
     ],
@@ -99,15 +105,9 @@ def test_a_change_of_the_probes_is_read_anew(tmp_path, subject, changed):
     calls.clear()
     store = build(tmp_path, model, [probe(**changed)])
     assert calls
-    (expected,) = extract_activations(
-        model,
-        tiny_tokenizer(),
-        [probe(**changed).text],
-        [probe(**changed).layer],
-        probe(**changed).positions,
-    )
     found_KD = store.vectors(probe(**changed).id)
-    torch.testing.assert_close(found_KD, expected[probe(**changed).layer], atol=1e-4, rtol=1e-4)
+    expected_KD = by_layer(model, probe(**changed))
+    torch.testing.assert_close(found_KD, expected_KD, atol=1e-4, rtol=1e-4)
 
 
 def test_another_model_is_read_anew(tmp_path, subject):

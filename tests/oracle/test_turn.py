@@ -53,8 +53,8 @@ def test_a_control_token_in_a_text_is_content(text, answer_next):
 
 
 def test_a_question_cannot_close_its_turn_and_the_placeholders_stay_where_they_are():
-    found = build_oracle_prompt(tiny_tokenizer(), 2, 3, CLOSING, OracleSpec())
-    plain = build_oracle_prompt(tiny_tokenizer(), 2, 3, "Is it?", OracleSpec())
+    found = build_oracle_prompt(tiny_tokenizer(), (2,), 3, CLOSING, OracleSpec())
+    plain = build_oracle_prompt(tiny_tokenizer(), (2,), 3, "Is it?", OracleSpec())
     assert found.positions == plain.positions
     assert [found.input_ids[p] for p in found.positions] == [token_id("Ġ?")] * 3
     assert found.input_ids.count(token_id("<|im_end|>")) == 1

@@ -9,7 +9,7 @@ from grpo_ao.probes.division import divide, shortage
 
 def probes_about(texts):
     return [
-        Probe(text, f"Is it {n}?", "closed", 2, Positions.parse("last:3"), "Yes", "family")
+        Probe(text, f"Is it {n}?", "closed", (2,), Positions.parse("last:3"), "Yes", "family")
         for n, text in enumerate(texts)
     ]
 

@@ -99,7 +99,7 @@ def test_layers_are_those_of_the_percents_and_positions_the_ones_asked_for(quest
         config_of(questions, strict=False), layer_percents=(25, 75), positions="window:5@-3"
     )
     train, _ = load(config, quiet(), num_layers=36)
-    assert {p.layer for p in train} == {9, 27}
+    assert {p.layers for p in train} == {(9,), (27,)}
     assert {p.positions for p in train} == {Positions(5, -3, window=True)}
 
 
@@ -147,8 +147,8 @@ def test_with_strict_a_text_that_is_too_long_is_an_error(questions):
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_prompt_may_fill_the_positions_together_with_its_answer(excess):
     question, where = "Is it so, or is it not?", Positions.parse("last:3")
-    probe = Probe(TEXT, question, "closed", 2, where, "Yes", "family")
-    tokens = len(build_oracle_prompt(tiny_tokenizer(), 2, 3, question, OracleSpec()).input_ids)
+    probe = Probe(TEXT, question, "closed", (2,), where, "Yes", "family")
+    tokens = len(build_oracle_prompt(tiny_tokenizer(), (2,), 3, question, OracleSpec()).input_ids)
     context = Context(tiny_tokenizer(), OracleSpec(), tokens + 9, max_new_tokens=9 + excess)
     if excess:
         with pytest.raises(UserError, match=f"a prompt of {tokens} tokens, which with 10 of"):
@@ -186,7 +186,7 @@ def test_stages_never_share_a_text(questions):
 
 
 def test_the_digest_is_of_all_that_a_result_depends_on():
-    probe = Probe(TEXT, "Is it so?", "closed", 4, Positions.parse("last:20"), "Yes", "family")
+    probe = Probe(TEXT, "Is it so?", "closed", (4,), Positions.parse("last:20"), "Yes", "family")
     digests = {
         data_digest([dataclasses.replace(probe, **change)])
         for change in (
@@ -194,7 +194,7 @@ def test_the_digest_is_of_all_that_a_result_depends_on():
             {"text": "Another."},
             {"question": "Is it?"},
             {"kind": "open"},
-            {"layer": 2},
+            {"layers": (2,)},
             {"positions": Positions.parse("last:19")},
             {"reference": "No"},
             {"family": "other"},
@@ -220,5 +220,5 @@ def test_the_paper_s_questions_are_asked_in_both_modes_at_one_layer(shared, ques
     )
     probes = probes_of_run(config, 8, quiet())[1]
     assert [str(p.positions) for p in probes] == ["token@-3", "window:50@-1"] * 10
-    assert {p.layer for p in probes} <= {2, 4, 6}
+    assert {p.layers for p in probes} <= {(2,), (4,), (6,)}
     assert len({p.text for p in probes}) == 10

@@ -18,6 +18,7 @@ from grpo_ao.probes.rows import (
 )
 
 LAST = Positions.parse("last:20")
+LAYERS = [(9,), (18,), (27,)]
 SOUND = {
     "wildchat_question": "It is late.",
     "language": "english",
@@ -82,7 +83,7 @@ def test_a_rows_own_kinds_and_references_are_taken():
 
 def test_a_rows_own_families_are_its_probes():
     row = parse_row(SOUND | {"question_families": ["hour", "hour"]})
-    assert [probe.family for probe in probes_of([row], [9], LAST)] == ["hour", "hour"]
+    assert [probe.family for probe in probes_of([row], [(9,)], LAST)] == ["hour", "hour"]
 
 
 def test_columns_that_are_null_are_as_good_as_absent():
@@ -256,39 +257,37 @@ def many(count):
 
 
 def test_one_probe_a_question():
-    probes = probes_of(many(2), [18], LAST)
+    probes = probes_of(many(2), [(18,)], LAST)
     assert [(p.text, p.question, p.kind, p.reference, p.family) for p in probes] == [
         ("text 0", "Is it late?", "closed", "Yes", "closed"),
         ("text 0", "Why?", "open", None, "open"),
         ("text 1", "Is it late?", "closed", "Yes", "closed"),
         ("text 1", "Why?", "open", None, "open"),
     ]
-    assert {(p.layer, p.positions) for p in probes} == {(18, LAST)}
+    assert {(p.layers, p.positions) for p in probes} == {((18,), LAST)}
 
 
 def test_equal_questions_about_equal_texts_are_one_probe():
     rows = [*many(3), *many(2)]
-    assert probes_of(rows, [9, 18, 27], LAST) == probes_of(many(3), [9, 18, 27], LAST)
+    assert probes_of(rows, LAYERS, LAST) == probes_of(many(3), LAYERS, LAST)
 
 
 def test_layers_are_drawn_evenly_and_independently_of_the_order():
-    forward = probes_of(many(600), [9, 18, 27], LAST)
-    backward = probes_of(reversed(many(600)), [9, 18, 27], LAST)
+    forward = probes_of(many(600), LAYERS, LAST)
+    backward = probes_of(reversed(many(600)), LAYERS, LAST)
     assert {p.id for p in forward} == {p.id for p in backward}
-    layers = Counter(p.layer for p in forward)
+    layers = Counter(p.layers for p in forward)
     # 400 each, with a standard deviation of 16.
-    assert all(abs(layers[layer] - 400) < 65 for layer in (9, 18, 27))
+    assert all(abs(layers[read] - 400) < 65 for read in LAYERS)
     # The questions of one text are read at layers of their own.
-    same = sum(one.layer == two.layer for one, two in list(pairwise(forward))[::2])
+    same = sum(one.layers == two.layers for one, two in list(pairwise(forward))[::2])
     assert same == pytest.approx(200, abs=50)
 
 
 def test_the_layer_of_a_probe_is_this_one_for_ever():
     # The draw of "layer", "It is late.", "Is it late?" is .3659, so the second of three.
-    (probe,) = probes_of(
-        [parse_row(SOUND | {"oracle_questions": ["Is it late?"]})], [9, 18, 27], LAST
-    )
-    assert probe.layer == 18
+    (probe,) = probes_of([parse_row(SOUND | {"oracle_questions": ["Is it late?"]})], LAYERS, LAST)
+    assert probe.layers == (18,)
     assert probe.id == "57858e4e83073e1c"
 
 
@@ -298,7 +297,7 @@ def test_the_layer_of_a_probe_is_this_one_for_ever():
 def test_the_thousand_real_rows_load(shared):
     loaded = load_rows(str(shared / "wildchat_oracle_questions.jsonl"), strict=True)
     assert (len(loaded.rows), loaded.problems) == (1000, [])
-    probes = probes_of(loaded.rows, [9, 18, 27], LAST)
+    probes = probes_of(loaded.rows, LAYERS, LAST)
     assert len(probes) == 7997
     assert Counter(p.kind for p in probes) == {"closed": 4142, "open": 3855}
     assert {p.reference for p in probes} == {None}
@@ -314,4 +313,4 @@ def test_the_fifty_real_rows_load_and_the_questions_that_order_yes_or_no_are_clo
     assert ordered == ["closed"] * 199
     assert Counter(kind for _, kind in asked) == {"closed": 205, "open": 595}
     # Six texts come twice, with 20 of their questions.
-    assert len(probes_of(loaded.rows, [9, 18, 27], LAST)) == 780
+    assert len(probes_of(loaded.rows, LAYERS, LAST)) == 780

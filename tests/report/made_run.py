@@ -23,7 +23,8 @@ _CONFIG = {
     "max_steps": 40,
     "temperature": 1.0,
     "calibration_lambda": 0.5,
-    "layer_percents": [25, 50, 75],
+    "layers": [],
+    "layer_percents": [],
     "positions": "last:20",
     "warm_start": "measured",
     "warm_start_samples": 8,
@@ -113,7 +114,7 @@ def heldout_answers(seed: int, knows: bool) -> list[Answer]:
             HOSTILE if number == 0 else f"Text {number // 3}.",
             HOSTILE if number == 0 else f"Question {number}?",
             ("open", "closed")[number % 2],
-            (9, 18, 27)[number % 3],
+            ((9,), (18,), (27,))[number % 3],
             Positions.parse("last:20"),
             "Rome",
             ("topic", "city")[number % 2],
@@ -156,7 +157,7 @@ def rollouts() -> list[tuple[int, Answer]]:
     kept = []
     for step, question, sample in product((10, 20), (1, 2), range(4)):
         asked = f"Rollout question {question} of step {step}?"
-        probe = Probe(HOSTILE, asked, "open", 18, Positions.parse("last:20"), None, "city")
+        probe = Probe(HOSTILE, asked, "open", (18,), Positions.parse("last:20"), None, "city")
         said = HOSTILE if sample == 0 else "Rome"
         answer = Answer.read(probe, f"[epistemic status: {20 * sample + 10}] {said}")
         kept.append((step, replace(answer, informativeness=float(sample % 2), reward=0.25)))

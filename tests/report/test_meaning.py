@@ -15,7 +15,7 @@ LAST = Positions.parse("last:20")
 def answer(
     text: str, family: str, confidence: int, right: bool, kind: QuestionKind = "closed"
 ) -> Answer:
-    probe = Probe(text, f"Is it {family}?", kind, 9, LAST, "Yes", family)
+    probe = Probe(text, f"Is it {family}?", kind, (9,), LAST, "Yes", family)
     found = Answer.read(probe, f"[epistemic status: {confidence}] Yes", token_ids=[1, 2, 3])
     return replace(found, informativeness=float(right), answer_probability=0.5)
 

@@ -22,7 +22,7 @@ def blind_answers(count=250):
     found = []
     for family, share in SHARES.items():
         for n in range(count):
-            probe = Probe(f"{family} {n}", "Is it?", "closed", 2, Positions(3), "Yes", family)
+            probe = Probe(f"{family} {n}", "Is it?", "closed", (2,), Positions(3), "Yes", family)
             given = Answer.read(probe, f"[epistemic status: {100 * share:.0f}] Yes", (1, 2))
             found.append(replace(given, informativeness=float(rng.random() < share)))
     return found

@@ -83,7 +83,7 @@ def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(base, questions, 
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
     assert rows[-1]["accuracy/rooms"] >= 0.95
-    assert load_spec(adapter).single_layers == (1, 2, 3)
+    assert load_spec(adapter).act_layer_combinations == ((1,), (2,), (3,))
     oracle = Oracle.from_pretrained(base, adapter, device="cpu")
     wanted = ["Yes", "No"] * 5
     texts = [room(n, light) for n, light in enumerate(wanted, start=300)]

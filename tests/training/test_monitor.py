@@ -10,7 +10,7 @@ from grpo_ao.probe import Positions, Probe
 from grpo_ao.tracking import NoReporter, Reporter
 from grpo_ao.training.monitor import Monitor, step_metrics
 
-PROBE = Probe("A text.", "Is it?", "closed", 18, Positions(20), "Yes", "topic")
+PROBE = Probe("A text.", "Is it?", "closed", (18,), Positions(20), "Yes", "topic")
 
 
 def answer(completion, informativeness=None, reward=None, tokens=12):

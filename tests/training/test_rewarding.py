@@ -15,7 +15,9 @@ from tests.judges.fakes import CountingJudge
 
 
 def probe(question="Is it late?", reference: str | None = "Yes"):
-    return Probe("It is ten to twelve.", question, "closed", 18, Positions(20), reference, "time")
+    return Probe(
+        "It is ten to twelve.", question, "closed", (18,), Positions(20), reference, "time"
+    )
 
 
 def test_a_negative_lambda_is_refused_before_training():

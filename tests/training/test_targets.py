@@ -18,7 +18,7 @@ from grpo_ao.training.targets import (
 
 def some_probes(count, family="family", kind: QuestionKind = "closed"):
     return [
-        Probe(f"{family} text {n}", "Is it?", kind, 2, Positions.parse("last:3"), "Yes", family)
+        Probe(f"{family} text {n}", "Is it?", kind, (2,), Positions.parse("last:3"), "Yes", family)
         for n in range(count)
     ]
 

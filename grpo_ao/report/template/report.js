@@ -295,7 +295,7 @@
     fill($("view"), data.views, label);
     for (const name of ["kind", "family", "layer"]) {
       const values = new Set(data.items.map((item) => item[name]));
-      fill($(name), [...values].sort((a, b) => (a > b ? 1 : -1)));
+      fill($(name), [...values].sort((a, b) => a.localeCompare(b, "en", { numeric: true })));
     }
     defaults = Object.fromEntries(FILTERS.map((name) => [name, $(name).value]));
     const changed = () => (search(), writeAddress());

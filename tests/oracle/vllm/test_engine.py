@@ -35,7 +35,7 @@ def llm_of(rollouts) -> FakeLLM:
 def ask(rollouts, count, slots=2, samples=2, seed=0, question="Is it? ?"):
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(slots, WIDTH, generator=generator) for _ in range(count)]
-    prompts = [rollouts.oracle.prompt(2, slots, question) for _ in range(count)]
+    prompts = [rollouts.oracle.prompt((1, 2), slots, question) for _ in range(count)]
     return rollouts.rollouts(prompts, vectors, Sampling(samples, 0.9, 5))
 
 
@@ -119,7 +119,7 @@ def test_a_cache_that_cannot_be_emptied_is_an_error(rollouts):
 
 
 def test_prompts_that_do_not_fit_are_refused(rollouts):
-    prompt = rollouts.oracle.prompt(2, 2, "Is it?")
+    prompt = rollouts.oracle.prompt((2,), 2, "Is it?")
     with pytest.raises(ValueError, match="has 2 placeholders for 3 vectors"):
         rollouts.rollouts([prompt], [torch.ones(3, WIDTH)], Sampling(1, 1.0, 5))
     with pytest.raises(ValueError, match="1 prompts, but activations for 0"):

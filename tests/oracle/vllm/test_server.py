@@ -36,7 +36,7 @@ def engine(monkeypatch):
 def ask(rollouts: RolloutEngine, oracle, seed=0):
     torch.manual_seed(seed)
     vectors = [torch.randn(slots, WIDTH) for slots in (1, 3, 2)]
-    prompts = [oracle.prompt(2, len(v), "Is it?") for v in vectors]
+    prompts = [oracle.prompt((1, 2)[len(v) % 2 :], len(v), "Is it?") for v in vectors]
     return rollouts.rollouts(prompts, vectors, Sampling(2, 0.9, 5))
 
 
@@ -116,7 +116,7 @@ def test_what_the_engine_refuses_is_said_by_the_server(engine):
     oracle = tiny_oracle()
     with served(engine) as url:
         rollouts = ServerRollouts(oracle, url, 100)
-        prompt = oracle.prompt(2, 2, "Is it?")
+        prompt = oracle.prompt((2,), 2, "Is it?")
         with pytest.raises(ValueError, match=r"says: .* has 2 placeholders for 3 vectors"):
             rollouts.rollouts([prompt], [torch.ones(3, WIDTH)], Sampling(1, 1.0, 5))
 

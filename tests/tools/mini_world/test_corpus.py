@@ -85,7 +85,7 @@ def test_an_oracle_example_is_the_oracles_prompt_and_learns_the_answer(tokenizer
     question = Question("Is it late ?", "Yes", "closed", "topic", "")
     segments = oracle_segments(question, 4, 3, random.Random(0))
     text = "".join(piece for piece, _ in segments)
-    prompt = build_oracle_prompt(tokenizer, 4, 3, question.text, OracleSpec())
+    prompt = build_oracle_prompt(tokenizer, (4,), 3, question.text, OracleSpec())
     assert text.startswith(prompt.text)
     ids_BL, weight_BL = encode(tokenizer, [segments], 72, whole=True)
     assert ids_BL[0, : len(prompt.input_ids)].tolist() == prompt.input_ids

@@ -46,7 +46,7 @@ def test_every_integer_is_one_token_in_the_tag_alike(either):
 def test_the_placeholder_is_one_token_wherever_it_stands(either):
     assert tokens(either, " ?") == [" ?"]
     for run in (1, 7, 20):
-        prompt = build_oracle_prompt(either, 4, run, "Is it late ? Really ?", OracleSpec())
+        prompt = build_oracle_prompt(either, (4,), run, "Is it late ? Really ?", OracleSpec())
         placeholder = token_id(either, " ?")
         assert [prompt.input_ids[p] for p in prompt.positions] == [placeholder] * run
         assert prompt.positions == list(range(prompt.positions[0], prompt.positions[0] + run))

@@ -5,6 +5,7 @@ a run which is killed goes on with the batches that it had not seen.
 """
 
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -54,15 +55,15 @@ class Ragged(NamedTuple):
 class Drawn(NamedTuple):
     """Examples as numbers, an entry each: what is read of which text, what is asked and answered.
 
-    ``start_B`` to ``stop_B`` is what is read of the text's turn; ``layer_B`` indexes the layers,
-    ``number_B`` is the confidence in the tag, and ``source_B`` the source. An answer is
-    ``answer_length_B`` tokens from ``answer_start_B`` on in ``Curriculum.tokens``.
+    ``start_B`` to ``stop_B`` is what is read of the text's turn; ``layers_B`` indexes the spec's
+    combinations of layers, ``number_B`` is the confidence in the tag, and ``source_B`` the source.
+    An answer is ``answer_length_B`` tokens from ``answer_start_B`` on in ``Curriculum.tokens``.
     """
 
     text_B: np.ndarray
     start_B: np.ndarray
     stop_B: np.ndarray
-    layer_B: np.ndarray
+    layers_B: np.ndarray
     question_B: np.ndarray
     answer_start_B: np.ndarray
     answer_length_B: np.ndarray
@@ -77,14 +78,15 @@ class Drawn(NamedTuple):
 class Batch(NamedTuple):
     """What one pass needs; rows are padded on the right.
 
-    ``read_BK`` are positions in ``subject_BS``, ``placeholders_BK`` in ``prompts_BL``, both -1 in
-    unused slots. ``predict_N`` are the columns of the flattened prompts from whose outputs the
-    answers' tokens ``targets_N`` are predicted; ``row_N`` is the row of each.
+    ``read_BK`` are positions in ``subject_BS`` at the layers ``layer_BK``, ``placeholders_BK`` in
+    ``prompts_BL``, all -1 in unused slots. ``predict_N`` are the columns of the flattened prompts
+    from whose outputs the answers' tokens ``targets_N`` are predicted; ``row_N`` is the row of
+    each.
     """
 
     subject_BS: Int64[Tensor, "batch subject"]
     read_BK: Int64[Tensor, "batch slots"]
-    layer_B: Int64[Tensor, " batch"]
+    layer_BK: Int64[Tensor, "batch slots"]
     prompts_BL: Int64[Tensor, "batch seq"]
     placeholders_BK: Int64[Tensor, "batch slots"]
     predict_N: Int64[Tensor, " predicted"]
@@ -101,18 +103,17 @@ class Batch(NamedTuple):
 class Curriculum:
     """Tokenised examples and plain texts, and the batches that are drawn of them.
 
-    ``layers`` are layer indices. Texts of more than ``max_tokens`` tokens, and those that hold a
-    control token of the chat template, are left out: ``left_out`` counts them. A question source
-    is drawn by the root of its size, up to 5,000 examples; ``context_share`` of all examples are
-    context prediction. Raises UserError if no example is left, and where the tokenizer joins
-    tokens over the placeholders' edges.
+    An example reads one of the spec's combinations of layers. Texts of more than ``max_tokens``
+    tokens, and those that hold a control token of the chat template, are left out: ``left_out``
+    counts them. A question source is drawn by the root of its size, up to 5,000 examples;
+    ``context_share`` of all examples are context prediction. Raises UserError if no example is
+    left, and where the tokenizer joins tokens over the placeholders' edges.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         spec: OracleSpec,
-        layers: Sequence[int],
         examples: Sequence[Example],
         plain: Sequence[str],
         answer_format: AnswerFormat,
@@ -143,15 +144,17 @@ class Curriculum:
             raise UserError("no example is left to teach: give more sources or longer texts.")
         self._context_share = context_share if kept and context else float(not kept)
         self._context_N = np.array(context, dtype=np.int64)
-        self._tokenise(tokenizer, spec, layers, turns, kept)
+        self._layers = Ragged.of(spec.act_layer_combinations)
+        self._tokenise(tokenizer, spec, turns, kept)
         self._index_sources(kept, row_of)
 
-    def _tokenise(self, tokenizer, spec, layers, turns, kept: Sequence[Example]) -> None:
+    def _tokenise(self, tokenizer, spec, turns, kept: Sequence[Example]) -> None:
         predicted = range(1, _MOST_PREDICTED + 1)
         context = [form.format(n) for form in (_NEXT, _PREVIOUS) for n in predicted]
         self._questions = list(dict.fromkeys(context + [e.question for e in kept]))
-        prefixes, suffixes = _prompt_pieces(tokenizer, spec, layers, self._questions)
+        prefixes, suffixes = _prompt_pieces(tokenizer, spec, self._questions)
         self._prefixes, self._suffixes = Ragged.of(prefixes), Ragged.of(suffixes)
+        self._around = np.add.reduceat(self._prefixes.lengths, self._layers.starts)
         self._turns = Ragged.of(turns)
         space = " " if self._tagged else ""
         self._answers = list(dict.fromkeys(e.answer for e in kept))
@@ -220,7 +223,7 @@ class Curriculum:
             text_B,
             np.maximum(stop_B - count_B, self._first),
             stop_B,
-            rng.integers(len(self._prefixes.lengths), size=size),
+            rng.integers(len(self._layers.lengths), size=size),
             self._question_N[chosen],
             self._said.starts[answer_B],
             self._said.lengths[answer_B],
@@ -245,7 +248,7 @@ class Curriculum:
             text_B,
             start_B,
             stop_B,
-            rng.integers(len(self._prefixes.lengths), size=size),
+            rng.integers(len(self._layers.lengths), size=size),
             answer_B - 1 + np.where(ahead_B, 0, _MOST_PREDICTED),
             self._turns.starts[text_B] + answer_start_B,
             answer_B,
@@ -256,28 +259,20 @@ class Curriculum:
     def _lengths(self, drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
         """Return the lengths of prompts with answers, and of what the subject reads."""
         tag_B = self._tags.lengths[drawn.number_B] if self._tagged else 0
-        prompt_B = self._prefixes.lengths[drawn.layer_B] + drawn.stop_B - drawn.start_B
+        read_B = self._layers.lengths[drawn.layers_B] * (drawn.stop_B - drawn.start_B)
+        prompt_B = self._around[drawn.layers_B] + read_B
         prompt_B += self._suffixes.lengths[drawn.question_B] + tag_B + drawn.answer_length_B + 1
         return prompt_B, drawn.stop_B
 
     def lay_out(self, drawn: Drawn) -> Batch:
         """Write the examples into padded rows, the subject's no longer than what is read."""
         prompt_B, subject_B = self._lengths(drawn)
-        count_B = drawn.stop_B - drawn.start_B
         subject_BS = np.zeros((len(subject_B), subject_B.max()), np.int64)
         turn_B = self._turns.starts[drawn.text_B]
         _write(subject_BS, np.zeros_like(subject_B), self.tokens, turn_B, subject_B)
         prompts_BL = np.zeros((len(prompt_B), -(-prompt_B.max() // 8) * 8), np.int64)
         labels_BL = np.full_like(prompts_BL, IGNORED)
-        column_B = self._prefixes.lengths[drawn.layer_B]
-        _write_rows(prompts_BL, np.zeros_like(column_B), self._prefixes, drawn.layer_B)
-        slots_BK = np.arange(count_B.max())[None]
-        used_BK = slots_BK < count_B[:, None]
-        placeholders_BK = np.where(used_BK, column_B[:, None] + slots_BK, -1)
-        read_BK = np.where(used_BK, drawn.start_B[:, None] + slots_BK, -1)
-        rows, slots = np.nonzero(used_BK)
-        prompts_BL[rows, placeholders_BK[rows, slots]] = self._placeholder
-        column_B = column_B + count_B
+        column_B, read_BK, layer_BK, placeholders_BK = self._write_prefixes(prompts_BL, drawn)
         _write_rows(prompts_BL, column_B, self._suffixes, drawn.question_B)
         column_B = column_B + self._suffixes.lengths[drawn.question_B]
         if self._tagged:
@@ -290,9 +285,37 @@ class Curriculum:
             into_BL[np.arange(len(column_B)), column_B + drawn.answer_length_B] = self._end
         row_N, column_N = np.nonzero(labels_BL != IGNORED)
         predict_N = row_N * prompts_BL.shape[1] + column_N - 1
-        arrays = (subject_BS, read_BK, drawn.layer_B, prompts_BL, placeholders_BK)
+        arrays = (subject_BS, read_BK, layer_BK, prompts_BL, placeholders_BK)
         arrays += (predict_N, labels_BL[row_N, column_N], row_N)
         return Batch(*map(torch.from_numpy, arrays))
+
+    def _write_prefixes(
+        self, prompts_BL: np.ndarray, drawn: Drawn
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Write each layer's name and placeholders; return where the question begins.
+
+        And, for each slot, the position and layer that are read, and where its placeholder is.
+        """
+        count_B, layers_B = drawn.stop_B - drawn.start_B, self._layers.lengths[drawn.layers_B]
+        slots_1K = np.arange((layers_B * count_B).max())[None]
+        number_BK, step_BK = slots_1K // count_B[:, None], slots_1K % count_B[:, None]
+        placeholders_BK, layer_BK = np.full_like(step_BK, -1), np.full_like(step_BK, -1)
+        column_B = np.zeros_like(count_B)
+        for number in range(layers_B.max()):
+            is_read_B = number < layers_B
+            place_B = self._layers.starts[drawn.layers_B] + np.minimum(number, layers_B - 1)
+            width_B = self._prefixes.lengths[place_B] * is_read_B
+            start_B = self._prefixes.starts[place_B]
+            _write(prompts_BL, column_B, self._prefixes.values, start_B, width_B)
+            column_B = column_B + width_B
+            here_BK = is_read_B[:, None] & (number_BK == number)
+            placeholders_BK = np.where(here_BK, column_B[:, None] + step_BK, placeholders_BK)
+            layer_BK = np.where(here_BK, self._layers.values[place_B][:, None], layer_BK)
+            column_B = column_B + count_B * is_read_B
+        rows, slots = np.nonzero(layer_BK >= 0)
+        prompts_BL[rows, placeholders_BK[rows, slots]] = self._placeholder
+        read_BK = np.where(layer_BK >= 0, drawn.start_B[:, None] + step_BK, -1)
+        return column_B, read_BK, layer_BK, placeholders_BK
 
 
 def _like_lengths(
@@ -353,28 +376,32 @@ def _subject_turns(
 def _prompt_pieces(
     tokenizer: PreTrainedTokenizerBase,
     spec: OracleSpec,
-    layers: Sequence[int],
     questions: Sequence[str],
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return what stands before the placeholders, by layer, and behind them, by question."""
-    whole = [build_oracle_prompt(tokenizer, layer, 1, questions[0], spec) for layer in layers]
-    prefixes = [prompt.input_ids[: prompt.positions[0]] for prompt in whole]
+    whole = [
+        build_oracle_prompt(tokenizer, layers, len(layers), questions[0], spec)
+        for layers in spec.act_layer_combinations
+    ]
+    prefixes = [
+        [prompt.input_ids[a + 1 : b] for a, b in pairwise([-1, *prompt.positions])]
+        for prompt in whole
+    ]
     before, after = whole[0].text.split(questions[0])
     texts = [before + question + after for question in questions]
-    suffixes = [ids[len(prefixes[0]) + 1 :] for ids in _encoded(tokenizer, texts)]
+    suffixes = [ids[whole[0].positions[-1] + 1 :] for ids in _encoded(tokenizer, texts)]
     placeholder = placeholder_id(tokenizer, spec.special_token)
     for row in range(0, len(questions), max(1, len(questions) // _CHECKED)):
-        count = 1 + row % _MOST_READ
-        prompt = build_oracle_prompt(
-            tokenizer, layers[row % len(layers)], count, questions[row], spec
-        )
-        pieces = prefixes[row % len(layers)] + [placeholder] * count + suffixes[row]
-        if pieces != prompt.input_ids:
+        count, combination = 1 + row % _MOST_READ, row % len(prefixes)
+        layers = spec.act_layer_combinations[combination]
+        prompt = build_oracle_prompt(tokenizer, layers, count * len(layers), questions[row], spec)
+        runs = [[*prefix, *[placeholder] * count] for prefix in prefixes[combination]]
+        if [*chain(*runs), *suffixes[row]] != prompt.input_ids:
             raise UserError(
                 f"the tokenizer joins the placeholders with what stands around them in "
                 f"{prompt.text!r}: choose another special_token."
             )
-    return prefixes, suffixes
+    return [*chain(*prefixes)], suffixes
 
 
 def _tags(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:

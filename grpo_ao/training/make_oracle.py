@@ -1,10 +1,10 @@
 """Make an activation oracle for a chat model by supervised training (arXiv 2512.15674).
 
-Each example is a text, what is read of the subject over it (a layer at 25, 50 or 75 % depth, one
-position or a run), a question and its answer. What differs from the paper's program: the subject
-is read in the same step, with the adapter off, so that nothing is stored; examples are drawn by
-step number from arrays that were tokenised once, in batches of like length; a share of the texts
-is kept unseen for the calibration that follows.
+Each example is a text, what is read of the subject over it (a layer at 25, 50 or 75 % depth, or
+several together, at one position or a run), a question and its answer. What differs from the
+paper's program: the subject is read in the same step, with the adapter off, so that nothing is
+stored; examples are drawn by step number from arrays that were tokenised once, in batches of like
+length; a share of the texts is kept unseen for the calibration that follows.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from grpo_ao.files import (
 )
 from grpo_ao.oracle.activations import content_start, evaluating, subject_token_ids
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.layers import layer_index, num_decoder_layers
+from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import (
     check_fits_device,
     default_dtype,
@@ -43,7 +43,7 @@ from grpo_ao.oracle.loading import (
     meta_model,
 )
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.spec import DEPTHS, OracleSpec
+from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import Item, load_items
 from grpo_ao.probes.names import BENCHMARKS
@@ -94,32 +94,32 @@ def make_oracle(config: MakeOracleConfig) -> Path:
         check_fits_device(config.model, meta_model(model_config), processes.device)
         if note := template_note(tokenizer):
             console.print(f"warning: {note}", markup=False)
-        layers = [layer_index(num_decoder_layers(model_config), depth) for depth in DEPTHS]
+        layers = OracleSpec().layers(num_decoder_layers(model_config), config.layer_combination)
+        spec = OracleSpec(act_layer_combinations=layers)
         with console.status("reading and tokenising the examples"):
             sources = Sources.load(config)
             lessons, exam = (
-                curriculum(config, tokenizer, layers, examples, plain)
+                curriculum(config, tokenizer, spec, examples, plain)
                 for examples, plain in ((sources.taught, sources.plain), (sources.heldout, []))
             )
         console.print(sources.told(lessons.left_out), markup=False)
         if folder is not None:
             data = {"examples": sources.digest()}
             folder.write_record(dataclasses.asdict(config), data, _CHANGEABLE)
-    return Making(config, processes, console, tokenizer, layers, lessons, exam).run()
+    return Making(config, processes, console, tokenizer, spec, lessons, exam).run()
 
 
 def curriculum(
     config: MakeOracleConfig,
     tokenizer: PreTrainedTokenizerBase,
-    layers: Sequence[int],
+    spec: OracleSpec,
     examples: Sequence[Example],
     plain: Sequence[str],
 ) -> Curriculum:
     """Tokenise examples as the run's settings say."""
     return Curriculum(
         tokenizer,
-        OracleSpec(),
-        layers,
+        spec,
         examples,
         plain,
         config.answer_format,
@@ -205,16 +205,15 @@ class Making:
         processes: Processes,
         console: Console,
         tokenizer: PreTrainedTokenizerBase,
-        layers: list[int],
+        spec: OracleSpec,
         lessons: Curriculum,
         exam: Curriculum,
     ) -> None:
         self.config, self.processes, self.console = config, processes, console
-        self.layers, self.lessons, self.exam = layers, lessons, exam
+        self.lessons, self.exam = lessons, exam
         device = processes.device
         set_seed(config.seed)
         base = load_base(config.model, None, default_dtype(device), device, None)
-        spec = OracleSpec(act_layer_combinations=tuple((layer,) for layer in layers))
         self.oracle = Oracle(new_adapter(base, config.lora_rank), tokenizer, spec)
         make_trainable(self.oracle)
         self.trained = [p for p in self.oracle.model.parameters() if p.requires_grad]
@@ -279,7 +278,7 @@ class Making:
         return len(self.lessons.lay_out(drawn).targets_N), passes
 
     def _update(self, targets: int, batches: list[Batch]) -> torch.Tensor:
-        loss = learn(self.oracle, self.layers, batches, targets)
+        loss = learn(self.oracle, batches, targets)
         self.processes.sum_gradients(self.trained)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         for group in self.optimizer.param_groups:
@@ -305,7 +304,7 @@ class Making:
         drawn = self.exam.every(self.exam.sources, self.config.eval_examples)
         passes = divided(self.exam, drawn, self.config.tokens_per_pass)
         with evaluating(self.oracle.model):
-            right = np.array(accuracy(self.oracle, self.layers, list(passes)))
+            right = np.array(accuracy(self.oracle, list(passes)))
         found = {
             f"accuracy/{source}": float(right[drawn.source_B == i].mean())
             for i, source in enumerate(self.exam.sources)

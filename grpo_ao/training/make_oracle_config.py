@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from grpo_ao.errors import UserError
+from grpo_ao.probe import parse_layers
 from grpo_ao.probes.names import IN_DISTRIBUTION
 
 
@@ -44,6 +45,9 @@ class MakeOracleConfig:
     """Share of the training texts that is not taught, so that the warm start and GRPO have
     questions whose answers the oracle does not know."""
 
+    layer_combination: tuple[str, ...] = ()
+    """Layers that an example reads: `9 18 27` draws one, `21,22,23` reads three together (default:
+    one at 25, 50 or 75 % of depth)."""
     answer_format: Literal["plain", "tagged"] = "plain"
     """plain: answers as the public oracles give them. tagged: behind a tag with a random number
     that is not learned, so that the warm start need not teach the form."""
@@ -83,6 +87,8 @@ class MakeOracleConfig:
         for name in ("context_share", "kept_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is a share from 0 to 1, got {getattr(self, name)}.")
+        for layers in self.layer_combination:
+            parse_layers(layers)
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}.")
         if not (self.benchmarks or self.questions or self.labelled or self.latentqa or self.plain):

@@ -57,19 +57,20 @@ def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def answer_logits(
-    oracle: Oracle, layers: Sequence[int], batch: Batch
-) -> Float[Tensor, "predicted vocab"]:
+def answer_logits(oracle: Oracle, batch: Batch) -> Float[Tensor, "predicted vocab"]:
     """Return the logits from which each token of the answers is predicted.
 
     The subject, adapter off, is read as far as the deepest layer; the head is applied to the
     answers' positions alone. The injection stays bound for the backward pass.
     """
+    layers = {layer for layers in oracle.spec.act_layer_combinations for layer in layers}
     with torch.no_grad(), adapter_off(oracle.model):
-        resid = layer_outputs(oracle.model, batch.subject_BS, set(layers))
-    resid_NBSD = torch.stack([resid[layer] for layer in layers])
-    rows_B1 = torch.arange(len(batch.layer_B), device=batch.layer_B.device)[:, None]
-    vectors_BKD = resid_NBSD[batch.layer_B[:, None], rows_B1, batch.read_BK.clamp(min=0)]
+        resid = layer_outputs(oracle.model, batch.subject_BS, layers)
+    resid_NBSD = torch.stack([resid[layer] for layer in sorted(layers)])
+    device = batch.layer_BK.device
+    place_BK = torch.searchsorted(torch.tensor(sorted(layers), device=device), batch.layer_BK)
+    rows_B1 = torch.arange(len(place_BK), device=device)[:, None]
+    vectors_BKD = resid_NBSD[place_BK, rows_B1, batch.read_BK.clamp(min=0)]
     oracle.hook.bind(Injection(batch.placeholders_BK, vectors_BKD))
     decoder = decoder_of(oracle.model)
     hidden_BLD = decoder(input_ids=batch.prompts_BL, use_cache=False).last_hidden_state
@@ -91,32 +92,30 @@ def divided(curriculum: Curriculum, drawn: Drawn, most_tokens: int) -> Iterator[
         yield curriculum.lay_out(drawn.take(part))
 
 
-def learn(
-    oracle: Oracle, layers: Sequence[int], batches: Sequence[Batch], targets: int
-) -> Float[Tensor, ""]:
+def learn(oracle: Oracle, batches: Sequence[Batch], targets: int) -> Float[Tensor, ""]:
     """Add the gradient of the answers' cross-entropy (nats, over ``targets`` tokens); return it."""
     device = input_device(oracle.model)
     total = torch.zeros((), device=device)
     for batch in batches:
         moved = batch.to(device)
         with _autocast(device):
-            logits_NV = answer_logits(oracle, layers, moved)
+            logits_NV = answer_logits(oracle, moved)
             loss = nn.functional.cross_entropy(logits_NV.float(), moved.targets_N, reduction="sum")
         (loss / targets).backward()
         total += loss.detach() / targets
     return total
 
 
-def accuracy(oracle: Oracle, layers: Sequence[int], batches: Sequence[Batch]) -> list[bool]:
+def accuracy(oracle: Oracle, batches: Sequence[Batch]) -> list[bool]:
     """Tell of each example whether every token of its answer is the most likely one."""
     right: list[bool] = []
     device = input_device(oracle.model)
     for batch in batches:
         moved = batch.to(device)
         with torch.no_grad(), _autocast(device):
-            logits_NV = answer_logits(oracle, layers, moved)
+            logits_NV = answer_logits(oracle, moved)
         wrong_N = (logits_NV.argmax(-1) != moved.targets_N).cpu()
-        wrong_B = torch.zeros(len(batch.layer_B), dtype=torch.int64)
+        wrong_B = torch.zeros(len(batch.subject_BS), dtype=torch.int64)
         wrong_B.index_add_(0, batch.row_N, wrong_N.long())
         right += (wrong_B == 0).tolist()
     oracle.hook.clear()

@@ -8,7 +8,7 @@ from grpo_ao.training.example_batches import AnswerFormat, Batch, Curriculum
 from grpo_ao.training.examples import Example
 from tests.tiny import tiny_tokenizer, token_id
 
-LAYERS = [1, 2, 3]
+LAYERS = ((1,), (2,), (1, 3))
 PLAIN = [
     f"Plain text number {n}, long enough to foretell some of it from the rest." for n in range(9)
 ]
@@ -23,8 +23,7 @@ def curriculum(
 ):
     return Curriculum(
         tiny_tokenizer(),
-        OracleSpec(),
-        LAYERS,
+        OracleSpec(act_layer_combinations=LAYERS),
         examples,
         plain,
         answer_format,
@@ -41,12 +40,21 @@ def decoded(ids_N) -> str:
 def rows_of(batch: Batch):
     """Decode each row: prompt up to the answer, placeholders' ids, what is read, the answer."""
     length = batch.prompts_BL.shape[1]
-    for b in range(len(batch.layer_B)):
+    for b in range(len(batch.subject_BS)):
         mine = batch.row_N == b
         first = int(batch.predict_N[mine][0]) - b * length + 1
         held = batch.placeholders_BK[b][batch.placeholders_BK[b] >= 0]
-        read = batch.read_BK[b][batch.read_BK[b] >= 0]
+        read, layers = batch.read_BK[b][batch.read_BK[b] >= 0], batch.layer_BK[b]
         assert len(held) == len(read)
+        layers = layers[layers >= 0].tolist()
+        combination = tuple(dict.fromkeys(layers))
+        # Every layer is read at the same positions, in the order of the prompt.
+        read = read[: len(layers) // len(combination)]
+        assert combination in LAYERS
+        assert layers == [layer for layer in combination for _ in read]
+        assert batch.read_BK[b][: len(layers)].tolist() == read.tolist() * len(combination)
+        prefix = "".join(f"Layer: {layer}\n{' ?' * len(read)} \n" for layer in combination)
+        assert decoded(batch.prompts_BL[b]).startswith(f"<|im_start|>user\n{prefix}")
         yield (
             decoded(batch.prompts_BL[b, :first]),
             set(batch.prompts_BL[b, held].tolist()),

@@ -70,11 +70,17 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(base, questions, tmp_path):
+@pytest.mark.parametrize(
+    ("named", "trained"), [((), ((1,), (2,), (3,))), (("3,1,2", "2"), ((1, 2, 3), (2,)))]
+)
+def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(
+    base, questions, tmp_path, named, trained
+):
     config = config_of(
         base,
         tmp_path / "run",
         questions=(str(questions),),
+        layer_combination=named,
         examples=80 * 32,
         batch_size=32,
         lr=1e-2,
@@ -83,7 +89,7 @@ def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(base, questions, 
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
     assert rows[-1]["accuracy/rooms"] >= 0.95
-    assert load_spec(adapter).act_layer_combinations == ((1,), (2,), (3,))
+    assert load_spec(adapter).act_layer_combinations == trained
     oracle = Oracle.from_pretrained(base, adapter, device="cpu")
     wanted = ["Yes", "No"] * 5
     texts = [room(n, light) for n, light in enumerate(wanted, start=300)]

@@ -44,8 +44,8 @@ def activation_oracle(
 ) -> Solver:
     """Answer a sample's question from the activations over its text; inspect's model is not asked.
 
-    Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layers`` and ``positions`` are
-    those of ``Oracle.ask``.
+    Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layers`` and ``positions``
+    are those of ``Oracle.ask``.
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:

@@ -80,7 +80,8 @@ class OracleSpec:
     ) -> tuple[Layers, ...]:
         """Return what questions are asked of: layers ``named``, at ``percents``, or as trained.
 
-        ``all`` names every layer, one a question. Raises UserError for a layer that a model of ``num_layers`` does not have.
+        ``all`` names every layer, one a question. Raises UserError for a layer that a model of
+        ``num_layers`` does not have.
         """
         if tuple(named) == ("all",):
             return tuple((layer,) for layer in range(num_layers))

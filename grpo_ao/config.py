@@ -102,8 +102,8 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     num_prompts: int | None = None
     """Use only the first N training texts of the question set (all of them without it)."""
     layers: tuple[str, ...] = ()
-    """Layers that are read: `9 18 27` draws one per probe, `21,22,23` reads three together
-    (default: those that the adapter was trained on)."""
+    """Layers that are read: `9 18 27` draws one per probe, `21,22,23` reads three together.
+    Without it, those that the adapter was trained on."""
     layer_percents: tuple[int, ...] = ()
     """Layers that are read instead, as depths in per cent of all; one is drawn per probe."""
     positions: str = "last:20"
@@ -326,7 +326,7 @@ class EvalConfig(RolloutFlags):
     """Token positions that are read, each in turn: token@OFFSET, window:K@OFFSET, last:K or all."""
     layers: tuple[str, ...] = ()
     """Layers that are read: `9 18 27` each in turn, `21,22,23` three together, or `all`, one after
-    the other (default: those that the adapter was trained on)."""
+    the other. Without it, those that the adapter was trained on."""
     layer_percents: tuple[int, ...] = ()
     """Layers that are read instead, as depths in per cent of all."""
     one_layer: bool = False

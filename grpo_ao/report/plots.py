@@ -379,7 +379,7 @@ def estimates(
 
 
 @rc_context(_STYLE)
-def layer_curves(panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]]) -> Figure:
+def layer_curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> Figure:
     """Draw estimates with their intervals over layers: panels side by side, of named series."""
     series = list(next(iter(panels.values())))
     figure = Figure(figsize=(3.3 * len(panels), 2.6), layout="constrained")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -149,20 +148,23 @@ def _panel(title: str, columns: Columns, tone: str = "after") -> Panel:
 
 def _by_layer(
     layers: Mapping[str, Mapping[str, Measurement]],
-) -> dict[str, dict[str, dict[float, Estimate]]]:
+) -> dict[str, dict[str, dict[int, Estimate]]]:
     """Return the estimates of each metric, for each oracle, at each layer.
 
-    Layers that were read together stand at their mean depth.
+    Layers that were read together stand at the one in their middle.
     """
     return {
         title: {
-            name: {
-                mean(parse_layers(at)): Estimate(**measured[metric]) for at, measured in of.items()
-            }
+            name: {_middle(at): Estimate(**measured[metric]) for at, measured in of.items()}
             for name, of in layers.items()
         }
         for metric, title in _BY_LAYER.items()
     }
+
+
+def _middle(shown_layers: str) -> int:
+    layers = parse_layers(shown_layers)
+    return layers[len(layers) // 2]
 
 
 # The tables of an evaluation, as Markdown

@@ -74,7 +74,7 @@ def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
     Raises UserError for a set without references.
     """
     if source == "mini":
-        for probe in mini_probes("train", mini_count, [0], Positions(None)):
+        for probe in mini_probes("train", mini_count, [(0,)], Positions(None)):
             yield Example(f"mini/{probe.family}", probe.text, probe.question, str(probe.reference))
         return
     count = 0

@@ -201,7 +201,7 @@ def test_own_items_may_have_answers_of_their_own(tmp_path):
     (probe,) = probes_of_items([item], [(2,)], [Positions(3)], one_layer=False)
     assert (probe.kind, probe.choices) == ("closed", ("wet", "dry"))
     path = own_file(tmp_path, OWN | {"target": "of rain", "kind": "open"})
-    (probe,) = probes_of_items(load_own_items(path), [2], [Positions(3)], one_layer=False)
+    (probe,) = probes_of_items(load_own_items(path), [(2,)], [Positions(3)], one_layer=False)
     assert (probe.kind, probe.reference) == ("open", "of rain")
 
 

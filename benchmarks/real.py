@@ -1,8 +1,8 @@
 """The method on a real oracle and real text: ``python -m benchmarks.real --help``.
 
-Makes a question set of texts that the oracle's supervised stage did not see, trains the oracle by
-``train.py`` once for each arm and seed, several beside each other on one GPU, and asks the oracle
-before, after its warm start and as shipped the nine benchmarks' held-out questions: greedily, at
+Trains the oracle by ``train.py`` on the questions that its supervised stage did not teach, once for
+each arm and seed, several beside each other on one GPU, and asks the oracle before, after its warm
+start and as shipped the nine benchmarks' held-out questions: greedily, at
 one layer, on their own activations and on wrong ones. Prints one table, means over the seeds with
 the 95 % interval of Student's t. A call that was killed goes on where it was.
 
@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,23 +37,21 @@ from grpo_ao.measuring.metrics import Columns, Confidence, stated
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.probe import Positions, kept_for_calibration, split_of
-from grpo_ao.probes.benchmark_sources import load_contexts, load_templates
-from grpo_ao.probes.benchmarks import load_items, make_items, training_items
+from grpo_ao.probe import Positions
+from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.load import probes_of_items
-from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from grpo_ao.probes.names import BENCHMARKS, OUT_OF_DISTRIBUTION
 from grpo_ao.processes import Processes
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.training import fine_tuning, warm_start
-from grpo_ao.training.examples import Example, labelled_examples, mention_examples, plain_texts
 
 POSITIONS = "window:50@-1"
 # What every run is told; a seed's own flags and an arm's come behind.
 TRAIN = (
     "--judge reference --benchmarks --no_initial_eval --eval_probes 500 --validation_probes 1000 "
     f"--positions {POSITIONS} --temperature 1.0 --max_new_tokens 16 --num_generations 8 "
-    "--warm_start_probes 12000 --warm_start_samples 4 --warm_start_steps 250 "
-    "--warm_start_batch 48 --warm_start_lr 2e-4 --questions_per_step 16 --max_steps 100 "
+    "--warm_start_probes 24000 --warm_start_samples 4 --warm_start_steps 500 "
+    "--warm_start_batch 48 --warm_start_lr 2e-4 --questions_per_step 32 --max_steps 100 "
     "--save_steps 20 --lr 2e-5 --kl_penalty 0.02 --no_gradient_checkpointing"
 )
 
@@ -71,6 +69,8 @@ ARMS = {
     "tag outcome group": Arm("--tag_outcome group"),
     "lr 5e-6": Arm("--lr 5e-6"),
     "lr 1e-4": Arm("--lr 1e-4"),
+    "kl 0.2": Arm("--kl_penalty 0.2"),
+    "more wrong activations": Arm("--wrong_activations 0.2", "more wrong activations"),
     "no wrong activations": Arm("--wrong_activations 0", "no wrong activations"),
     "no anchor": Arm(warm="no anchor"),
     "targets of the family": Arm(warm="targets of the family"),
@@ -87,14 +87,10 @@ class Settings:
     """Its base model."""
     data_dir: Path
     """Folder with the benchmarks' data."""
-    labelled: tuple[Path, ...] = ()
-    """JSONL files with `text` and `label`, whose kept texts are asked about too."""
-    plain: str | None = None
-    """Plain text, whose kept pieces are asked for their words."""
-    kept_share: float = 0.3
-    """What the supervised stage left out of its training texts (its --kept_share)."""
+    questions: Path
+    """What the supervised stage did not teach: `questions.jsonl` in the folder of its run."""
     output_dir: Path = Path("runs/real")
-    """Folder of the question set, of all runs and of the rows that are measured."""
+    """Folder of all runs and of the rows that are measured."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each arm."""
     arms: tuple[str, ...] = ("recipe",)
@@ -107,58 +103,6 @@ class Settings:
     """Benchmark questions that are also asked on wrong activations."""
     train: str = ""
     """Further flags of train.py for every run, in one string."""
-
-
-# The question set
-
-
-def write_questions(settings: Settings) -> Path:
-    """Write the set's JSONL: one row a text, its split told by the text alone."""
-    path = settings.output_dir / "questions.jsonl"
-    by_text: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for family, text, question, answer in _questions(settings):
-        by_text[text].append((question, answer, family))
-    rows = []
-    for text, asked in by_text.items():
-        questions, answers, families = zip(*dict.fromkeys(asked), strict=True)
-        rows.append(
-            {
-                "wildchat_question": text,
-                "oracle_questions": questions,
-                "question_kinds": ["closed"] * len(questions),
-                "reference_answers": answers,
-                "question_families": families,
-            }
-        )
-    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def _questions(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
-    """Yield family, text, question and answer of what the supervised stage did not see."""
-    for name in IN_DISTRIBUTION:
-        contexts = load_contexts(name, settings.data_dir)
-        templates = load_templates(name, settings.data_dir)
-        items = [
-            item
-            for item in training_items(name, settings.data_dir, per_context=3)
-            if kept_for_calibration(item.text, settings.kept_share)
-        ]
-        for split in ("validation", "heldout"):
-            items += make_items(name, contexts, templates, split, None)
-        for item in items:
-            yield name, item.text, item.question, item.target
-    for path in settings.labelled:
-        yield from _unseen(labelled_examples(path), settings.kept_share)
-    if settings.plain is not None:
-        texts = plain_texts(settings.plain, 100_000)
-        yield from _unseen(mention_examples(texts), settings.kept_share)
-
-
-def _unseen(examples: Iterable[Example], kept_share: float) -> Iterator[tuple[str, str, str, str]]:
-    for example in examples:
-        if split_of(example.text) != "train" or kept_for_calibration(example.text, kept_share):
-            yield example.source, example.text, example.question, example.answer
 
 
 # Training
@@ -193,7 +137,7 @@ def folder_of(settings: Settings, arm: str, seed: int) -> Path:
     return settings.output_dir / f"{arm.replace(' ', '-')}-{seed}"
 
 
-def commands(settings: Settings, questions: Path, first: bool) -> dict[Path, list[str]]:
+def commands(settings: Settings, first: bool) -> dict[Path, list[str]]:
     """Return the commands of the runs that make a warm start, or of those that take one."""
     found = {}
     for name in settings.arms:
@@ -209,7 +153,7 @@ def commands(settings: Settings, questions: Path, first: bool) -> dict[Path, lis
                 shutil.copytree(source, folder / "warm_start")
             words = [*shlex.split(f"{TRAIN} {settings.train} {arm.flags}"), "--seed", str(seed)]
             words += ["--model", settings.model, "--oracle_lora_path", settings.oracle]
-            words += ["--questions", str(questions)]
+            words += ["--questions", str(settings.questions)]
             words += ["--output_dir", str(folder)]
             words += ["--resume"] if (folder / "run.json").exists() else []
             call = f"train_arm({name!r}, {settings.jobs}, {words!r})"
@@ -409,9 +353,8 @@ def main() -> None:
         raise SystemExit(f"error: --arms takes {', '.join(ARMS)}, and each arm's warm start too.")
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.jobs)))
-    questions = write_questions(settings)
     for first in (True, False):
-        run_side_by_side(commands(settings, questions, first), settings.jobs)
+        run_side_by_side(commands(settings, first), settings.jobs)
     answers = measure(settings)
     table = f"{table_of(answers)}\n\n{gains_of(answers)}"
     atomic_write_text(settings.output_dir / "table.md", table + "\n")

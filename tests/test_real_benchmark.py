@@ -33,15 +33,17 @@ def answer(number, confidence, right, family="sst2", probability=0.5):
 
 def settings(folder, **changes) -> Settings:
     given = {"arms": ("recipe", "lr 1e-4"), "seeds": (0, 1), "output_dir": folder} | changes
-    return Settings(oracle="oracle", model="base", data_dir=Path("data"), **given)
+    return Settings(
+        oracle="oracle", model="base", data_dir=Path("data"), questions=Path("q.jsonl"), **given
+    )
 
 
 def test_runs_that_share_a_warm_start_wait_for_it_and_take_it(tmp_path):
     chosen = settings(tmp_path)
-    first = commands(chosen, tmp_path / "questions.jsonl", first=True)
+    first = commands(chosen, first=True)
     assert set(first) == {folder_of(chosen, "recipe", seed) for seed in (0, 1)}
     (folder_of(chosen, "recipe", 1) / "warm_start").mkdir(parents=True)
-    second = commands(chosen, tmp_path / "questions.jsonl", first=False)
+    second = commands(chosen, first=False)
     assert set(second) == {folder_of(chosen, "lr 1e-4", seed) for seed in (0, 1)}
     assert (folder_of(chosen, "lr 1e-4", 1) / "warm_start").exists()
     assert not (folder_of(chosen, "lr 1e-4", 0) / "warm_start").exists()
@@ -52,7 +54,7 @@ def test_a_run_that_is_finished_is_not_started_again(tmp_path):
     done = folder_of(chosen, "recipe", 0)
     done.mkdir(parents=True)
     (done / "summary.json").write_text("{}")
-    assert set(commands(chosen, tmp_path, first=True)) == {folder_of(chosen, "recipe", 1)}
+    assert set(commands(chosen, first=True)) == {folder_of(chosen, "recipe", 1)}
 
 
 def test_every_arms_warm_start_is_an_arm():

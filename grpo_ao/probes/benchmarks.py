@@ -28,7 +28,8 @@ from grpo_ao.probes.names import (
 from grpo_ao.probes.secrets import Secret, load_secrets
 
 INSTRUCTION = "Answer with 'Yes' or 'No' only. "
-_HELDOUT_TEMPLATES = 0.3
+# Of a benchmark's templates: held out for the measurement, and left to the calibration.
+_HELDOUT_TEMPLATES, _VALIDATION_TEMPLATES = 0.3, 0.25
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,17 @@ def secret_items(secret: Secret, num_contexts: int) -> list[Item]:
     return items + make_items(closed, secret.contexts, templates, "heldout", num_contexts)
 
 
-def training_items(benchmark: str, data_dir: Path | None, per_context: int) -> list[Item]:
+def training_items(
+    benchmark: str, data_dir: Path | None, per_context: int, wordings_of: Split = "train"
+) -> list[Item]:
     """Return up to ``per_context`` different questions about each training context.
 
-    For teaching an oracle: Yes and No take turns where a context has labels for both, labels and
-    training templates are drawn anew for each. In the order of the contexts' hashes.
+    For teaching an oracle, and for its calibration, whose wordings are those of validation: Yes
+    and No take turns where a context has labels for both, labels and templates are drawn anew for
+    each. In the order of the contexts' hashes.
     """
     templates = load_templates(benchmark, data_dir)
-    wordings = split_templates(templates, "train", whole=_is_whole(benchmark))
+    wordings = split_templates(templates, wordings_of, whole=_is_whole(benchmark))
     contexts = _contexts_of(benchmark, load_contexts(benchmark, data_dir), "train")
     drawn = (
         _item(benchmark, context, wordings, turn)
@@ -244,9 +248,11 @@ def _item(benchmark: str, context: Context, templates: Templates, turn: int = 0)
 
 
 def split_templates(templates: Templates, split: Split, whole: bool) -> Templates:
-    """Return a split's templates: three in ten are held out, by rank of their hashes.
+    """Return a split's templates, by rank of their hashes: none is in two of the three.
 
-    ``whole``: all of them are held out. Validation has the wordings of training.
+    Three in ten are held out, or all of them with ``whole``; a quarter is for validation, and for
+    all that is asked of an oracle to calibrate it: its answers to wordings that it was taught are
+    right more often than those to others.
     """
     if isinstance(templates, Mapping):
         return {label: _part(wordings, split, whole) for label, wordings in templates.items()}
@@ -255,6 +261,9 @@ def split_templates(templates: Templates, split: Split, whole: bool) -> Template
 
 def _part(wordings: Sequence[str], split: Split, whole: bool) -> list[str]:
     ranked = sorted(wordings, key=lambda wording: stable_hash("template", wording))
-    share = 1.0 if whole else _HELDOUT_TEMPLATES
-    heldout = ranked[: max(1, round(share * len(ranked)))]
-    return heldout if split == "heldout" else ranked[len(heldout) :]
+    if whole:
+        return ranked if split == "heldout" else []
+    first = max(1, round(_HELDOUT_TEMPLATES * len(ranked)))
+    second = first + max(1, round(_VALIDATION_TEMPLATES * len(ranked)))
+    parts = {"heldout": ranked[:first], "validation": ranked[first:second]}
+    return parts.get(split, ranked[second:])

@@ -18,7 +18,7 @@ from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec, load_spec
-from grpo_ao.probe import Layers, Positions, Probe, Split, split_of, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, Split, split_of, text_key, unit_draw
 from grpo_ao.probes.benchmarks import Item
 from grpo_ao.probes.division import divide
 from grpo_ao.probes.rows import load_rows, probes_of
@@ -97,8 +97,9 @@ def load_probes(
 ) -> RunProbes:
     """Return the probes of each stage, which asks for so many; what cannot be used is reported.
 
-    The mini world makes them. A question set's training texts, or the first ``train_texts`` of
-    them, are divided between the warm start and GRPO (``division``): all that they have.
+    The mini world makes them. A question set's texts come in the order of a draw, since a file may
+    be sorted by family. Its training texts, or the first ``train_texts`` of them, are divided
+    between the warm start and GRPO (``division``): all that they have.
     ``strict`` refuses a broken row and a probe that does not fit into ``context``,
     ``strict_positions`` a text that has fewer tokens than are read.
     """
@@ -125,6 +126,7 @@ def load_probes(
     for problem in loaded.problems:
         report(problem)
     probes = usable(probes_of(loaded.rows, layers, positions))
+    probes.sort(key=lambda probe: unit_draw("order", text_key(probe.text)))
     of_split = {name: [p for p in probes if split_of(p.text) == name] for name in get_args(Split)}
     if not all(of_split.values()):
         counts = ", ".join(f"{len(found)} {name}" for name, found in of_split.items())

@@ -38,6 +38,8 @@ _LABELS = (
     "Would a reader call this text {}?",
     "Is it true that this text is {}?",
 )
+# The last two wordings are not taught: they are for the questions of the calibration.
+_TAUGHT, _UNTAUGHT = slice(-2), slice(-2, None)
 _WORD = re.compile(r"[A-Za-z]{4,}")
 
 
@@ -87,25 +89,30 @@ def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
         raise UserError(f"the question set {source} has no reference answers, so none to teach.")
 
 
-def labelled_examples(path: Path) -> Iterator[Example]:
-    """Yield a question with Yes and one with No about each text of JSONL with text and label."""
+def labelled_examples(path: Path, taught: bool = True) -> Iterator[Example]:
+    """Yield a question with Yes and one with No about each text of JSONL with text and label.
+
+    In wordings that are ``taught``, or in those that are not.
+    """
     rows = [(text, row) for text, row in _objects(str(path)) if isinstance(row.get("label"), str)]
-    labels = sorted({row["label"] for _, row in rows})
+    labels, wordings = sorted({row["label"] for _, row in rows}), _wordings(_LABELS, taught)
     if len(labels) < 2:
         raise UserError(f"{path} needs rows with 'text' and 'label', and two labels at least.")
     for text, row in rows:
         others = [label for label in labels if label != row["label"]]
         other = _drawn(others, "label", text)
         for label, answer in ((row["label"], "Yes"), (other, "No")):
-            wording = _drawn(_LABELS, "label wording", text, answer)
+            wording = _drawn(wordings, "label wording", text, answer)
             yield Example(path.name.split(".")[0], text, _closed(wording, label), answer)
 
 
-def mention_examples(texts: Sequence[str]) -> Iterator[Example]:
+def mention_examples(texts: Sequence[str], taught: bool = True) -> Iterator[Example]:
     """Yield a question with Yes and one with No about the words of each text.
 
-    The absent word is of another text, so that no word tells the answer by itself.
+    The absent word is of another text, so that no word tells the answer by itself. In wordings
+    that are ``taught``, or in those that are not.
     """
+    wordings = _wordings(_MENTIONS, taught)
     for text in texts:
         words = sorted(set(_WORD.findall(text)))
         present = {word.lower() for word in words}
@@ -113,7 +120,7 @@ def mention_examples(texts: Sequence[str]) -> Iterator[Example]:
         absent = sorted({word for word in candidates if word.lower() not in present})
         for choices, answer in ((words, "Yes"), (absent, "No")):
             if choices:
-                wording = _drawn(_MENTIONS, "mention wording", text, answer)
+                wording = _drawn(wordings, "mention wording", text, answer)
                 word = _drawn(choices, "mention", text, answer)
                 yield Example("mentions", text, _closed(wording, word), answer)
 
@@ -188,6 +195,10 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}).") from error
+
+
+def _wordings(every: Sequence[str], taught: bool) -> Sequence[str]:
+    return every[_TAUGHT if taught else _UNTAUGHT]
 
 
 def _closed(wording: str, word: str) -> str:

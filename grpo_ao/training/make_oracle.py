@@ -70,9 +70,11 @@ from grpo_ao.training.supervised import (
     learn,
     new_adapter,
 )
+from grpo_ao.training.untaught import untaught_examples, write_question_set
 
 _LOG_STEPS = 20
 _CHECKPOINT = "checkpoint.pt"
+QUESTIONS = "questions.jsonl"
 # What may be another on resuming: no weight depends on it.
 _CHANGEABLE = ("resume", "output_dir", "save_steps", "eval_steps", "report_to")
 
@@ -106,6 +108,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
         if folder is not None:
             data = {"examples": sources.digest()}
             folder.write_record(dataclasses.asdict(config), data, _CHANGEABLE)
+            write_question_set(folder.path / QUESTIONS, sources.untaught)
     return Making(config, processes, console, tokenizer, spec, lessons, exam).run()
 
 
@@ -148,11 +151,12 @@ def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """What is taught, and what is measured on texts that are not."""
+    """What is taught, what is measured on other texts, and what is left to the calibration."""
 
     taught: list[Example]
     plain: list[str]
     heldout: list[Example]
+    untaught: list[Example]
 
     @classmethod
     def load(cls, config: MakeOracleConfig) -> "Sources":
@@ -173,8 +177,8 @@ class Sources:
         heldout += [Example(i.benchmark, i.text, i.question, i.target) for i in items]
         if not taught and not plain:
             raise UserError("the sources hold no example with a text of the training split.")
-        kept_plain = [text for text in plain if is_taught(text, config.kept_share)]
-        return cls(taught, kept_plain, heldout)
+        taught_plain = [text for text in plain if is_taught(text, config.kept_share)]
+        return cls(taught, taught_plain, heldout, list(untaught_examples(config, plain)))
 
     def told(self, left_out: int) -> str:
         """Say in a line what there is."""
@@ -184,7 +188,8 @@ class Sources:
         sources = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         return (
             f"{len(self.taught):,} questions ({sources}) and {len(self.plain):,} plain texts to "
-            f"teach; {left_out:,} texts are left out (too long, or with control tokens)."
+            f"teach; {left_out:,} texts are left out (too long, or with control tokens). Not "
+            f"taught, for the calibration: {len(self.untaught):,} questions ({QUESTIONS})."
         )
 
     def digest(self) -> str:

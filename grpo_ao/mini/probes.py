@@ -1,14 +1,19 @@
 """Probes of the mini world: a run's own, and the nine families as benchmarks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count as counted
 
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import ask
 from grpo_ao.mini.world import make_message, split_of_message
-from grpo_ao.probe import Layers, Positions, Probe, Split, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, Split, kept_for_calibration, unit_draw
 
+# Worlds: of each split's probes, of the benchmarks, and of what the mini oracle was taught.
 _SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
+_WORLD, _LESSONS = 2, 13
+KEPT_SHARE = 0.3
+"""Of the training texts, what the mini oracle was not taught, by ``kept_for_calibration``."""
 
 
 def mini_probes(
@@ -16,16 +21,19 @@ def mini_probes(
 ) -> list[Probe]:
     """Return the first ``count`` probes of a split of the mini world, always the same ones.
 
-    Each split has its own texts, and the held-out one its own templates. Each text gets
-    ``per_text`` questions of different families, each read at one of ``layers``, drawn by a hash.
+    Each split has its own texts, and the held-out one its own templates; the oracle was taught
+    neither the texts nor the templates of any. Each text gets ``per_text`` questions of different
+    families, each read at one of ``layers``, drawn by a hash.
     """
-    wordings: Split = "heldout" if split == "heldout" else "train"
+    wordings: Split = "heldout" if split == "heldout" else "validation"
     probes: dict[str, Probe] = {}
-    index = 0
-    while len(probes) < count:
+    for index in counted():
+        if len(probes) >= count:
+            break
         message = make_message(_SEED_OF_SPLIT[split], index)
-        index += 1
         if split_of_message(message.text) != split:
+            continue
+        if split == "train" and not kept_for_calibration(message.text, KEPT_SHARE):
             continue
         rng = random.Random(f"questions {message.text}")
         questions = ask(message, rng, wordings)
@@ -44,8 +52,24 @@ def mini_probes(
     return list(probes.values())[:count]
 
 
-# Neither the training world nor that of a run's own held-out probes.
-_WORLD = 2
+def mini_lessons(count: int, per_text: int = 5) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (family, text, question, answer) to teach an oracle of the mini world, ``count`` times.
+
+    Training texts that are not kept for the calibration, in training templates.
+    """
+    index, made = 0, 0
+    while made < count:
+        message = make_message(_LESSONS, index)
+        index += 1
+        if split_of_message(message.text) != "train":
+            continue
+        if kept_for_calibration(message.text, KEPT_SHARE):
+            continue
+        rng = random.Random(f"lessons {message.text}")
+        questions = ask(message, rng, "train")
+        for question in rng.sample(questions, min(per_text, len(questions), count - made)):
+            made += 1
+            yield question.family, message.text, question.text, question.answer
 
 
 def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, str, str, str]]:

@@ -2,12 +2,14 @@
 
 A template is a frame around a noun phrase. Each split has frames of its own and combinations of
 noun and modifier of its own, so that a held-out question is worded as no training question was,
-of words that training questions hold too.
+of words that training questions hold too. The oracle is taught those of training; it is calibrated
+on those of validation, since its answers to wordings that it was taught are right more often.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.world import Facts, Message
@@ -50,6 +52,11 @@ _OPEN_FRAMES: dict[Split, tuple[str, ...]] = {
         "Do you know {np}?",
         "Please tell me what you know of {np}.",
     ),
+    "validation": (
+        "Please give {np}.",
+        "Tell me what {np} is.",
+        "I want you to say what {np} is.",
+    ),
     "heldout": ("Please state {np}.", "Say what {np} is.", "Can you name {np}?"),
 }
 _CLOSED_FRAMES: dict[Split, tuple[str, ...]] = {
@@ -63,6 +70,11 @@ _CLOSED_FRAMES: dict[Split, tuple[str, ...]] = {
         "Can you tell whether {np} is {x}?",
         "Someone says {np} is {x}, is that so?",
         "Tell me if {np} is {x}.",
+    ),
+    "validation": (
+        "Can you say if {np} is {x}?",
+        "I would say {np} is {x}, is it true?",
+        "Do you guess that {np} is {x}?",
     ),
     "heldout": (
         "Can one say that {np} is {x}?",
@@ -79,6 +91,10 @@ _CHOICE_FRAMES: dict[Split, tuple[str, ...]] = {
         "Choose: is {np} {x} or {y}?",
         "Can you tell if {np} is {x} or {y}?",
     ),
+    "validation": (
+        "Would you guess that {np} is {x} or {y}?",
+        "Tell me if {np} is {x} or {y}.",
+    ),
     "heldout": ("Would you say that {np} is {x} or {y}?", "Tell me whether {np} is {x} or {y}."),
 }
 _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
@@ -92,6 +108,11 @@ _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
         "Would you say that someone {x}?",
         "Do you think someone {x}?",
         "Tell me if someone {x}.",
+    ),
+    "validation": (
+        "Can you say that someone {x}?",
+        "I guess that someone {x}, right?",
+        "Is it true that someone {x}?",
     ),
     "heldout": (
         "Can one conclude that someone {x}?",
@@ -110,6 +131,11 @@ _NER_FRAMES: dict[Split, tuple[str, ...]] = {
         "Would you say that {x} is mentioned?",
         "Can you find {x} in the text?",
         "Tell me if the message mentions {x}.",
+    ),
+    "validation": (
+        "Can you tell if {x} is in the text?",
+        "Do you find {x} in the message?",
+        "Do we read {x} in the text?",
     ),
     "heldout": (
         "Can we read of {x} in the message?",
@@ -180,22 +206,23 @@ FAMILIES = (*_NOUN_PHRASES, "snli", "ner")
 def noun_phrases(family: str, split: Split) -> list[str]:
     """Return a family's phrases of one split.
 
-    One combination in four is held out, on a diagonal of the table of nouns and modifiers: each
-    noun and each modifier occurs in training, the combination never.
+    One combination in four is held out and one is for validation, on diagonals of the table of
+    nouns and modifiers: each noun and each modifier occurs in training, the combination never.
     """
     nouns, modifiers = _NOUN_PHRASES[family]
+    diagonals = {"train": (0, 2), "heldout": (1,), "validation": (3,)}[split]
     return [
         f"the {noun}{modifier}"
         for row, noun in enumerate(nouns)
         for column, modifier in enumerate(modifiers)
-        if ((row + column) % 4 == 1) == (split == "heldout")
+        if (row + column) % 4 in diagonals
     ]
 
 
 _PHRASES = {
     (family, split): noun_phrases(family, split)
     for family in _NOUN_PHRASES
-    for split in ("train", "heldout")
+    for split in get_args(Split)
 }
 
 

@@ -16,7 +16,7 @@ import pyarrow
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import parse_jsonl
-from grpo_ao.mini.probes import mini_probes
+from grpo_ao.mini.probes import mini_lessons, mini_probes
 from grpo_ao.probe import Positions, kept_for_calibration, split_of, unit_draw
 from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
 from grpo_ao.probes.rows import load_rows
@@ -40,6 +40,8 @@ _LABELS = (
 )
 # The last two wordings are not taught: they are for the questions of the calibration.
 _TAUGHT, _UNTAUGHT = slice(-2), slice(-2, None)
+# Held-out questions of the mini world.
+_MINI_EXAM = 4000
 _WORD = re.compile(r"[A-Za-z]{4,}")
 
 
@@ -73,10 +75,13 @@ def benchmark_examples(
 def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
     """Yield the questions with reference answers of a set: JSONL, a Hub id, or ``mini``.
 
-    Raises UserError for a set without references.
+    Of the mini world ``mini_count`` to teach, and some held-out ones. Raises UserError for a set
+    without references.
     """
     if source == "mini":
-        for probe in mini_probes("train", mini_count, [(0,)], Positions(None)):
+        for family, *rest in mini_lessons(mini_count):
+            yield Example(f"mini/{family}", *rest)
+        for probe in mini_probes("heldout", _MINI_EXAM, [(0,)], Positions(None)):
             yield Example(f"mini/{probe.family}", probe.text, probe.question, str(probe.reference))
         return
     count = 0

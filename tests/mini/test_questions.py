@@ -1,6 +1,7 @@
 import random
 import re
 from collections import Counter
+from typing import get_args
 
 import pytest
 
@@ -15,6 +16,7 @@ from grpo_ao.mini.questions import (
     truth_choices,
 )
 from grpo_ao.mini.world import make_message
+from grpo_ao.probe import Split
 
 
 def asked(split, count=800, seed=5):
@@ -68,10 +70,9 @@ def test_held_out_templates_are_made_of_words_of_training(train, heldout):
 
 def test_phrases_of_the_splits_are_disjoint_and_share_their_parts():
     for family in set(FAMILIES) - {"snli", "ner"}:
-        seen, unseen = set(noun_phrases(family, "train")), set(noun_phrases(family, "heldout"))
-        assert seen
-        assert unseen
-        assert not seen & unseen
+        parts = [set(noun_phrases(family, split)) for split in get_args(Split)]
+        assert all(parts)
+        assert len(set.union(*parts)) == sum(map(len, parts))
 
 
 def slot(question):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo_ao.mini import lexicon as lx
-from grpo_ao.mini.probes import mini_probes
+from grpo_ao.mini.probes import mini_lessons, mini_probes
 from grpo_ao.mini.world import make_message, split_of_message
 from grpo_ao.probe import Positions, split_of
 from tools.mini_world.corpus import training_messages
@@ -129,6 +129,15 @@ def test_held_out_texts_are_seen_by_no_stage_of_training():
         built = training_messages(seed, 0, 300)
         assert 0.8 < len(built) / 300 < 0.98
         assert "heldout" not in {split_of_message(m.text) for m in built}
+
+
+def test_no_text_and_no_template_that_is_asked_about_was_taught():
+    lessons = list(mini_lessons(4000))
+    asked = mini_probes("train", 400, [2], LAST_20) + mini_probes("validation", 400, [2], LAST_20)
+    assert len(lessons) == 4000
+    assert not {text for _, text, _, _ in lessons} & {probe.text for probe in asked}
+    opens = {probe.question for probe in asked if probe.kind == "open"}
+    assert not {question for _, _, question, _ in lessons} & opens
 
 
 def test_probes_are_always_the_same_and_have_answers():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -76,16 +77,31 @@ def test_a_text_is_in_one_split_whatever_the_order_of_the_rows(questions):
     assert {p.id for p in again} == {p.id for p in train}
 
 
-def test_num_prompts_takes_the_first_training_texts_with_all_of_their_questions(questions):
+def test_num_prompts_takes_some_training_texts_with_all_of_their_questions(questions):
     config = config_of(questions, strict=False)
     everything, heldout = load(config, quiet(), num_layers=8)
     some, same = load(dataclasses.replace(config, num_prompts=3), quiet(), num_layers=8)
-    rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    texts = [row["wildchat_question"] for row in rows if "wildchat_question" in row]
-    texts = [text for text in texts if split_of(text) == "train"]
-    assert {p.text for p in some} == set(texts[:3]) < {p.text for p in everything}
+    assert len({p.text for p in some}) == 3
+    assert {p.id for p in some} < {p.id for p in everything}
     assert len(some) == 6
     assert same == heldout
+
+
+def test_what_is_taken_of_a_sorted_file_is_of_all_its_families(tmp_path):
+    path = tmp_path / "sorted.jsonl"
+    rows = [
+        {
+            "wildchat_question": f"Text {n} of family {family}, long enough to be read.",
+            "oracle_questions": ["Is it so?"],
+            "question_families": [family],
+        }
+        for family in ("first", "second")
+        for n in range(200)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = dataclasses.replace(config_of(path, strict=True), eval_probes=20, num_prompts=20)
+    for found in load(config, quiet(), num_layers=8):
+        assert Counter(p.family for p in found)["first"] == pytest.approx(10, abs=6)
 
 
 def test_eval_probes_is_the_most_that_is_measured(questions):

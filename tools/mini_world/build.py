@@ -2,20 +2,21 @@
 
 Each stage has a fixed seed: a tokenizer on the mini world's words; a Qwen3-architecture model
 pre-trained on its messages, and then on messages and numbers (in the tag a number is noise, so that
-number tokens would stay all alike, and no oracle could learn to state a belief by them); a LoRA
-adapter trained to answer questions from that model's activations in the oracle's format, with a
-random number in the tag (its loss is masked: the shipped oracle states no belief). Minutes on a
-GPU, hours on a CPU. The log and a card with the measured numbers are written beside the weights.
+number tokens would stay all alike, and no oracle could learn to state a belief by them); an oracle
+of that model by `grpo-ao make-oracle`, with a random number in the tag (its loss is masked: the
+shipped oracle states no belief). Minutes on a GPU, hours on a CPU. The log and a card with the
+measured numbers are written beside the weights.
 """
 
 import json
 import os
 import platform
 import random
+import shutil
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,24 +29,17 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import grpo_ao
 from grpo_ao.oracle.layers import layer_index
-from grpo_ao.oracle.spec import OracleSpec, save_spec
+from grpo_ao.training.make_oracle import make_oracle
+from grpo_ao.training.make_oracle_config import MakeOracleConfig
 from tools.mini_world.corpus import (
     NUMBER_ROWS,
-    OracleExamples,
     Rows,
-    oracle_set,
     pretraining_rows,
     pretraining_segments,
     training_messages,
 )
-from tools.mini_world.exam import heldout_messages, oracle_exam, text_exam
+from tools.mini_world.exam import heldout_messages, text_exam
 from tools.mini_world.fit import Log, Schedule, fit, weighted_cross_entropy
-from tools.mini_world.steering import (
-    SteeredBatches,
-    attach_steering,
-    read_activations,
-    steered_logits,
-)
 from tools.mini_world.tokenizer import END, PAD, build_tokenizer, token_id
 
 WEIGHTS = Path(grpo_ao.__file__).parent / "mini" / "weights"
@@ -74,11 +68,8 @@ class BuildConfig:
     numbers_messages: int = 120_000
     numbers_steps: int = 3_000
     numbers_rate: float = 1e-3
-    oracle_messages: int = 300_000
-    questions_per_message: int = 5
-    example_tokens: int = 72
-    oracle_steps: int = 6_000
-    oracle_batch: int = 256
+    oracle_examples: int = 3_000_000
+    oracle_batch: int = 512
     oracle_rate: float = 2e-3
     lora_rank: int = 16
     reuse_base: bool = False
@@ -137,33 +128,6 @@ def pretrain(
 
     schedule = Schedule(steps, config.pretraining_batch, rate, max(1, steps // 50))
     fit(loss_of, model.parameters(), batches, schedule, log, weight_decay=0.05)
-
-
-def train_oracle(
-    config: BuildConfig, model: Qwen3ForCausalLM, examples: OracleExamples, activations: Tensor, log
-) -> tuple[peft.PeftModel, dict[str, Tensor]]:
-    """Train a LoRA adapter on every linear layer to answer from the activations."""
-    lora = peft.LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    oracle = peft.get_peft_model(model, lora)
-    # Where the base lies beside the adapter; the path of the build is nobody else's.
-    oracle.peft_config["default"].base_model_name_or_path = "../base"
-    holder = attach_steering(oracle, OracleSpec().hook_onto_layer)
-    batches = SteeredBatches(examples, activations, config.oracle_batch, config.seed)
-
-    def loss_of(batch) -> Tensor:
-        logits = steered_logits(oracle, holder, batch)
-        return weighted_cross_entropy(logits, batch["ids"], batch["weight"])
-
-    steps = config.oracle_steps
-    schedule = Schedule(steps, config.oracle_batch, config.oracle_rate, max(1, steps // 50))
-    fit(loss_of, oracle.parameters(), batches, schedule, log, weight_decay=0.0)
-    return oracle, holder
 
 
 class BuildLog:
@@ -259,32 +223,33 @@ def load_base(config: BuildConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenize
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def build_oracle(config: BuildConfig, log: BuildLog, model, tokenizer) -> None:
-    """Train the oracle on the base's activations, examine it, and write the adapter."""
-    layers = layer_indices(config)
-    texts, examples = oracle_set(
-        config.output_dir / "base",
-        config.seed,
-        config.pretraining_messages + config.numbers_messages,
-        config.oracle_messages,
-        config.example_tokens,
-        layers,
-        config.questions_per_message,
-        config.workers,
-    )
-    log.note({"stage": "examples", "texts": len(texts), "examples": len(examples.ids_BL)})
-    messages = heldout_messages(config.seed, 400)
-    activations = read_activations(model, tokenizer, texts, layers)
-    heldout = read_activations(model, tokenizer, [m.text for m in messages], layers)
-    oracle, holder = train_oracle(config, model, examples, activations, log.stage("oracle"))
-    logits_of = partial(steered_logits, oracle, holder)
-    for split in ("train", "heldout"):
-        exam = oracle_exam(
-            logits_of, heldout, tokenizer, messages, split, layers, config.example_tokens
+def build_oracle(config: BuildConfig, log: BuildLog) -> None:
+    """Make the oracle of the written base by the supervised stage, and write its adapter."""
+    with TemporaryDirectory() as folder:
+        adapter = make_oracle(
+            MakeOracleConfig(
+                model=str(config.output_dir / "base"),
+                output_dir=Path(folder) / "run",
+                seed=config.seed,
+                benchmarks=(),
+                questions=("mini",),
+                answer_format="tagged",
+                lora_rank=config.lora_rank,
+                examples=config.oracle_examples,
+                batch_size=config.oracle_batch,
+                lr=config.oracle_rate,
+                eval_examples=400,
+            )
         )
-        log.note({"stage": "oracle exam", "templates": split, "accuracy": exam})
-    oracle.save_pretrained(str(config.output_dir / "oracle"))
-    save_spec(OracleSpec(), config.output_dir / "oracle")
+        rows = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        shutil.copytree(adapter, config.output_dir / "oracle", dirs_exist_ok=True)
+    found = {k.partition("/mini/")[2]: v for k, v in json.loads(rows[-1]).items()}
+    exam = {family: round(v, 3) for family, v in found.items() if family}
+    log.note({"stage": "oracle exam", "templates": "heldout", "accuracy": exam})
+    # Where the base lies beside the adapter; the path of the build is nobody else's.
+    path = config.output_dir / "oracle" / "adapter_config.json"
+    adapter_config = json.loads(path.read_text()) | {"base_model_name_or_path": "../base"}
+    path.write_text(json.dumps(adapter_config, indent=2) + "\n")
 
 
 def main() -> None:
@@ -305,7 +270,7 @@ def main() -> None:
     for split in ("train", "heldout"):
         exam = text_exam(model, tokenizer, messages, split, config.row_tokens)
         log.note({"stage": "text exam", "templates": split, "accuracy": exam})
-    build_oracle(config, log, model, tokenizer)
+    build_oracle(config, log)
     write_card(config, log, time.perf_counter() - started)
 
 

@@ -1,10 +1,9 @@
-"""Token rows from which the mini model and the mini oracle learn.
+"""Token rows from which the mini model learns.
 
 A pre-training row is one message, sometimes the assistant's reply, and then questions with their
 answers in the oracle's format, with a random number in the tag: the model has to know every token
 of that format before an adapter is trained on it. Some questions stand behind a run of
-placeholders, as the oracle will see them. An oracle example is an oracle prompt and its answer.
-Each token carries a loss weight.
+placeholders, as the oracle will see them. Each token carries a loss weight.
 """
 
 import random
@@ -20,7 +19,6 @@ from grpo_ao.epistemic import render_tag
 from grpo_ao.mini.questions import TRUTH_FAMILIES, Question, ask, truth_choices
 from grpo_ao.mini.world import Message, make_message, split_of_message
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.probe import Split
 
 # The subject's own words are hard to foresee and teach little; answers are what is asked for. The
 # number is noise here: its weight keeps it well-formed without spending capacity on it.
@@ -40,22 +38,6 @@ class Rows:
 
     ids_BL: np.ndarray
     weight_BL: np.ndarray
-
-
-@dataclass(frozen=True)
-class OracleExamples:
-    """Oracle prompts with answers, right-padded.
-
-    ``text_B`` indexes the message, ``layer_B`` the list of layers, ``run_B`` holds the number of
-    placeholders and ``start_B`` the position of the first.
-    """
-
-    ids_BL: np.ndarray
-    weight_BL: np.ndarray
-    text_B: np.ndarray
-    layer_B: np.ndarray
-    run_B: np.ndarray
-    start_B: np.ndarray
 
 
 Segments = list[tuple[str, float]]
@@ -126,21 +108,12 @@ def number_segments(rng: random.Random, length: int = 12) -> Segments:
     return [(f"{opening}:", MARKUP), *line, ("\n", MARKUP)]
 
 
-def oracle_segments(question: Question, layer: int, run: int, rng: random.Random) -> Segments:
-    """Write an oracle prompt and its answer; only what follows the tag and its form is learned."""
-    prompt = "".join(OracleSpec().prefix(layer, run)) + question.text
-    segments = [(text, 0.0) for text, _ in turn("user", [(prompt, 0.0)])]
-    answer = answer_segments(question, rng)[:-1]
-    weights = {MARKUP: 0.25, NUMBER: 0.0, ANSWER: 1.0}
-    return segments + [(answer[0][0], 0.0)] + [(text, weights[w]) for text, w in answer[1:]]
-
-
 def encode(
-    tokenizer: PreTrainedTokenizerFast, batch: list[Segments], length: int, whole: bool
+    tokenizer: PreTrainedTokenizerFast, batch: list[Segments], length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokenise each list of pieces as one string and spread the weights by character offsets.
 
-    With ``whole`` a row that does not fit in ``length`` tokens is an error; otherwise it is cut.
+    A row that does not fit in ``length`` tokens is cut.
     """
     texts = ["".join(text for text, _ in segments) for segments in batch]
     encoded = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
@@ -148,8 +121,6 @@ def encode(
     weight_BL = np.zeros((len(batch), length), dtype=np.float16)
     for row, segments in enumerate(batch):
         ids, offsets = encoded["input_ids"][row], encoded["offset_mapping"][row]
-        if whole and len(ids) > length:
-            raise ValueError(f"a row has {len(ids)} tokens, more than {length}: {texts[row]!r}")
         kept = min(len(ids), length)
         weight_of_char = np.repeat([w for _, w in segments], [len(t) for t, _ in segments])
         ids_BL[row, :kept] = ids[:kept]
@@ -182,54 +153,7 @@ def _pretraining_chunk(
         else pretraining_segments(message, rng, layers)
         for message in messages
     ]
-    return Rows(*encode(tokenizer, rows, length, whole=False))
-
-
-def _oracle_chunk(
-    tokenizer_folder: Path,
-    seed: int,
-    first: int,
-    count: int,
-    length: int,
-    layers: list[int],
-    per: int,
-) -> tuple[list[str], OracleExamples]:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    rng = random.Random(f"oracle {seed} {first}")
-    messages = training_messages(seed, first, count)
-    examples, _ = oracle_examples(tokenizer, messages, rng, length, layers, per, "train")
-    return [m.text for m in messages], examples
-
-
-def oracle_examples(
-    tokenizer: PreTrainedTokenizerFast,
-    messages: list[Message],
-    rng: random.Random,
-    length: int,
-    layers: list[int],
-    per_message: int,
-    split: Split,
-) -> tuple[OracleExamples, list[Question]]:
-    """Draw ``per_message`` questions for each message, each at a random layer.
-
-    In training three in four read the last 20 positions, the others a random number of them; the
-    held-out split reads 20 always.
-    """
-    segments, text, layer, run, asked = [], [], [], [], []
-    full_share = 0.75 if split == "train" else 1.0
-    for index, message in enumerate(messages):
-        questions = ask(message, rng, split)
-        for question in rng.sample(questions, min(per_message, len(questions))):
-            asked.append(question)
-            text.append(index)
-            layer.append(rng.randrange(len(layers)))
-            run.append(LONGEST_RUN if rng.random() < full_share else rng.randint(1, LONGEST_RUN))
-            segments.append(oracle_segments(question, layers[layer[-1]], run[-1], rng))
-    ids_BL, weight_BL = encode(tokenizer, segments, length, whole=True)
-    placeholder = tokenizer.encode(OracleSpec().special_token, add_special_tokens=False)
-    start_B = (ids_BL == placeholder[0]).argmax(axis=1).astype(np.int32)
-    text_B, layer_B, run_B = (np.asarray(v, dtype=np.int32) for v in (text, layer, run))
-    return OracleExamples(ids_BL, weight_BL, text_B, layer_B, run_B, start_B), asked
+    return Rows(*encode(tokenizer, rows, length))
 
 
 def pretraining_rows(
@@ -262,42 +186,4 @@ def pretraining_rows(
         )
     return Rows(
         np.concatenate([p.ids_BL for p in parts]), np.concatenate([p.weight_BL for p in parts])
-    )
-
-
-def oracle_set(
-    tokenizer_folder: Path,
-    seed: int,
-    first: int,
-    messages: int,
-    length: int,
-    layers: list[int],
-    per_message: int,
-    workers: int,
-) -> tuple[list[str], OracleExamples]:
-    """Make the oracle's training texts and examples in ``workers`` processes."""
-    starts = range(first, first + messages, _CHUNK)
-    with ProcessPoolExecutor(workers) as pool:
-        parts = list(
-            pool.map(
-                _oracle_chunk,
-                repeat(tokenizer_folder),
-                repeat(seed),
-                starts,
-                repeat(_CHUNK),
-                repeat(length),
-                repeat(layers),
-                repeat(per_message),
-            )
-        )
-    texts = [text for part, _ in parts for text in part]
-    offsets = np.cumsum([0] + [len(part) for part, _ in parts[:-1]])
-    examples = [examples for _, examples in parts]
-    return texts, OracleExamples(
-        np.concatenate([e.ids_BL for e in examples]),
-        np.concatenate([e.weight_BL for e in examples]),
-        np.concatenate([e.text_B + o for e, o in zip(examples, offsets, strict=True)]),
-        np.concatenate([e.layer_B for e in examples]),
-        np.concatenate([e.run_B for e in examples]),
-        np.concatenate([e.start_B for e in examples]),
     )

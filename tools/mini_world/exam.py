@@ -1,4 +1,4 @@
-"""Exams of the mini model: what can be answered from the text, and what from the activations.
+"""The exam of the mini model: what it can answer from the text.
 
 Teacher-forced on held-out messages: an answer is right if every one of its tokens is the most
 likely one. A family that the base cannot answer from the text is one about which its activations
@@ -6,7 +6,6 @@ can tell an oracle nothing.
 """
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,10 +20,8 @@ from tools.mini_world.corpus import (
     TEXT,
     answer_segments,
     encode,
-    oracle_examples,
     turn,
 )
-from tools.mini_world.steering import SteeredBatches
 
 _BATCH = 512
 
@@ -56,7 +53,7 @@ def text_exam(
                 + turn("user", [(question.text, TEXT)])
                 + answer_segments(question, rng)
             )
-    ids, weight = encode(tokenizer, rows, length, whole=False)
+    ids, weight = encode(tokenizer, rows, length)
     device = next(model.parameters()).device
     ids_NL = torch.from_numpy(ids.astype(np.int64)).to(device)
     answer_NL = torch.from_numpy(weight == ANSWER).to(device)
@@ -66,28 +63,6 @@ def text_exam(
         logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
         right += _all_right(logits_BLV, ids_BL, answer_NL[start : start + _BATCH])
     return _by_family(families, right)
-
-
-@torch.no_grad()
-def oracle_exam(
-    logits_of: Callable[[dict[str, Tensor]], Tensor],
-    activations: Tensor,
-    tokenizer: PreTrainedTokenizerFast,
-    messages: list[Message],
-    split: Split,
-    layers: list[int],
-    length: int,
-) -> dict[str, float]:
-    """Ask the oracle about activations; return the share of right answers by family."""
-    rng = random.Random(f"oracle exam {split}")
-    examples, questions = oracle_examples(tokenizer, messages, rng, length, layers, 1000, split)
-    batches = SteeredBatches(examples, activations, _BATCH, seed=0)
-    right: list[bool] = []
-    for start in range(0, len(questions), _BATCH):
-        stop = min(start + _BATCH, len(questions))
-        batch = batches.take(torch.arange(start, stop, device=activations.device))
-        right += _all_right(logits_of(batch), batch["ids"], batch["weight"] == 1.0)
-    return _by_family([f"{q.family}/{q.kind}" for q in questions], right)
 
 
 def _all_right(logits_BLV: Tensor, ids_BL: Tensor, answer_BL: Tensor) -> list[bool]:

@@ -14,10 +14,11 @@ import platform
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import peft
@@ -28,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import grpo_ao
+from grpo_ao.files import keep_rows
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.training.make_oracle import make_oracle
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
@@ -44,13 +46,16 @@ from tools.mini_world.tokenizer import END, PAD, build_tokenizer, token_id
 
 WEIGHTS = Path(grpo_ao.__file__).parent / "mini" / "weights"
 PERCENTS = (25, 50, 75)
+# Stages of the log that stay when a build begins with a later one.
+_KEPT = {"messages": (), "numbers": ("model", "pretrain")}
+_KEPT["oracle"] = (*_KEPT["numbers"], "numbers")
 
 
 @dataclass(frozen=True)
 class BuildConfig:
     """Sizes of the stages; the defaults made the shipped weights.
 
-    ``reuse_base`` starts from the base in ``output_dir`` instead of the first pre-training.
+    ``begin_with`` a later stage, and what the earlier ones made is taken from ``output_dir``.
     """
 
     output_dir: Path = WEIGHTS
@@ -72,7 +77,7 @@ class BuildConfig:
     oracle_batch: int = 512
     oracle_rate: float = 2e-3
     lora_rank: int = 16
-    reuse_base: bool = False
+    begin_with: Literal["messages", "numbers", "oracle"] = "messages"
 
 
 def model_config(config: BuildConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -131,12 +136,13 @@ def pretrain(
 
 
 class BuildLog:
-    """Rows of ``build_log.jsonl``, echoed to the console."""
+    """Rows of ``build_log.jsonl``, echoed to the console; those of stages that are kept stay."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Sequence[str] = ()) -> None:
         self._path = path
-        self.rows: list[dict] = []
         path.touch()
+        keep_rows(path, lambda row: row["stage"] in kept)
+        self.rows: list[dict] = []
 
     def note(self, row: dict) -> None:
         """Append one row."""
@@ -241,10 +247,15 @@ def build_oracle(config: BuildConfig, log: BuildLog) -> None:
                 eval_examples=400,
             )
         )
-        rows = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-        shutil.copytree(adapter, config.output_dir / "oracle", dirs_exist_ok=True)
-    found = {k.partition("/mini/")[2]: v for k, v in json.loads(rows[-1]).items()}
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        unread = shutil.ignore_patterns("README.md")
+        shutil.copytree(adapter, config.output_dir / "oracle", ignore=unread, dirs_exist_ok=True)
+    rows = [json.loads(line) for line in lines]
+    for row in rows[:: max(1, len(rows) // 40)]:
+        log.note({"stage": "oracle"} | {k: row[k] for k in ("step", "loss", "seconds")})
+    found = {k.partition("/mini/")[2]: v for k, v in rows[-1].items()}
     exam = {family: round(v, 3) for family, v in found.items() if family}
+    exam["all"] = round(sum(exam.values()) / len(exam), 3)
     log.note({"stage": "oracle exam", "templates": "heldout", "accuracy": exam})
     # Where the base lies beside the adapter; the path of the build is nobody else's.
     path = config.output_dir / "oracle" / "adapter_config.json"
@@ -261,10 +272,11 @@ def main() -> None:
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    log = BuildLog(config.output_dir / "build_log.jsonl")
-    if not config.reuse_base:
+    log = BuildLog(config.output_dir / "build_log.jsonl", _KEPT[config.begin_with])
+    if config.begin_with == "messages":
         first_pretraining(config, log)
-    second_pretraining(config, log)
+    if config.begin_with != "oracle":
+        second_pretraining(config, log)
     model, tokenizer = load_base(config)
     messages = heldout_messages(config.seed, 400)
     for split in ("train", "heldout"):

@@ -27,7 +27,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.anchor import kept_tokens, space_partners
 from grpo_ao.training.fine_tuning import Target
-from grpo_ao.training.targets import posterior_means
+from grpo_ao.training.targets import expected_grades
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
@@ -53,7 +53,7 @@ def chances(
         read = with_probabilities(oracle, table.part(rows), frequent, _LOGITS_ROWS)
     known = processes.gathered([answer.answer_probability for answer in read])
     grades = [[a.informativeness for a in own if a.informativeness is not None] for own in samples]
-    return posterior_means(
+    return expected_grades(
         table.probes,
         np.array(known, dtype=float),
         np.array([sum(own) for own in grades], dtype=float),

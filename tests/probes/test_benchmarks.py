@@ -2,6 +2,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
 import fsspec
 import pytest
@@ -68,13 +69,18 @@ def test_an_item_does_not_depend_on_the_order_or_the_number_of_contexts():
     assert all(item == known[item.text] for item in some)
 
 
-def test_three_in_ten_templates_of_each_label_are_held_out():
-    templates = {label: [f"About {label}, {n}?" for n in range(10)] for label in "ab"}
-    train, heldout = (split_templates(templates, s, whole=False) for s in ("train", "heldout"))
-    assert isinstance(train, dict) and isinstance(heldout, dict)
+def test_templates_of_each_label_are_divided_among_the_splits():
+    templates = {label: [f"About {label}, {n}?" for n in range(20)] for label in "ab"}
+    parts = [split_templates(templates, split, whole=False) for split in get_args(Split)]
     for label, wordings in templates.items():
-        assert (len(train[label]), len(heldout[label])) == (7, 3)
-        assert {*train[label], *heldout[label]} == set(wordings)
+        found = [part[label] for part in parts if isinstance(part, dict)]
+        assert sorted(map(len, found)) == [5, 6, 9]
+        assert {wording for part in found for wording in part} == set(wordings)
+
+
+def test_few_templates_leave_each_split_one():
+    parts = [split_templates(["a", "b", "c"], split, whole=False) for split in get_args(Split)]
+    assert sorted(map(len, parts)) == [1, 1, 1]
 
 
 def test_what_no_oracle_was_trained_on_is_held_out_whole():
@@ -89,11 +95,11 @@ def test_what_the_program_holds_out_is_asked_first_where_all_is_held_out():
     assert {split_of(item.text) for item in first} == {"heldout"}
 
 
-def test_validation_has_texts_of_its_own_and_the_wordings_of_training():
+def test_validation_has_texts_and_wordings_of_its_own():
     wording = lambda item: item.question.split()[-1]  # noqa: E731
     validation, train = items(split="validation", count=None), items(split="train", count=None)
     assert {split_of(item.text) for item in validation} == {"validation"}
-    assert {wording(item) for item in validation} <= {wording(item) for item in train}
+    assert not {wording(item) for item in validation} & {wording(item) for item in train}
 
 
 def test_of_the_contexts_of_one_sample_one_is_asked_about():
@@ -165,8 +171,10 @@ def test_a_training_context_is_asked_several_different_questions(tmp_path):
     assert len({item.text for item in once}) == len(once)
     assert 3 * len(once) < len(four) == len(set(four)) <= 4 * len(once)
     assert Counter(item.target for item in four)["Yes"] / len(four) == pytest.approx(0.5, abs=0.02)
-    # Seven of the ten wordings are for training.
-    assert len({item.question.split()[-1] for item in four}) == 7
+    # Of the ten wordings five are taught, and two are left to the calibration.
+    kept = training_items("sst2", tmp_path, 4, "validation")
+    taught, untaught = ({i.question.split()[-1] for i in part} for part in (four, kept))
+    assert (len(taught), len(untaught), len(taught & untaught)) == (5, 2, 0)
     for item in four:
         positive = int(item.text.removeprefix("text ")) % 2 == 1
         assert item.target == ("Yes" if ("positive" in item.question) == positive else "No")

@@ -25,7 +25,7 @@ ENOUGH = 200
 # No question is taught to be hopeless or certain.
 _LEAST = 0.01
 # A long answer may be improbable by far; that a short one is certain, to many digits, says little.
-_LEAST_PROBABILITY, _MOST_PROBABILITY = 1e-9, 1 - 1e-4
+_LEAST_PROBABILITY, _MOST_PROBABILITY = 1e-12, 1 - 1e-4
 
 
 def expected_grades(

@@ -10,6 +10,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.oracle.sampling import Sampling
+from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.warm_start import (
     ANSWER_WEIGHT,
@@ -158,6 +159,8 @@ def test_an_ungraded_answer_is_left_out_and_the_others_stay(mini):
 def test_chances_come_from_what_the_oracle_says_most_and_how_it_is_graded(oracle):
     """Its own greedy answers are likely; an answer of other letters is not."""
     table = planted_table(oracle, 240)
+    texts = [replace(probe, text=f"text {row}") for row, probe in enumerate(table.probes)]
+    table = ProbeTable(texts, table.vectors, table.prompts)
     greedy = oracle.complete(table.prompts, table.vectors, Sampling(1, 0.0, max_new_tokens=3))
     sure = [Answer.read(p, "x", ids) for p, (ids,) in zip(table.probes, greedy, strict=True)]
     strange = Answer.read(table.probes[0], "y", [*b"strange"]).token_ids

@@ -266,4 +266,9 @@ def _part(wordings: Sequence[str], split: Split, whole: bool) -> list[str]:
     first = max(1, round(_HELDOUT_TEMPLATES * len(ranked)))
     second = first + max(1, round(_VALIDATION_TEMPLATES * len(ranked)))
     parts = {"heldout": ranked[:first], "validation": ranked[first:second]}
-    return parts.get(split, ranked[second:])
+    part = parts.get(split, ranked[second:])
+    if not part:
+        raise UserError(
+            f"{len(wordings)} wordings of a question are too few: each of the splits has its own."
+        )
+    return part

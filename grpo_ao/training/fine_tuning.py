@@ -17,7 +17,6 @@ from itertools import accumulate, chain, islice
 
 import torch
 from jaxtyping import Float
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from grpo_ao.errors import UserError
@@ -29,12 +28,10 @@ from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.anchor import space_partners
-from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.packing import pack
 
 # Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
-_START = "start"
 # Tokens of one pass: on a CPU, and the least and the most on a GPU.
 _TOKENS, MOST_TOKENS = 1024, 16384
 # What a token takes in a pass: for each layer and dimension of the residual stream (the inputs of
@@ -83,16 +80,18 @@ def fine_tune(
         by_row[target.row].append(target)
     questions = list(by_row.values())
     most = tokens_of_a_pass(oracle)
-    with starting_adapter(oracle), evaluating(oracle.model), torch.enable_grad():
-        trained = [p for p in oracle.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    start = Start(oracle)
+    trained = start.trained
+    with evaluating(oracle.model), torch.enable_grad():
+        fused = input_device(oracle.model).type == "cuda"
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
         )
         for batch in islice(batches(questions, batch_size, rng), steps):
             tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
-            loss = _backward(processes, oracle, table, batch, tokens, most)
+            loss = _backward(processes, oracle, start, table, batch, tokens, most)
             processes.sum_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             if not norm.isfinite():
@@ -121,39 +120,36 @@ def batches(
         left = left[size:]
 
 
-@contextmanager
-def starting_adapter(oracle: Oracle) -> Iterator[None]:
-    """Keep a copy of the adapter, as it is now, in the adapter ``start``.
+class Start:
+    """The weights that an oracle's adapter has now, to be asked again while it is trained."""
 
-    Its dropout is on, as in every new adapter: to be entered before ``evaluating``.
-    """
-    model = oracle.model
-    model.add_adapter(_START, model.peft_config["default"])
-    weights = get_peft_model_state_dict(model, adapter_name="default")
-    set_peft_model_state_dict(model, weights, adapter_name=_START)
-    make_trainable(oracle)
-    try:
-        yield
-    finally:
-        model.delete_adapter(_START)
-        make_trainable(oracle)
+    def __init__(self, oracle: Oracle) -> None:
+        self.trained = [p for p in oracle.model.parameters() if p.requires_grad]
+        self._weights = [parameter.detach().clone() for parameter in self.trained]
 
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Inside the block the oracle is as it was at the start, without gradients.
 
-@contextmanager
-def _as_at_the_start(oracle: Oracle) -> Iterator[None]:
-    """Run the oracle with the adapter ``start`` inside the block, without gradients."""
-    oracle.model.set_adapter(_START)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        oracle.model.set_adapter("default")
-        make_trainable(oracle)  # Switching adapters makes all of `default` trainable again.
+        Weights change places, which takes no time; switching between two adapters goes through
+        all of a model's modules.
+        """
+        self._change_places()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._change_places()
+
+    def _change_places(self) -> None:
+        for row, parameter in enumerate(self.trained):
+            parameter.data, self._weights[row] = self._weights[row], parameter.data
 
 
 def _backward(
     processes: Processes,
     oracle: Oracle,
+    start: Start,
     table: ProbeTable,
     batch: Sequence[Sequence[Target]],
     tokens: int,
@@ -167,11 +163,11 @@ def _backward(
         # All processes gather the weights for each pass of the one that makes the most.
         count = max(processes.gathered([count]))
     for questions in passes:
-        loss = questions_loss(oracle, table, questions) / tokens
+        loss = questions_loss(oracle, start, table, questions) / tokens
         loss.backward()
         total += loss.item()
     for _ in range(count - len(passes)):
-        (0.0 * questions_loss(oracle, table, batch[:1])).backward()
+        (0.0 * questions_loss(oracle, start, table, batch[:1])).backward()
     return total
 
 
@@ -212,16 +208,16 @@ def passes_of(
 
 
 def questions_loss(
-    oracle: Oracle, table: ProbeTable, questions: Sequence[Sequence[Target]]
+    oracle: Oracle, start: Start, table: ProbeTable, questions: Sequence[Sequence[Target]]
 ) -> Float[Tensor, ""]:
     """Return the loss of some questions' targets (nats), summed over completions.
 
-    The weighted cross-entropy, and ``ANCHOR_WEIGHT`` times the divergence from the adapter
+    The weighted cross-entropy, and ``ANCHOR_WEIGHT`` times the divergence from the oracle at its
     ``start`` in the tokens that are kept, KL(start || now). Where the two write an answer's first
     token differently, the tokens that differ by a leading space change places (``anchor``).
     """
     targets = list(chain(*questions))
-    with _as_at_the_start(oracle):
+    with start.put_back():
         log_probs = _log_probs(oracle, table, questions, [t.origin_ids for t in targets])
         start_KV = _carried_over(oracle, _tails(log_probs, targets), targets)
     log_probs = _log_probs(oracle, table, questions, [t.token_ids for t in targets])

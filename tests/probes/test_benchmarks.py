@@ -81,6 +81,8 @@ def test_templates_of_each_label_are_divided_among_the_splits():
 def test_few_templates_leave_each_split_one():
     parts = [split_templates(["a", "b", "c"], split, whole=False) for split in get_args(Split)]
     assert sorted(map(len, parts)) == [1, 1, 1]
+    with pytest.raises(UserError, match="2 wordings of a question are too few"):
+        split_templates(["a", "b"], "train", whole=False)
 
 
 def test_what_no_oracle_was_trained_on_is_held_out_whole():

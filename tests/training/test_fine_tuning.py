@@ -11,12 +11,12 @@ from grpo_ao.training import fine_tuning
 from grpo_ao.training.anchor import space_partners
 from grpo_ao.training.fine_tuning import (
     ANCHOR_WEIGHT,
+    Start,
     Target,
     batches,
     fine_tune,
     passes_of,
     questions_loss,
-    starting_adapter,
 )
 from tests.rigs import adapter_weights, make_oracle, planted_table
 from tests.tiny import token_id
@@ -73,14 +73,15 @@ def test_the_loss_is_that_of_the_targets_one_by_one(packs, monkeypatch):
         monkeypatch.setattr(fine_tuning, "reason_unmaskable", lambda model: "it is a test")
     oracle, start = make_oracle(), make_oracle()
     table, questions = planted_table(oracle, 5), some_questions(5)
-    with starting_adapter(oracle), torch.no_grad():
+    origin = Start(oracle)
+    with torch.no_grad():
         moved(oracle)
-        whole = questions_loss(oracle, table, questions).item()
+        whole = questions_loss(oracle, origin, table, questions).item()
         alone = [by_hand(oracle, start, table, target) for target in chain(*questions)]
         assert whole == pytest.approx(sum(alone), rel=1e-4)
         # With another row's vectors it would be another loss.
         table.vectors = [-v_KD for v_KD in table.vectors]
-        assert abs(questions_loss(oracle, table, questions).item() - whole) > 1e-2
+        assert abs(questions_loss(oracle, origin, table, questions).item() - whole) > 1e-2
 
 
 def test_a_first_token_with_a_space_is_held_to_the_one_without():
@@ -89,9 +90,10 @@ def test_a_first_token_with_a_space_is_held_to_the_one_without():
     table = planted_table(oracle, 1)
     bare, spaced = token_id("?"), token_id("Ġ?")
     target = Target(0, [5, spaced, 9, END], [0.0] * 4, [bare, 9, END], 3)
-    with starting_adapter(oracle), torch.no_grad():
+    origin = Start(oracle)
+    with torch.no_grad():
         moved(oracle)
-        found = questions_loss(oracle, table, [[target]]).item()
+        found = questions_loss(oracle, origin, table, [[target]]).item()
         was = log_probs_alone(start, table, 0, target.origin_ids)
         now = log_probs_alone(oracle, table, 0, target.token_ids)[1:]
     was[0, [bare, spaced]] = was[0, [spaced, bare]]  # no other token has a partner here
@@ -104,8 +106,8 @@ def test_at_the_start_nothing_pulls_at_what_is_anchored():
     table = planted_table(oracle, 3)
     ids = [5, 6, 7, END]
     targets = [Target(row, ids, [0.0] * 4, ids, 3) for row in range(3)]
-    with starting_adapter(oracle), torch.enable_grad():
-        loss = questions_loss(oracle, table, [[target] for target in targets])
+    with torch.enable_grad():
+        loss = questions_loss(oracle, Start(oracle), table, [[target] for target in targets])
         loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-4)
     gradients = [p.grad for p in oracle.model.parameters() if p.grad is not None]

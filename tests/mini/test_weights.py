@@ -61,7 +61,7 @@ def test_the_card_tells_how_the_weights_were_made_and_what_they_score(card):
     exams = {(exam["stage"], exam["templates"]): exam["accuracy"] for exam in card["exams"]}
     assert len(exams) == 3
     assert exams["text exam", "heldout"]["all"] > 0.9
-    assert 0.55 < exams["oracle exam", "heldout"]["all"] < 0.85
+    assert 0.55 < exams["oracle exam", "heldout"]["all"] < 0.95
 
 
 def test_the_log_has_every_stage_and_its_losses_fall():

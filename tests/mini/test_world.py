@@ -133,7 +133,7 @@ def test_held_out_texts_are_seen_by_no_stage_of_training():
 
 def test_no_text_and_no_template_that_is_asked_about_was_taught():
     lessons = list(mini_lessons(4000))
-    asked = mini_probes("train", 400, [2], LAST_20) + mini_probes("validation", 400, [2], LAST_20)
+    asked = [p for s in ("train", "validation") for p in mini_probes(s, 400, [(2,)], LAST_20)]
     assert len(lessons) == 4000
     assert not {text for _, text, _, _ in lessons} & {probe.text for probe in asked}
     opens = {probe.question for probe in asked if probe.kind == "open"}

@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 OPENROUTER = "https://openrouter.ai/api/v1"
 OPENROUTER_KEY = "OPENROUTER_API_KEY"
 _LONGEST_REPLY = 1_000_000  # bytes
+_MOST_HUNG = 3  # attempts of one request that hang while the endpoint answers others
 _SHORTEST_SECRET = 8  # characters; what is shorter ("none") may be an ordinary word of a reply
 # What an endpoint may refuse to take, and the words by which it says so.
 _REFUSABLE = {
@@ -224,6 +225,7 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
         self._endpoint = endpoint
         # An echoed key must not get into messages, reports and caches.
         self._secret = key.encode() if len(key) >= _SHORTEST_SECRET else None
+        self._hung_at: dict[bytes, list[float]] = {}
         # A slot is held while an attempt lasts and not while the client waits for the next one.
         self._slots = asyncio.Semaphore(endpoint.settings.concurrency)
 
@@ -234,17 +236,28 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
         async with self._slots:
             if self._endpoint.given_up is not None:
                 raise EndpointError(self._endpoint.given_up)
+            sent_at = monotonic()
             try:
                 async with asyncio.timeout(self._endpoint.settings.timeout):
                     response = await super().send(request, **options)
                     body = await _read(response)
             except TimeoutError as error:
                 self._endpoint.failed("no reply in time")
+                self._check_hanging(request.content, sent_at)
                 raise httpx2.ReadTimeout("no reply in time", request=request) from error
             except httpx2.RequestError as error:
                 self._endpoint.failed(f"no connection: {error}")
                 raise
         return self._judged(response, body)
+
+    def _check_hanging(self, content: bytes, sent_at: float) -> None:
+        """Give a request up that hangs again and again while others are answered."""
+        hung_at = self._hung_at.setdefault(content, [])
+        hung_at.append(sent_at)
+        if len(hung_at) >= _MOST_HUNG and self._endpoint.heard_at > hung_at[0]:
+            raise EndpointError(
+                f"no reply in time in {len(hung_at)} attempts, while other requests were answered"
+            )
 
     def _judged(self, response: httpx2.Response, body: bytes | str) -> httpx2.Response:
         if isinstance(body, bytes) and self._secret is not None:

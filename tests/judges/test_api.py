@@ -364,6 +364,18 @@ def test_a_hanging_endpoint_is_given_up_inside_a_batch(judge_at):
         assert run(judge, *answers(1))[0].score == 1
 
 
+def test_a_request_that_always_hangs_is_given_up_and_costs_no_other(judge_at):
+    def behaviour(request):
+        return grade("A", delay=1.0) if number_of(request) == 3 else by_number(request)
+
+    with serving(behaviour) as endpoint:
+        found = run(judge_at(endpoint, timeout=0.2, max_attempts=12), *answers(8))
+        attempts = [number_of(request) for request in endpoint.seen].count(3)
+    assert [g.score is None for g in found] == [n == 3 for n in range(8)]
+    said = "no reply in time in 3 attempts, while other requests were answered"
+    assert (attempts, found[3].reason) == (3, said)
+
+
 def test_an_endpoint_that_sometimes_answers_is_not_given_up(judge_at):
     with serving(lambda r: by_number(r) if r.number % 3 == 0 else error(503)) as endpoint:
         found = run(judge_at(endpoint, patience=0.3, concurrency=2), *answers(30))

@@ -17,6 +17,7 @@ with the probe's own fields, so that a report can be made from the file alone:
     answer_probability       of the answer's tokens, given the tag; null where not measured
     yes_probability          P(Yes) / (P(Yes) + P(No)) where the answer begins, of closed questions
     agreement                {"same": of so many "samples" that say the same, "tokens": in all}
+    judge_reply              what the judge wrote, whole; null where it wrote nothing
 
 A rollout's row has its ``step`` beside these, an evaluation's the name of its ``oracle``.
 """
@@ -63,6 +64,7 @@ class Answer:
     answer_probability: float | None = None
     yes_probability: float | None = None
     agreement: Agreement | None = None
+    judge_reply: str | None = None
 
     @classmethod
     def read(cls, probe: Probe, completion: str, token_ids: Iterable[int] = ()) -> "Answer":
@@ -100,6 +102,7 @@ class Answer:
         Raises UserError for a row that lacks a key, holds a value of another type, or whose id is
         not its probe's.
         """
+        row = {"judge_reply": None} | dict(row)  # the first version kept none
         missing = [name for name in _TYPES if name not in row]
         if missing:
             raise UserError(
@@ -135,7 +138,7 @@ _NUMBER = (float, int, type(None))
 _TYPES = {
     **dict.fromkeys(("probe_id", "text", "question", "kind", "family", "positions"), (str,)),
     **dict.fromkeys(("completion", "answer"), (str,)),
-    **dict.fromkeys(("reference", "reason"), (str, type(None))),
+    **dict.fromkeys(("reference", "reason", "judge_reply"), (str, type(None))),
     **dict.fromkeys(("confidence", "informativeness", "calibration", "reward"), _NUMBER),
     **dict.fromkeys(("answer_probability", "yes_probability"), _NUMBER),
     "layer": (int, list),

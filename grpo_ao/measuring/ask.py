@@ -193,6 +193,6 @@ async def graded(judge: Judge, answers: Sequence[Answer]) -> list[Answer]:
     ]
     grades = await judge.grade(requests)
     return [
-        replace(answer, informativeness=grade.score, reason=grade.reason)
+        replace(answer, informativeness=grade.score, reason=grade.reason, judge_reply=grade.raw)
         for answer, grade in zip(answers, grades, strict=True)
     ]

@@ -94,6 +94,8 @@ def _answer(view: str, answer: Answer) -> Row:
         "answer": _cut(answer.answer, _LONGEST_ANSWER),
         "informativeness": answer.informativeness,
         "reward": None if answer.reward is None else round(answer.reward, 3),
+        "reason": answer.reason,
+        "judge_reply": answer.judge_reply and _cut(answer.judge_reply, _LONGEST_ANSWER),
     }
 
 

@@ -49,6 +49,7 @@ def test_the_judge_sees_text_question_answer_kind_and_reference_and_no_confidenc
     assert judge.asked == [request, request]
     assert [answer.informativeness for answer in answers] == [score_of("a cat")] * 2
     assert [answer.confidence for answer in answers] == [0.03, 0.71]
+    assert [answer.judge_reply for answer in answers] == ["raw of 'a cat'"] * 2
 
 
 def test_a_completion_without_a_tag_is_graded_by_its_whole_text():

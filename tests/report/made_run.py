@@ -129,6 +129,8 @@ def heldout_answers(seed: int, knows: bool) -> list[Answer]:
                 informativeness=None if number == 2 else float(right and number != 1),
                 answer_probability=0.5,
                 agreement=Agreement(15, 20, 180) if number < 40 else None,
+                reason="the reply is no grade" if number == 2 else None,
+                judge_reply="perhaps <b>A</b>" if number == 2 else '{"grade": "A"}',
             )
         )
     return answers

@@ -116,6 +116,14 @@ def test_the_filters_choose_answers(page):
     assert count(page) == f"1 of {PROBES} questions."
 
 
+def test_what_the_judge_wrote_stands_with_each_answer(page):
+    asides = "#list .said:not(.other) .aside"
+    assert 'judge: {"grade": "A"}' in page.find_element(By.CSS_SELECTOR, asides).text
+    choose(page, "grade", "without a grade")
+    said = page.find_element(By.CSS_SELECTOR, asides).text
+    assert said == "judge: the reply is no grade: perhaps <b>A</b>"
+
+
 def test_a_range_of_confidence_is_kept_and_orders_hold(page):
     slide(page, "low", 40)
     slide(page, "high", 90)

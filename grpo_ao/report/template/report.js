@@ -225,7 +225,8 @@
     const words = element("span", "words", answer.answer);
     const aside = [other && answer.view !== "rollouts" ? other : null];
     if (answer.reward !== null) aside.push(`reward ${number(answer.reward)}`);
-    if (answer.reason) aside.push(`judge: ${answer.reason}`);
+    const judged = [answer.reason, answer.judge_reply].filter(Boolean);
+    if (judged.length) aside.push(`judge: ${judged.join(": ")}`);
     words.append(element("span", "aside", aside.filter(Boolean).join(", ")));
     row.append(words);
     return row;
@@ -247,7 +248,9 @@
   // What is shown, as a table for other programs
 
   const OF_ITEM = ["step", "family", "kind", "layer", "text", "question", "reference"];
-  const OF_ANSWER = ["view", "confidence", "informativeness", "reward", "answer", "reason"];
+  const OF_ANSWER = [
+    "view", "confidence", "informativeness", "reward", "answer", "reason", "judge_reply",
+  ];
 
   function saveTable() {
     const rows = found.flatMap(({ item, answers }) =>

@@ -12,6 +12,8 @@ from grpo_ao.probe import Probe
 # A number's minus and what tells C++ and C# from C are part of the word.
 _WORD = re.compile(r"(?:(?<![\w)\]])-(?=\d))?\w+(?:'\w+)*(?:(?:\+\+|#)(?!\w))?")
 _ARTICLES = {"a", "an", "the"}
+# Of an answer whose words are the reference's in less than this share, most is a list or filler.
+_LEAST_PRECISION = 0.25
 _PLAIN = str.maketrans("\u2019\u2212", "'-")
 
 
@@ -52,10 +54,14 @@ def closed_score(answer: str, reference: str) -> float:
 
 
 def open_score(answer: str, reference: str) -> float:
-    """Return the F1 of the two answers' words as multisets: 1 only for the same words."""
+    """Return the F1 of the two answers' words as multisets: 1 only for the same words.
+
+    0 where less than a quarter of the answer's words are the reference's: who lists all that might
+    be asked for would be paid otherwise.
+    """
     said, right = Counter(words(answer)), Counter(words(reference))
     shared = (said & right).total()
-    if not shared:
+    if not shared or shared < _LEAST_PRECISION * said.total():
         return 0.0
     return 2 * shared / (said.total() + right.total())
 
@@ -97,7 +103,7 @@ class ReferenceJudge:
     Where the answers are known, one is right if it names the reference and no other of them.
     """
 
-    identity = json.dumps({"judge": "reference"})
+    identity = json.dumps({"judge": "reference", "least precision": _LEAST_PRECISION})
 
     async def check(self) -> None:
         """Return: it can always grade. Whether there are references, ``check_references`` says."""

@@ -36,11 +36,11 @@ from grpo_ao.measuring.metrics import Columns, summary
 from grpo_ao.measuring.reading import Controls
 from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.loading import load_tokenizer
+from grpo_ao.oracle.layers import num_decoder_layers
+from grpo_ao.oracle.loading import load_config, load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
@@ -53,7 +53,6 @@ from grpo_ao.probes.load import (
     RunProbes,
     data_digest,
     load_probes,
-    num_layers_of,
     probes_of_items,
     readable,
 )
@@ -156,9 +155,9 @@ def prepare(config: TrainConfig) -> Prepared:
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
         judge = None if config.judge == "local" else tried_judge(config, _grades(config))
-        base_folder = resolve_files(config.model, ["config.json"])
         check_start(config, processes, sharded)
-        probes, benchmarks = probes_of_run(config, num_layers_of(base_folder), console)
+        num_layers = num_decoder_layers(load_config(config.model))
+        probes, benchmarks = probes_of_run(config, num_layers, console)
         everything = [*chain(*probes)]
         if config.judge == "reference":
             check_references(everything)

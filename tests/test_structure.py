@@ -11,7 +11,7 @@ FILES = {
 }
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
-    *("discrimination", "intervals", "errors", "extensions", "interruption"),
+    *("discrimination", "intervals", "errors", "extensions", "interruption", "numbers"),
     *("files", "tracking", "processes", "chat", "chat_completion", "terminal"),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.
@@ -104,3 +104,17 @@ def test_modules_can_be_put_in_an_order_in_which_each_needs_only_those_before():
     }
     # Raises CycleError, with the modules of the circle, if there is none.
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)
+
+
+def test_no_code_of_a_models_repository_is_ever_run():
+    """transformers asks on the terminal whether it may, and "y" on stdin is an answer."""
+    loads = [
+        ast.unparse(call)
+        for path in FILES.values()
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        if ast.unparse(call.func).startswith("Auto")
+        if ast.unparse(call.func).endswith(".from_pretrained")
+    ]
+    assert len(loads) > 3
+    assert not [load for load in loads if "trust_remote_code=False" not in load]

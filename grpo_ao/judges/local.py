@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, Keep, discard
 from grpo_ao.judges.rubric import GRADES, TRIAL, judge_prompt, rubric_version
@@ -23,6 +23,7 @@ from grpo_ao.oracle.loading import (
     check_fits_device,
     choose_device,
     default_dtype,
+    load_base,
     load_config,
     load_tokenizer,
     meta_model,
@@ -76,12 +77,7 @@ class LocalJudge:
         """
         device = choose_device(None)
         check_fits_device(base, meta_model(load_config(base)), device)
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=default_dtype(device),
-            device_map={"": device},
-            trust_remote_code=False,
-        )
+        model = load_base(base, None, default_dtype(device), device, None)
         return cls(model.eval(), load_tokenizer(base), model_fingerprint(base))
 
     @property

@@ -11,6 +11,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_ao.errors import UserError
+from grpo_ao.oracle.sources import read_by_library
 from grpo_ao.probe import stable_hash
 
 
@@ -43,15 +44,13 @@ def local_base(base: str | Path) -> str | Path:
 
 def _dequantise(path: Path, folder: Path) -> None:
     where = {"gguf_file": path.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
-        packed = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), dtype=torch.bfloat16, **where
+    with read_by_library(str(path)):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), trust_remote_code=False, **where
         )
-    # Each part of a damaged or unknown file fails in its own way.
-    except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(f"transformers cannot read {path}: {said[:200]}.") from error
+        packed = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), dtype=torch.bfloat16, trust_remote_code=False, **where
+        )
     # Newer versions of transformers keep the packing and refuse to save it.
     values = packed.config.to_dict()
     values.pop("quantization_config", None)

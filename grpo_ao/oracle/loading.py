@@ -1,15 +1,11 @@
 """Load a base model with an oracle adapter on it, with every check that can come first."""
 
-import pickle
-import re
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -26,7 +22,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
-from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.sources import read_by_library, resolve_files
 from grpo_ao.oracle.spec import load_spec
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]
@@ -53,11 +49,8 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
     folder = resolve_files(base, ["config.json"], revision)
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
-    try:
+    with read_by_library(f"the config.json of {base}"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"the config.json of {base} cannot be read: {said}") from error
 
 
 def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -65,25 +58,22 @@ def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedT
 
     Raises UserError, in one sentence, where there is none.
     """
-    try:
+    with read_by_library(f"the tokenizer of {base}"):
         return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise UserError(
-            f"the tokenizer of {base} cannot be loaded: {_first_line(error)}"
-        ) from error
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Build the model without weights: its modules and shapes only.
 
-    Raises UserError for a model that is no language model, or only as a part of another one.
+    Raises UserError for a model that is no language model, or only as a part of another one, and
+    for a configuration of which none can be made.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"transformers knows no causal language model of type '{config.model_type}': take a "
             "checkpoint of the text model alone."
         )
-    with torch.device("meta"):
+    with read_by_library(f"the config.json of {config.name_or_path}"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
@@ -122,13 +112,13 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
         result = model.load_adapter(
             str(adapter), "default", torch_device="cpu", low_cpu_mem_usage=True
         )
-    except (ValueError, re.error) as error:
-        raise UserError(f"{misfit}: {_first_line(error)}") from error
     except RuntimeError as error:
         raise UserError(
             f"{misfit}: its weights have other shapes than its config (rank {config.r}) and the "
             f"model give ({_first_mismatch(error)})."
         ) from error
+    except Exception as error:  # a value of another type, a pattern that is none, ...
+        raise UserError(f"{misfit}: {_first_line(error)}") from error
     if missing := result.missing_keys:
         raise UserError(f"{misfit}: it lacks {len(missing)} weights, first {missing[0]}.")
     if unexpected := result.unexpected_keys:
@@ -148,12 +138,8 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
 def _check_weights(adapter: Path) -> None:
     if not any(adapter.glob("adapter_model.*")):
         raise UserError(f"{adapter} holds no adapter_model.safetensors: its weights are missing.")
-    try:
+    with read_by_library(f"the adapter {adapter}"):
         weights = load_peft_weights(str(adapter), device="cpu")
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"the weights of the adapter {adapter} are damaged: fetch it anew."
-        ) from error
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"the adapter {adapter} has weights that are not finite: {name}.")
@@ -163,7 +149,8 @@ def adapter_config(adapter: Path) -> LoraConfig:
     """Read the configuration of the LoRA adapter in a folder."""
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{adapter} holds no adapter_config.json: it is no adapter.")
-    config = PeftConfig.from_pretrained(str(adapter))
+    with read_by_library(f"the adapter_config.json of {adapter}"):
+        config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
         raise UserError(f"the adapter {adapter} is a {config.peft_type}, not a LoRA adapter.")
     config.inference_mode = True
@@ -171,7 +158,7 @@ def adapter_config(adapter: Path) -> LoraConfig:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
 
 def _first_mismatch(error: Exception) -> str:
@@ -247,7 +234,7 @@ def load_base(
     quantization: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
     """Load a model onto one device; UserError, in one sentence, where that fails."""
-    try:
+    with read_by_library(f"the base model {base}"):
         return AutoModelForCausalLM.from_pretrained(
             base,
             revision=revision,
@@ -256,5 +243,3 @@ def load_base(
             quantization_config=quantization,
             trust_remote_code=False,
         )
-    except OSError as error:
-        raise UserError(f"the weights of {base} cannot be loaded: {_first_line(error)}") from error

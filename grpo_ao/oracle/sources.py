@@ -1,8 +1,10 @@
 """Files of a model or adapter: a local folder, or a repository on the Hugging Face Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -16,11 +18,11 @@ def resolve_files(name: str | Path, files: Sequence[str], revision: str | None =
     cache, whose folder is named after the commit. Raises UserError, in one sentence, for
     what is neither.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).exists():
-        raise UserError(f"{name} is a file, not the folder of a model or adapter.")
     try:
+        if Path(name).is_dir():
+            return Path(name)
+        if Path(name).exists():
+            raise UserError(f"{name} is a file, not the folder of a model or adapter.")
         folder = snapshot_download(str(name), revision=revision, allow_patterns=list(files))
     except LocalEntryNotFoundError as error:
         raise UserError(
@@ -34,4 +36,24 @@ def resolve_files(name: str | Path, files: Sequence[str], revision: str | None =
             f"{name} is neither a local folder nor a Hub repository that can be read (revision "
             f"{revision or 'main'}): check the spelling, or log in if it is private."
         ) from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
     return Path(folder)
+
+
+@contextmanager
+def read_by_library(what: str) -> Iterator[None]:
+    """Say in one sentence that a library cannot read ``what``.
+
+    Each damage to a file of other people fails in its own way, with whatever exception; only a
+    lack of memory is no fault of the file.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{what} cannot be read ({said:.300}): fetch it anew, or give another."
+        ) from error

@@ -4,17 +4,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, get_args
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import text_digest
 from grpo_ao.mini.probes import mini_probes
 from grpo_ao.oracle.activations import select_positions, subject_token_ids
 from grpo_ao.oracle.context import check_prompt, check_text, context_length
-from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import load_config
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec, load_spec
@@ -22,12 +20,6 @@ from grpo_ao.probe import Layers, Positions, Probe, Split, split_of, text_key, u
 from grpo_ao.probes.benchmarks import Item
 from grpo_ao.probes.division import divide
 from grpo_ao.probes.rows import load_rows, probes_of
-
-
-def num_layers_of(base_folder: Path) -> int:
-    """Read the number of decoder layers from a model's configuration alone."""
-    return num_decoder_layers(AutoConfig.from_pretrained(base_folder))
-
 
 _MINI_QUESTIONS = 4  # of one text, as mini_probes asks them
 

@@ -215,8 +215,11 @@ def test_an_adapter_that_is_not_lora_is_one_sentence(saved_without_weights):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "are damaged: fetch it anew"),
-        (lambda path: path.write_bytes(b"not weights"), "are damaged: fetch it anew"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-100]),
+            "cannot be read .*: fetch it anew",
+        ),
+        (lambda path: path.write_bytes(b"not weights"), "cannot be read .*: fetch it anew"),
         (lambda path: path.unlink(), "its weights are missing"),
         (
             lambda path: save_file({k: v / 0 for k, v in load_file(path).items()}, path),
@@ -239,10 +242,32 @@ def test_a_pattern_of_modules_that_is_none_is_one_sentence(saved_without_weights
         Oracle.from_pretrained(base, adapter, device="cpu")
 
 
-@pytest.mark.parametrize("text", ["{", '{"model_type": "qwen3", "num_hidden_layers": "six"}'])
-def test_a_config_that_cannot_be_read_is_one_sentence(saved_without_weights, text):
+BROKEN = [b"", b"{", b"[]", b"null", b'{"a": "\xe9"}', b"[" * 100_000, b'{"a": 1}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "adapter_config.json"])
+def test_a_file_that_its_library_cannot_read_is_one_sentence(saved_without_weights, name, content):
     base, adapter = saved_without_weights
-    (base / "config.json").write_text(text)
+    ((adapter if name.startswith("adapter") else base) / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read \(|is a None, not a LoRA adapter"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"num_hidden_layers": "six"},
+        {"model_type": ["qwen3"]},
+        {"hidden_size": -1},
+        {"num_attention_heads": 0},
+        {"vocab_size": None},
+    ],
+)
+def test_a_config_of_which_no_model_can_be_made_is_one_sentence(saved_without_weights, value):
+    base, adapter = saved_without_weights
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | value))
     with pytest.raises(UserError, match=r"the config\.json of .* cannot be read"):
         Oracle.from_pretrained(base, adapter, device="cpu")
 
@@ -251,4 +276,16 @@ def test_a_model_that_is_no_language_model_is_one_sentence(saved_without_weights
     base, adapter = saved_without_weights
     (base / "config.json").write_text(json.dumps({"model_type": "mistral3"}))
     with pytest.raises(ValueError, match="no causal language model of type 'mistral3'"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"r": "four"}, {"r": 0}, {"lora_alpha": None}, {"target_modules": 5}, {"rank_pattern": 3}],
+)
+def test_an_adapter_config_of_which_none_can_be_made_is_one_sentence(saved_without_weights, value):
+    base, adapter = saved_without_weights
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | value))
+    with pytest.raises(UserError, match=str(adapter)):
         Oracle.from_pretrained(base, adapter, device="cpu")

@@ -26,8 +26,10 @@ from grpo_ao.config import (
     make_defaults,
 )
 from grpo_ao.errors import UserError
+from grpo_ao.files import holds_run
 from grpo_ao.interruption import Interrupted, interruptible
-from grpo_ao.judges.flags import JudgeFlags
+from grpo_ao.judges.flags import PRICES, JudgeFlags
+from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import Positions, parse_layers
 from grpo_ao.terminal import take_any_text
 
@@ -70,7 +72,8 @@ def _errors_told() -> Iterator[None]:
             print(f"{stop}. Go on with: {_command_again()}", file=sys.stderr)
         raise SystemExit(128 + stop.number) from None
     except UserError as error:
-        raise SystemExit(f"error: {error}" if said else 1) from error
+        # A file's name may hold a line break.
+        raise SystemExit(f"error: {' '.join(str(error).split())}" if said else 1) from error
     except Exception as error:
         error.add_note(
             "This is a fault of grpo_ao, not of yours: please report it with the lines above at "
@@ -94,7 +97,7 @@ def _command_again() -> str:
 def _holds_a_run(arguments: list[str]) -> bool:
     """Say whether the training command of these arguments came as far as its ``run.json``."""
     flags = arguments[1:] if arguments[:1] == ["train"] else arguments
-    return (parse_train_config(flags).output_dir / "run.json").exists()
+    return holds_run(parse_train_config(flags).output_dir)
 
 
 def _issues() -> str:
@@ -302,6 +305,10 @@ class JudgeCheck(JudgeFlags):
     reference: Path | None = None
     """Graded items of your own, JSONL with text, question, answer, kind, grade (default: ours)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, may_be_zero=PRICES)
+
 
 def judge_check(arguments: list[str]) -> None:
     """Compare a judge's grades with ours, and see what they cost, before a run relies on it."""
@@ -395,8 +402,7 @@ class VllmServe:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise UserError(f"--port must lie between 1 and 65535, got {self.port}.")
-        if self.max_model_len < 1:
-            raise UserError(f"--max_model_len must be at least 1, got {self.max_model_len}.")
+        check_numbers(self, shares=("gpu_memory",))
         if not 0 < self.gpu_memory < 1:
             raise UserError(f"--gpu_memory must lie between 0 and 1, got {self.gpu_memory}.")
 

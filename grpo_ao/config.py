@@ -21,34 +21,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS
-from grpo_ao.judges.flags import CHANGEABLE, JudgeFlags
+from grpo_ao.judges.flags import CHANGEABLE, PRICES, JudgeFlags
+from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import Positions, parse_layers
 from grpo_ao.probes.names import BENCHMARKS, Suite, check_benchmarks
 
 Destination = Literal["none", "wandb", "tensorboard", "trackio"]
-# Larger numbers of anything cannot be meant, and overflow in what they are handed to.
-_LARGEST = 2**31 - 1
 # An advantage compares completions of one question; half of a benchmark's answers are Yes.
 _AT_LEAST_2 = ("num_generations", "eval_contexts", "num_contexts")
-_MAY_BE_ZERO = ("seed", "max_steps", "calibration_lambda", "kl_penalty")
-_MAY_BE_ZERO += ("judge_input_price", "judge_output_price")
+_MAY_BE_ZERO = ("seed", "max_steps", "calibration_lambda", "kl_penalty", *PRICES)
 _SHARES = ("max_unscored", "vllm_gpu_memory", "wrong_activations")
 
 
 def _check_numbers(config: "TrainConfig | EvalConfig") -> None:
-    for name, value in vars(config).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not abs(value) <= _LARGEST:  # NaN neither
-            raise UserError(f"--{name} must be a number up to {_LARGEST}, got {value}.")
-        if name in _SHARES and not 0 <= value <= 1:
-            raise UserError(f"--{name} must lie between 0 and 1, got {value}.")
-        if name in _MAY_BE_ZERO and value < 0:
-            raise UserError(f"--{name} must be 0 or more, got {value}.")
-        if name in _AT_LEAST_2 and value < 2:
-            raise UserError(f"--{name} must be at least 2, got {value}.")
-        if name not in (*_SHARES, *_MAY_BE_ZERO) and value <= 0:
-            raise UserError(f"--{name} must be above 0, got {value}.")
+    check_numbers(config, shares=_SHARES, may_be_zero=_MAY_BE_ZERO, at_least_2=_AT_LEAST_2)
 
 
 def _check_reading(config: "TrainConfig | EvalConfig", positions: tuple[str, ...]) -> None:
@@ -288,11 +274,11 @@ def load_config_file(path: Path, kind: type) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no configuration file at {path}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"there is no configuration file at {path}: {error.strerror}.") from error
+    except (ValueError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {said}.") from error
     except RecursionError as error:

@@ -13,7 +13,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.checks import check_rollouts
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
-from grpo_ao.files import RunFolder, text_digest
+from grpo_ao.files import RunFolder, holds_run, text_digest
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS
@@ -202,8 +202,7 @@ def _adapter_digest(model: str, adapter: str) -> str:
 
 def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> RunFolder:
     """Open the output folder; UserError if its rows were made with other settings."""
-    record = config.output_dir / "run.json"
-    folder = RunFolder(config.output_dir, resume=record.exists())
+    folder = RunFolder(config.output_dir, resume=holds_run(config.output_dir))
     data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
         changeable, known = {"controls", "control_probes"}, EvalConfig().settings()

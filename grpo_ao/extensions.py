@@ -2,7 +2,9 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grpo_ao.errors import UserError
@@ -27,3 +29,18 @@ def load_function(name: str, flag: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{flag} {name}: the module {module} has no function {function}.")
     return found
+
+
+@contextmanager
+def own_code(name: str, flag: str) -> Iterator[None]:
+    """Say in one sentence, a UserError, where code of the user's own fails that is tried here."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{flag} {name} fails in {place.filename}, line {place.lineno} "
+            f"({type(error).__name__}: {error}): mend it."
+        ) from error

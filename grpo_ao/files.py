@@ -339,6 +339,13 @@ class RunFolder:
             raise _unusable(self.path, error.strerror or "it cannot be written") from error
 
 
+def holds_run(folder: Path) -> bool:
+    """Say whether a run began in a folder; none did in one whose name no folder can have."""
+    with suppress(OSError):
+        return (folder / "run.json").is_file()
+    return False
+
+
 def _unusable(path: Path, reason: str) -> UserError:
     return UserError(f"--output_dir {path} cannot be used: {reason}.")
 

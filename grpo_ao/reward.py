@@ -3,13 +3,15 @@
 reward = informativeness - lambda * (confidence - informativeness)^2, all three in [0, 1]
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
 from grpo_ao.answer import Answer
-from grpo_ao.extensions import load_function
+from grpo_ao.errors import UserError
+from grpo_ao.extensions import load_function, own_code
 
 RewardFunction = Callable[[float, float], float]
 """A reward as a function of confidence and informativeness, both in [0, 1]."""
@@ -63,8 +65,11 @@ def reward_rule(calibration_lambda: float, own: str | None = None) -> RewardRule
         return RewardRule(term, unparsed_floor(calibration_lambda))
     reward = load_function(own, "--reward")
     steps = [step / 100 for step in range(101)]
-    least = min(reward(confidence, grade) for confidence, grade in product(steps, steps))
-    return RewardRule(lambda confidence, grade: reward(confidence, grade) - grade, least - 1.0)
+    with own_code(own, "--reward"):
+        values = [float(reward(confidence, grade)) for confidence, grade in product(steps, steps)]
+    if not all(map(math.isfinite, values)):
+        raise UserError(f"--reward {own} gives what is not finite: mend it.")
+    return RewardRule(lambda confidence, grade: reward(confidence, grade) - grade, min(values) - 1)
 
 
 def rewarded(answer: Answer, rule: RewardRule) -> Answer:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -60,6 +61,23 @@ def test_a_fault_inside_ones_own_module_keeps_its_traceback(written):
     (written / "my_broken.py").write_text("import no_such_dependency\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         load_function("my_broken:make", "--judge")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / 0", r"fails in .*my_odd\.py, line 2 \(ZeroDivisionError: division by zero\)"),
+        ("return 'much'", "ValueError: could not convert"),
+        ("return float('nan')", "gives what is not finite"),
+    ],
+)
+def test_a_reward_that_is_none_is_one_sentence(written, body, said):
+    (written / "my_odd.py").write_text(f"def reward(confidence, informativeness):\n    {body}\n")
+    sys.modules.pop("my_odd", None)
+    with pytest.raises(UserError, match=said):
+        reward_rule(0.5, "my_odd:reward")
+    with pytest.raises(UserError, match=r"--judge my_odd:reward fails .*TypeError"):
+        make_judge(JudgeFlags(judge="my_odd:reward"))
 
 
 def test_a_reward_of_ones_own_is_taken_and_a_missing_tag_costs_more_than_any_number(written):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from grpo_ao.errors import UserError
-from grpo_ao.extensions import load_function
+from grpo_ao.extensions import load_function, own_code
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
 from grpo_ao.judges.flags import JudgeFlags
@@ -33,7 +33,9 @@ def make_judge(
 
 
 def _own_judge(name: str) -> PaidJudge:
-    judge = load_function(name, "--judge")()
+    make = load_function(name, "--judge")
+    with own_code(name, "--judge"):
+        judge = make()
     if not isinstance(judge, CheckedJudge):
         raise UserError(
             f"--judge {name} returns a {type(judge).__name__}, which lacks one of grade, check and "

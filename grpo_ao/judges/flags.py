@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from grpo_ao.chat import ChatSettings
 
 JUDGES = ("api", "local", "reference")
-
+PRICES = ("judge_input_price", "judge_output_price")
 
 # Metadata of a field that a resumed run may change, since no result depends on it.
 CHANGEABLE = {"changeable": True}
@@ -40,10 +40,6 @@ class JudgeFlags:
             raise UserError(
                 f"--judge {self.judge} is unknown: choose from {', '.join(JUDGES)}, or name your "
                 "own as MODULE:FUNCTION."
-            )
-        if self.judge_concurrency < 1:
-            raise UserError(
-                f"--judge_concurrency must be at least 1, got {self.judge_concurrency}."
             )
 
     def chat_settings(self) -> "ChatSettings":

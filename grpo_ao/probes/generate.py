@@ -10,6 +10,7 @@ from rich.console import Console
 
 from grpo_ao.chat import ChatSettings
 from grpo_ao.errors import UserError
+from grpo_ao.numbers import check_numbers
 from grpo_ao.probes.filters import TextFilter, TextRules
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.question_prompt import prompt_version
@@ -65,13 +66,9 @@ class QuestionsConfig:
     """Repository on the Hub that the finished set is pushed to, as owner/name."""
 
     def __post_init__(self) -> None:
-        for name in ("num_texts", "min_characters"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        check_numbers(self, may_be_zero=("input_price", "output_price"))
         if self.max_characters < self.min_characters:
             raise UserError("--max_characters must be at least --min_characters.")
-        if self.max_cost is not None and not self.max_cost > 0:
-            raise UserError(f"--max_cost must be above 0, got {self.max_cost}.")
 
     def chat_settings(self) -> ChatSettings:
         """Return the endpoint's settings; ChatError where they cannot be."""

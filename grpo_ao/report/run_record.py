@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from grpo_ao.answer import Answer, read_rows
 from grpo_ao.errors import UserError
-from grpo_ao.files import read_jsonl
+from grpo_ao.files import holds_run, read_jsonl
 from grpo_ao.measuring.confidences import baselines
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import summary
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> RunRecord:
 
     Raises UserError if ``folder`` holds no run.
     """
-    if not (folder / "run.json").is_file():
+    if not holds_run(folder):
         raise UserError(f"there is no run in {folder}: it holds no run.json.")
     rows = read_jsonl(folder / "metrics.jsonl")
     names = [(when, mode) for when in WHEN for mode in MODES]

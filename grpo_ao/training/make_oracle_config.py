@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from grpo_ao.errors import UserError
+from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import parse_layers
 from grpo_ao.probes.names import IN_DISTRIBUTION
 
@@ -78,19 +79,9 @@ class MakeOracleConfig:
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        positive = ("questions_per_context", "plain_texts", "lora_rank", "examples", "batch_size")
-        positive += ("lr", "tokens_per_pass", "max_tokens", "eval_steps", "save_steps")
-        positive += ("eval_examples",)
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be above 0, got {getattr(self, name)}.")
-        for name in ("context_share", "kept_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is a share from 0 to 1, got {getattr(self, name)}.")
+        check_numbers(self, shares=("context_share", "kept_share"), may_be_zero=("seed",))
         for layers in self.layer_combination:
             parse_layers(layers)
-        if self.seed < 0:
-            raise UserError(f"--seed must be 0 or more, got {self.seed}.")
         if not (self.benchmarks or self.questions or self.labelled or self.latentqa or self.plain):
             raise UserError("there is nothing to teach: name benchmarks, questions or plain text.")
 

@@ -389,7 +389,7 @@ def test_the_finished_set_is_pushed(made, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"num_texts": 0}, "--num_texts must be at least 1, got 0"),
+        ({"num_texts": 0}, "--num_texts must be above 0, got 0"),
         ({"min_characters": 5, "max_characters": 4}, "--max_characters must be at least"),
         ({"max_cost": 0.0}, "--max_cost must be above 0"),
     ],

@@ -27,7 +27,7 @@ from grpo_ao.calibration import (
     smooth_ece,
 )
 from grpo_ao.discrimination import risk_at_coverage, somers_d, within_family_auroc
-from grpo_ao.intervals import paired_differences
+from grpo_ao.intervals import Difference, holm, paired_differences
 from grpo_ao.judges.reference import says_neither
 from grpo_ao.probe import stable_hash
 
@@ -213,6 +213,34 @@ def measure_difference(
         draws=draws,
     )
     return _sizes(first) | {name: difference._asdict() for name, difference in found.items()}
+
+
+def auroc_by_family(
+    answers: Sequence[Answer], least: int = 20, draws: int = 1000
+) -> dict[str, Difference]:
+    """Return AUROC less one half in each family of at least ``least`` answers, right and wrong.
+
+    p-values are adjusted for the number of families (Holm), intervals are not.
+    """
+    found = {}
+    for family, members in parted(answers, lambda answer: answer.probe.family).items():
+        columns = Columns.of(members)
+        stated = _coded(columns.take(np.flatnonzero(columns.is_known)))
+        if len(stated) >= least:
+            found[family] = _less_one_half(stated, draws)
+    found = {family: told for family, told in found.items() if not np.isnan(told.value)}
+    adjusted = holm({family: told.p for family, told in found.items()})
+    return {family: told._replace(p=adjusted[family]) for family, told in found.items()}
+
+
+def _less_one_half(columns: Columns, draws: int) -> Difference:
+    confidence_N, outcome_N = columns.known
+
+    def area(index_N: np.ndarray) -> dict[str, float]:
+        return {"auroc": auroc(confidence_N[index_N], outcome_N[index_N] >= 0.5)}
+
+    chance = {"auroc": 0.5}
+    return paired_differences(area, lambda _: chance, columns.context_N, draws=draws)["auroc"]
 
 
 def _coded(columns: Columns) -> Columns:

@@ -1,10 +1,11 @@
 """The model card of a trained adapter, and its way to the Hugging Face Hub."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData, get_token
+from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx or httpx2, by its version
@@ -15,8 +16,8 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text
 from grpo_ao.probe import format_layers
 from grpo_ao.report.formats import number
-from grpo_ao.report.headline import Headline
-from grpo_ao.report.meaning import findings_of
+from grpo_ao.report.headline import METRICS, Headline
+from grpo_ao.report.meaning import findings_of, reading_table
 from grpo_ao.report.page import PAGE
 from grpo_ao.report.run_record import RunRecord
 from grpo_ao.report.tables import benchmark_tables, heldout_tables
@@ -27,8 +28,8 @@ _FIGURE = "reliability.png"
 def write_card(record: RunRecord, headline: Headline | None, name: str | None) -> Path:
     """Write ``adapter/README.md``, the card that the Hub shows, and its figure beside it.
 
-    ``name`` is the repository that the card tells its reader to load; without one, the adapter's
-    folder. Raises UserError if the run has no adapter yet.
+    ``name`` is the repository that the card tells its reader to load. Folders of this machine are
+    named by their last part. Raises UserError if the run has no adapter yet.
     """
     adapter = adapter_of(record.folder)
     figure = record.folder / _FIGURE
@@ -40,11 +41,13 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number}
+    environment.filters |= {"number": number, "public": _public}
+    name = name or adapter.name
     text = environment.get_template("card.md.jinja").render(
-        card_data=_card_data(record.config).to_yaml().rstrip(),
-        base=record.config["model"],
-        name=name or str(adapter),
+        card_data=_card_data(record.config, headline, name).to_yaml().rstrip(),
+        base=_public(record.config["model"]),
+        name=name,
+        judge=_judge(record),
         config=record.config,
         layers=_layers(record),
         run=record.run,
@@ -53,6 +56,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         findings=findings_of(record.greedy, record.controls),
         figure=figure.exists(),
         tables=heldout_tables(record, headline),
+        reading=reading_table(record.greedy, record.controls),
         benchmarks=benchmark_tables(record.evaluations),
     )
     atomic_write_text(adapter / "README.md", text)
@@ -63,6 +67,18 @@ def _layers(record: RunRecord) -> list[str]:
     """Return what the held-out questions were asked of: a layer each, or several together."""
     probes = [answer.probe for answers in record.heldout.values() for answer in answers]
     return [format_layers(layers) for layers in sorted({probe.layers for probe in probes})]
+
+
+def _public(name: str) -> str:
+    """Return a name of the Hub as it is, and of a folder or file its last part."""
+    return name if _on_hub(name) else Path(name).name
+
+
+def _judge(record: RunRecord) -> str:
+    """Name who graded: a model by its own name, others by their flag's."""
+    model = record.run.get("judge", {}).get("model")
+    judge = record.config["judge"]
+    return f"{model} (`{judge}`)" if judge == "api" and model else f"`{judge}`"
 
 
 def adapter_of(folder: Path) -> Path:
@@ -127,16 +143,36 @@ def _reason(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _card_data(config: dict[str, Any]) -> ModelCardData:
+def _card_data(config: dict[str, Any], headline: Headline | None, name: str) -> ModelCardData:
     """Return the card's header. Local folders are not named in it: the Hub knows them not."""
     base, questions = config["model"], config["questions"]
     return ModelCardData(
         base_model=base if _on_hub(base) else None,
         datasets=[questions] if _on_hub(questions) else None,
         library_name="peft",
-        pipeline_tag="text-generation",
         tags=["activation-oracle", "interpretability", "calibration", "grpo", "lora"],
+        model_name=name.rpartition("/")[2],
+        eval_results=_results(questions, headline),
     )
+
+
+def _results(questions: str, headline: Headline | None) -> list[EvalResult] | None:
+    """Return what the greedy answers of the last measurement came to, as far as it is defined."""
+    lines = headline.modes.get("greedy", []) if headline else []
+    found = [
+        EvalResult(
+            task_type="other",
+            task_name="Questions about activations, with stated confidence",
+            dataset_type=_public(questions),
+            dataset_name=f"held-out texts of {_public(questions)}",
+            metric_type=line.metric,
+            metric_name=METRICS[line.metric][0],
+            metric_value=round(line.estimates[headline.measured].value, 4),
+        )
+        for line in lines
+        if headline and math.isfinite(line.estimates[headline.measured].value)
+    ]
+    return found or None
 
 
 def _on_hub(name: str) -> bool:

@@ -5,7 +5,7 @@ any look at the activations: it is enough to know which questions are easy. So c
 questions are kept apart here, and right answers are told from wrong ones of the same family.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -19,12 +19,14 @@ from grpo_ao.measuring.metrics import (
     Columns,
     Confidence,
     Measurement,
+    auroc_by_family,
+    headline_values,
     measure,
     parted,
     stated,
 )
 from grpo_ao.measuring.reading import reading_alerts
-from grpo_ao.report.formats import number
+from grpo_ao.report.formats import Table, number
 from grpo_ao.report.headline import METRICS, Estimate
 from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
 
@@ -32,6 +34,7 @@ DRAWS = 200
 # A family with fewer answers is not shown by itself.
 _LEAST = 20
 _MEASURED = ("auroc_within", "calibration_error", "brier_all", "informativeness")
+OWN_TEXT = "its own text"
 Measured = dict[str, Estimate]
 
 
@@ -71,7 +74,7 @@ def meaning(
     found = {name: _found(answers, draws) for name, answers in stating.items()}
     return Meaning(
         measured=list(stating),
-        verdicts=findings(found[when], controls),
+        verdicts=findings(found[when], last, controls),
         reliability={kind: _reliability(when, kind, answers) for kind, answers in kinds.items()},
         families=_families(stating, found, draws),
         course=_course(found),
@@ -108,18 +111,23 @@ def estimated(measured: Measurement) -> Measured:
     return {name: Estimate(**measured[name]) for name in (*_MEASURED, "auroc")}
 
 
-def findings(kinds: Mapping[str, Measured], controls: Mapping[str, Sequence[Answer]]) -> list[str]:
+def findings(
+    kinds: Mapping[str, Measured],
+    answers: Sequence[Answer],
+    controls: Mapping[str, Sequence[Answer]],
+) -> list[str]:
     """Say what the stated confidence means, for each kind of question, and what it follows.
 
-    ``kinds`` has what was measured of the kinds on which confidences are stated, ``controls`` the
-    answers from other activations, by their title.
+    ``kinds`` has what was measured of those ``answers`` whose kind's confidences are stated,
+    ``controls`` the answers from other activations, by their title.
     """
     if not kinds:
         return [
             "No output states a confidence, so that only accuracy and other sources of confidence "
             "are known: train the oracle, or warm-start it, first."
         ]
-    verdicts = [verdict(kind, found) for kind, found in kinds.items()]
+    of_kind = parted(answers, lambda answer: answer.probe.kind)
+    verdicts = [verdict(kind, found) + by_family(of_kind[kind]) for kind, found in kinds.items()]
     return [*verdicts, *reading_alerts(controls)]
 
 
@@ -129,7 +137,10 @@ def findings_of(
     draws: int = DRAWS,
 ) -> list[str]:
     """Return the findings of a run's last measurement, the arguments being those of ``meaning``."""
-    return findings(_found(list(measured.values())[-1], draws), controls) if measured else []
+    if not measured:
+        return []
+    last = list(measured.values())[-1]
+    return findings(_found(last, draws), last, controls)
 
 
 def verdict(kind: str, found: Measured) -> str:
@@ -151,6 +162,25 @@ def verdict(kind: str, found: Measured) -> str:
             "easy."
         )
     return f"{sentence} Its calibration error is {_written(found['calibration_error'])}."
+
+
+def by_family(answers: Sequence[Answer]) -> str:
+    """Say in how many families of one kind the number tells right from wrong; nothing of one."""
+    found = auroc_by_family(answers, _LEAST)
+    if len(found) < 2:
+        return ""
+    sure = {family: told.value for family, told in found.items() if told.p < 0.05}
+    above = [family for family, value in sure.items() if value > 0]
+    below = [family for family, value in sure.items() if value < 0]
+    sentence = f" Taken one by one, it is higher on right answers in {_counted(above, found)}"
+    if below:
+        sentence += f", and lower in {_counted(below, found)}"
+    return f"{sentence} (p < 0.05, Holm)."
+
+
+def _counted(families: Sequence[str], found: Collection[str]) -> str:
+    named = f": {', '.join(families)}" if families else ""
+    return f"{len(families)} of {len(found)} families{named}"
 
 
 def _written(estimate: Estimate) -> str:
@@ -218,8 +248,8 @@ def _course(found: Mapping[str, Mapping[str, Measured]]) -> dict[str, Markup]:
 def _reading(
     kind: str, when: str, answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
 ) -> Markup:
-    """Draw share right and mean confidence on the true activations and on others."""
-    parts = {"its own text": answers, **controls}
+    """Draw share right and mean confidence on the true activations and on others, same probes."""
+    parts = {OWN_TEXT: _asked_again(answers, controls), **controls}
     of_kind = {name: known(_by_kind(part).get(kind, [])) for name, part in parts.items()}
     rows = {
         name: {when: (float(columns.informativeness_N.mean()), float(columns.confidence_N.mean()))}
@@ -227,6 +257,29 @@ def _reading(
         if len(columns)
     }
     return inline_svg(gaps(rows), f"The reading test, {kind} questions")
+
+
+def _asked_again(
+    answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
+) -> list[Answer]:
+    again = {(a.probe.family, a.probe.id) for others in controls.values() for a in others}
+    return [answer for answer in answers if (answer.probe.family, answer.probe.id) in again]
+
+
+def reading_table(
+    measured: Mapping[str, Sequence[Answer]], controls: Mapping[str, Sequence[Answer]]
+) -> Table | None:
+    """Lay out the reading test of a run's last measurement; None where none was made."""
+    if not measured or not controls:
+        return None
+    parts = {OWN_TEXT: _asked_again(list(measured.values())[-1], controls), **controls}
+    rows = {}
+    for name, part in parts.items():
+        values = headline_values(Columns.of(part))
+        shown = (values["informativeness"], values["confidence_mean"], values["auroc_within"])
+        rows[name] = [number(len(part)), *(number(value, 2) for value in shown)]
+    columns = ["activations of", "n", "right", "confidence", "AUROC within families"]
+    return Table("The reading test", columns, rows)
 
 
 def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict[str, Markup]:

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from grpo_ao.answer import Answer
-from grpo_ao.measuring.metrics import Columns, measure, measure_difference, metric_values, summary
+from grpo_ao.measuring.metrics import (
+    Columns,
+    auroc_by_family,
+    measure,
+    measure_difference,
+    metric_values,
+    summary,
+)
 from grpo_ao.probe import Positions, Probe
 
 
@@ -161,3 +168,21 @@ def test_pairing_makes_a_small_steady_gain_certain():
 def test_a_difference_of_other_items_is_refused():
     with pytest.raises(ValueError, match="the same items"):
         measure_difference(columns([0.5], [1], context=[1]), columns([0.5], [1], context=[2]))
+
+
+def test_each_family_is_told_by_itself_with_p_values_for_all_of_them():
+    def family(name: str, confidences: list[int]) -> list[Answer]:
+        """Right and wrong answers in turn."""
+        told = enumerate(confidences)
+        asked = [answer(f"[epistemic status: {c}] Yes", 1.0 - n % 2, text=str(n)) for n, c in told]
+        return [replace(a, probe=replace(a.probe, family=name)) for a in asked]
+
+    answers = [
+        *family("read", [90, 10] * 20),
+        *family("guessed", [50] * 40),
+        *family("small", [90, 10] * 5),
+    ]
+    found = auroc_by_family(answers, least=20, draws=99)
+    assert {name: told.value for name, told in found.items()} == {"read": 0.5, "guessed": 0.0}
+    # Of 99 draws none is as far from its mean; twice, since there are two families.
+    assert {name: told.p for name, told in found.items()} == {"read": 0.02, "guessed": 1.0}

@@ -83,18 +83,60 @@ def test_the_card_has_the_metadata_that_the_hub_reads(run_folder):
     assert data["library_name"] == "peft"
     assert data["datasets"] == ["someone/questions"]
     assert {"activation-oracle", "lora"} <= set(data["tags"])
-    assert "license" not in data
+    # The Hub cannot run what needs activations injected.
+    assert not {"license", "pipeline_tag"} & data.keys()
 
 
-def test_local_folders_are_no_metadata(run_folder, tmp_path):
-    change_config(run_folder, model=str(tmp_path), questions="mini")
-    data = ModelCard(written(run_folder)).data.to_dict()
-    assert not {"base_model", "datasets"} & data.keys()
+def test_the_metadata_has_the_measured_numbers(run_folder):
+    found = {r.metric_type: r for r in ModelCard(written(run_folder)).data.eval_results}
+    headline = headline_of(read_run(run_folder), draws=20)
+    assert headline
+    for line in headline.modes["greedy"]:
+        result = found[line.metric]
+        assert result.metric_value == round(line.estimates["after"].value, 4)
+        assert result.dataset_name == "held-out texts of someone/questions"
+
+
+def test_a_card_without_measurements_has_no_numbers_in_its_metadata(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for path in folder.glob("heldout_*"):
+        path.unlink()
+    assert ModelCard(written(folder)).data.eval_results is None
+
+
+def test_no_folder_of_this_machine_is_named(run_folder, tmp_path):
+    local = {name: str(tmp_path / name) for name in ("model", "oracle_lora_path", "questions")}
+    change_config(run_folder, **local)
+    text = written(run_folder)
+    assert str(tmp_path) not in text
+    assert "starting from `oracle_lora_path`" in text
+    assert not {"base_model", "datasets"} & ModelCard(text).data.to_dict().keys()
+
+
+def test_the_card_says_what_the_number_means_and_where_it_fails(run_folder):
+    text = written(run_folder)
+    assert "On closed questions the stated confidence" in text
+    assert "it is higher on right answers in" in text and "of 2 families" in text
+    assert re.search(r"\| its own text \| 60 \| 0\.\d+ \| 0\.\d+ \|", text)
+    assert re.search(r"\| noise of the same norms \| 60 \| 0\.\d+ \| 0\.\d+ \|", text)
+
+
+def test_the_judge_is_named_as_it_is(run_folder):
+    assert "judged by some/judge (`api`)" in written(run_folder)
+    change_config(run_folder, judge="my_judge:make")
+    assert "judged by `my_judge:make`" in written(run_folder)
+
+
+def test_the_reward_is_the_one_of_the_run(run_folder):
+    assert "0.5 · (confidence" in written(run_folder)
+    change_config(run_folder, reward="my_reward:log_score")
+    text = written(run_folder)
+    assert "`my_reward:log_score` of confidence and informativeness" in text and "²" not in text
 
 
 def test_every_table_of_the_card_is_whole(run_folder):
     found = tables(written(run_folder))
-    assert len(found) == 8
+    assert len(found) == 9
     for lines in found:
         widths = {line.rstrip().count("|") for line in lines}
         assert len(widths) == 1, lines
@@ -108,11 +150,10 @@ def test_the_card_shows_the_numbers_of_the_run(run_folder):
     ece = next(line for line in headline.modes["sampled"] if line.metric == "ece10")
     assert f"| ECE, 10 bins | {ece.estimates['before'].value:.3f} [" in text
     assert f"| {ece.estimates['after'].value:.3f} [" in text
-    assert "On closed questions the stated confidence" in text
     assert "| sst2 | 250 | 0.750 [0.625, 0.875] |" in text
     of_one = "0.750 [0.625, 0.875]"
     assert re.search(r"\| stated confidence \| 250 \| .*" + re.escape(f"{of_one} | " * 3), text)
-    assert "| judge | `api`, model some/judge, rubric v1 |" in text
+    assert "| judge | some/judge (`api`), rubric v1 |" in text
     assert re.search(r"\| agreement of 20 \| 0\.\d+ .*\| 39 \|", text)
     assert "40 steps of 8 questions, 8 completions each" in text
     assert "![Reliability diagrams before and after training](reliability.png)" in text
@@ -123,8 +164,7 @@ def test_the_card_says_how_to_load_what_it_lies_beside(run_folder):
     assert 'Oracle.from_pretrained("Qwen/Qwen3-8B", "me/oracle")' in written(
         run_folder, "me/oracle"
     )
-    local = written(run_folder)
-    assert f"--oracle_lora_path {run_folder / 'adapter'}" in local
+    assert "--oracle_lora_path adapter" in written(run_folder)
 
 
 def test_a_run_without_measurements_or_benchmarks_has_a_card(tmp_path):

@@ -7,7 +7,7 @@ from grpo_ao.answer import Agreement, Answer
 from grpo_ao.calibration import auroc, ece
 from grpo_ao.probe import Positions, Probe, QuestionKind
 from grpo_ao.report.headline import Estimate
-from grpo_ao.report.meaning import known, meaning, measures, verdict
+from grpo_ao.report.meaning import by_family, known, meaning, measures, reading_table, verdict
 
 LAST = Positions.parse("last:20")
 
@@ -40,6 +40,22 @@ def test_a_number_read_from_the_question_alone_is_found_out():
     (sentence,) = found.verdicts
     assert "was not seen to tell right answers from wrong ones of the same family" in sentence
     assert "AUROC within families 0.50 [0.50, 0.50]" in sentence
+    assert sentence.endswith("it is higher on right answers in 0 of 2 families (p < 0.05, Holm).")
+
+
+def test_families_are_told_apart_one_by_one():
+    def members(family: str, right_is_sure: bool) -> list[Answer]:
+        return [
+            answer(f"{family} {n}", family, 90 if (n % 2 == 0) is right_is_sure else 10, n % 2 == 0)
+            for n in range(20)
+        ]
+
+    answers = [*members("read", True), *members("misread", False), *members("small", True)[:19]]
+    assert by_family(answers) == (
+        " Taken one by one, it is higher on right answers in 1 of 2 families: read, and lower in "
+        "1 of 2 families: misread (p < 0.05, Holm)."
+    )
+    assert by_family(members("read", True)) == ""
 
 
 def test_what_is_not_known_is_left_out():
@@ -111,6 +127,18 @@ def test_wrong_activations_stand_beside_the_true_ones():
     assert found
     drawn = found.reading["closed"]
     assert "its own text" in drawn and "noise of the same norms" in drawn
+
+
+def test_controls_are_compared_on_the_probes_that_were_asked_again():
+    answers = from_the_question_alone()
+    of_the_hard = [replace(a, confidence=0.75) for a in answers if a.probe.family == "hard"]
+    table = reading_table({"after": answers}, {"noise of the same norms": of_the_hard})
+    assert table
+    assert dict(table.rows) == {
+        "its own text": ["100", "0.10", "0.10", "0.50"],
+        "noise of the same norms": ["100", "0.10", "0.75", "0.50"],
+    }
+    assert reading_table({"after": answers}, {}) is None
 
 
 def test_rivals_are_named_with_what_they_cost():

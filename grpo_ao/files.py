@@ -34,6 +34,26 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 @contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Say in one sentence, a UserError, that a file of other people cannot be read.
+
+    Each damage fails in its own way, in libraries above all, with whatever exception; only a lack
+    of memory (torch's too) is no fault of the file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{what} cannot be read ({said:.300}): fetch it anew, or give another."
+        ) from error
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Say in one sentence, a UserError, that a file cannot be written: a full disk, no permission.
 

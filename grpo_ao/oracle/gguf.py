@@ -1,9 +1,9 @@
 """A base model from a GGUF file: dequantised once, to a folder that transformers reads."""
 
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.sources import read_by_library
+from grpo_ao.files import UNFINISHED, reading
 from grpo_ao.probe import stable_hash
 
 
@@ -32,9 +32,9 @@ def local_base(base: str | Path) -> str | Path:
     key = stable_hash(str(path.resolve()), str(facts.st_size), str(facts.st_mtime_ns))
     folder = Path(HF_HOME) / "grpo_ao" / f"{path.stem}-{key}"
     if not (folder / "config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        unfinished = folder.with_name(f"{UNFINISHED}{os.getpid()}-{folder.name}")
         try:
+            unfinished.mkdir(parents=True, exist_ok=True)
             _dequantise(path, unfinished)
             unfinished.replace(folder)
         finally:
@@ -44,7 +44,7 @@ def local_base(base: str | Path) -> str | Path:
 
 def _dequantise(path: Path, folder: Path) -> None:
     where = {"gguf_file": path.name}
-    with read_by_library(str(path)):
+    with reading(path):
         tokenizer = AutoTokenizer.from_pretrained(
             str(path.parent), trust_remote_code=False, **where
         )

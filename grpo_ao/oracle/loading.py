@@ -19,13 +19,15 @@ from transformers import (
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import reading
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
-from grpo_ao.oracle.sources import read_by_library, resolve_files
+from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]
+_TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 MAX_CPU_PARAMETERS = 3e9
 
 
@@ -49,7 +51,7 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
     folder = resolve_files(base, ["config.json"], revision)
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
-    with read_by_library(f"the config.json of {base}"):
+    with reading(f"the config.json of {base}"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -58,8 +60,9 @@ def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedT
 
     Raises UserError, in one sentence, where there is none.
     """
-    with read_by_library(f"the tokenizer of {base}"):
-        return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False)
+    folder = resolve_files(base, _TOKENIZER_FILES, revision)
+    with reading(f"the tokenizer of {base}"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -73,7 +76,7 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
             f"transformers knows no causal language model of type '{config.model_type}': take a "
             "checkpoint of the text model alone."
         )
-    with read_by_library(f"the config.json of {config.name_or_path}"), torch.device("meta"):
+    with reading(f"the config.json of {config.name_or_path}"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
@@ -138,7 +141,7 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
 def _check_weights(adapter: Path) -> None:
     if not any(adapter.glob("adapter_model.*")):
         raise UserError(f"{adapter} holds no adapter_model.safetensors: its weights are missing.")
-    with read_by_library(f"the adapter {adapter}"):
+    with reading(f"the adapter {adapter}"):
         weights = load_peft_weights(str(adapter), device="cpu")
     for name, weight in weights.items():
         if not weight.isfinite().all():
@@ -149,7 +152,7 @@ def adapter_config(adapter: Path) -> LoraConfig:
     """Read the configuration of the LoRA adapter in a folder."""
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{adapter} holds no adapter_config.json: it is no adapter.")
-    with read_by_library(f"the adapter_config.json of {adapter}"):
+    with reading(f"the adapter_config.json of {adapter}"):
         config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
         raise UserError(f"the adapter {adapter} is a {config.peft_type}, not a LoRA adapter.")
@@ -234,10 +237,14 @@ def load_base(
     quantization: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
     """Load a model onto one device; UserError, in one sentence, where that fails."""
-    with read_by_library(f"the base model {base}"):
+    # From a folder: by its id, a model that is in the cache would be asked for at the Hub, file by
+    # file, for minutes where there is no network.
+    folder = resolve_files(base, ["*.json", "model*.safetensors"], revision)
+    if not any(folder.glob("*.safetensors")):
+        folder = resolve_files(base, ["*.json", "pytorch_model*.bin"], revision)
+    with reading(f"the base model {base}"):
         return AutoModelForCausalLM.from_pretrained(
-            base,
-            revision=revision,
+            folder,
             dtype=dtype,
             device_map={"": device},
             quantization_config=quantization,

@@ -1,10 +1,8 @@
 """Files of a model or adapter: a local folder, or a repository on the Hugging Face Hub."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -39,21 +37,3 @@ def resolve_files(name: str | Path, files: Sequence[str], revision: str | None =
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
     return Path(folder)
-
-
-@contextmanager
-def read_by_library(what: str) -> Iterator[None]:
-    """Say in one sentence that a library cannot read ``what``.
-
-    Each damage to a file of other people fails in its own way, with whatever exception; only a
-    lack of memory is no fault of the file.
-    """
-    try:
-        yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(
-            f"{what} cannot be read ({said:.300}): fetch it anew, or give another."
-        ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import atomic_write_text
+from grpo_ao.files import atomic_write_text, reading
 from grpo_ao.oracle.layers import check_layer, layer_index
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probe import Layers, format_layers, parse_layers, rising
@@ -128,10 +128,8 @@ def load_spec(adapter: str | Path, revision: str | None = None) -> OracleSpec:
             stacklevel=2,
         )
         return OracleSpec()
-    try:
+    with reading(path):
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object.")
     return _from_json(values, path)

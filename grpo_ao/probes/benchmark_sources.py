@@ -17,6 +17,7 @@ import fsspec
 from datasets import load_dataset
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import reading
 from grpo_ao.probe import unit_draw
 
 Row = Mapping[str, Any]
@@ -50,7 +51,8 @@ def load_contexts(benchmark: str, data_dir: Path | None) -> list[Context]:
     Raises UserError, in one sentence, for missing data and for a missing column.
     """
     if data_dir:
-        return _merged(_FOLDER[benchmark](data_dir))
+        with reading(f"the data of {benchmark} in {data_dir}"):
+            return _merged(_FOLDER[benchmark](data_dir))
     with _network(benchmark):
         return _merged(_NETWORK[benchmark]())
 
@@ -61,10 +63,10 @@ def load_templates(benchmark: str, data_dir: Path | None) -> Templates:
     Raises UserError, in one sentence, where there are none.
     """
     name, text = _template_file(benchmark, data_dir)
-    every = json.loads(text)
-    if benchmark not in every:
+    with reading(name):
+        templates = json.loads(text).get(benchmark)
+    if templates is None:
         raise UserError(f"{name} has no templates for {benchmark}.")
-    templates = every[benchmark]
     if benchmark == "snli":  # the hypothesis stands behind the question
         return [f"{template} {{}}" for template in templates]
     return templates
@@ -77,7 +79,8 @@ def _template_file(benchmark: str, data_dir: Path | None) -> tuple[str, str]:
     path = data_dir / TEMPLATE_FILE
     if not path.is_file():
         raise UserError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
-    return str(path), path.read_text(encoding="utf-8")
+    with reading(path):
+        return str(path), path.read_text(encoding="utf-8")
 
 
 def _merged(contexts: Iterable[Context]) -> list[Context]:
@@ -229,7 +232,8 @@ def _table(
     data_dir: Path, benchmark: str, suffix: str, columns: Sequence[str], encoding: str = "utf-8"
 ) -> Iterator[Row]:
     for path in _files(data_dir, benchmark, suffix):
-        yield from _parsed(path.read_text(encoding=encoding), str(path), suffix, columns)
+        with reading(path):
+            yield from _parsed(path.read_text(encoding=encoding), str(path), suffix, columns)
 
 
 def _parsed(text: str, name: str, suffix: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -248,11 +252,12 @@ def _parsed(text: str, name: str, suffix: str, columns: Sequence[str]) -> Iterat
 
 def _relation_files(texts: Iterable[tuple[str, str]]) -> Iterator[Context]:
     for name, text in texts:
-        relation = json.loads(text)
-        for key in ("prompt_templates", "samples"):
-            if key not in relation:
-                raise UserError(f"{name} has no '{key}'.")
-        yield from _relations(relation)
+        with reading(name):
+            relation = json.loads(text)
+            for key in ("prompt_templates", "samples"):
+                if key not in relation:
+                    raise UserError(f"{name} has no '{key}'.")
+            yield from _relations(relation)
 
 
 _TRUTH_COLUMNS = ("statement", "label")

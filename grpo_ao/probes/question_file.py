@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
-from grpo_ao.files import append_jsonl, read_jsonl
+from grpo_ao.files import append_jsonl, read_jsonl, writing
 from grpo_ao.probe import stable_hash
 from grpo_ao.probes.sources import LeftOut, SourceText
 
@@ -24,11 +24,14 @@ class QuestionFile:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
+        if not path.name:
+            raise UserError(f"--output {path} names no file.")
         self.path = path
         self.log_path = path.with_name(path.name + ".log.jsonl")
-        self._check_presence(resume)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self.log_path.open("ab")
+        with writing(path):
+            self._check_presence(resume)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self.log_path.open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import parse_jsonl
+from grpo_ao.files import parse_jsonl, reading
 from grpo_ao.mini.probes import mini_lessons, mini_probes
 from grpo_ao.probe import Positions, kept_for_calibration, split_of, unit_draw
 from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
@@ -138,15 +138,17 @@ def latentqa_examples(folder: Path) -> Iterator[Example]:
     """
     answers: dict[str, list] = {}
     for path in sorted(folder.glob("*qa.json")):
-        answers |= _json(path)
+        with reading(path):
+            answers |= json.loads(path.read_bytes())
     if not answers:
         raise UserError(f"{folder} has no file *qa.json: give the folder with LatentQA's files.")
     for path in sorted(set(folder.glob("*.json")) - set(folder.glob("*qa.json"))):
-        for row in _json(path):
-            parts = [row.get(key, "") for key in ("system", "control_user", "stimulus_user")]
-            text = "\n\n".join(part.strip() for part in parts if part)
-            for question, answer in answers.get(row["label"], []):
-                yield Example("latentqa", text, question, answer)
+        with reading(path):
+            for row in json.loads(path.read_bytes()):
+                parts = [row.get(key, "") for key in ("system", "control_user", "stimulus_user")]
+                text = "\n\n".join(part.strip() for part in parts if part)
+                for question, answer in answers.get(row["label"], []):
+                    yield Example("latentqa", text, question, answer)
 
 
 def plain_texts(source: str, most: int) -> list[str]:
@@ -193,13 +195,6 @@ def _unpacked(source: str) -> Iterator[tuple[int, Any]]:
             yield from parse_jsonl(BufferedReader(stream))
     except OSError as error:
         raise UserError(f"{source} cannot be read as zstd: {error}.") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from error
 
 
 def _wordings(every: Sequence[str], taught: bool) -> Sequence[str]:

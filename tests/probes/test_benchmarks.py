@@ -2,6 +2,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import fsspec
@@ -350,6 +351,32 @@ def test_missing_data_is_one_sentence(tmp_path):
         load_items("paper", ["sst2"], 4, tmp_path)
     with pytest.raises(UserError, match="there is no data folder"):
         load_items("paper", ["sst2"], 4, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sst2/a.tsv", b"sentence\tlabel\nbad \xff\t1\n"),
+        ("sst2/a.tsv", b"sentence\tlabel\nbad\tmany\n"),
+        ("sst2/a.tsv", b"sentence\tlabel\nbad\n"),
+        ("sst2/a.tsv", b"sentence\tlabel\nbad\t7\n"),
+        ("tense/a.json", b"[1]"),
+        ("tense/a.json", b"["),
+        ("tense/a.json", b"[" * 100_000),
+        ("tense/a.json", b'{"sentence": "It is."}'),
+        ("relations/a/a.json", b'{"prompt_templates": ["{} is"], "samples": [{}]}'),
+        ("relations/a/a.json", b"[]"),
+        ("question_paraphrases.json", b"[]"),
+        ("question_paraphrases.json", b"{"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence_with_its_name_or_its_folders(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    read = load_templates if name.startswith("question") else load_contexts
+    with pytest.raises(UserError, match=rf"{tmp_path}.* (cannot be read|has no)"):
+        read(Path(name).parts[0] if "/" in name else "snli", tmp_path)
 
 
 def test_templates_come_from_the_folder(tmp_path):

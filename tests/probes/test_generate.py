@@ -399,6 +399,14 @@ def test_settings_that_cannot_be_are_refused(settings, said):
         QuestionsConfig(**settings)
 
 
+@pytest.mark.parametrize("output", ["", "/", "file/set.jsonl", "x" * 300])
+def test_an_output_that_no_file_can_be_is_one_sentence(tmp_path, output):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / output if "file" in output else Path(output)
+    with pytest.raises(UserError, match=r"names no file|cannot be written"):
+        QuestionFile(path, {}, resume=False)
+
+
 def test_the_command_says_in_one_sentence_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     with pytest.raises(SystemExit, match=r"error: .*OPENROUTER_API_KEY is not set"):

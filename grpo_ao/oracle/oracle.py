@@ -128,6 +128,7 @@ class Oracle:
             with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
                 self.model.save_pretrained(unfinished, selected_adapters=["default"])
                 save_spec(self.spec, unfinished)
+                (Path(unfinished) / "README.md").unlink()  # PEFT's, with nothing but headings
                 for path in Path(unfinished).iterdir():
                     path.replace(folder / path.name)
 

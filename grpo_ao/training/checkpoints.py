@@ -35,7 +35,8 @@ class CheckpointCallback(TrainerCallback):
         self._processes.wait()
         if self._processes.is_main:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            (folder / COMPLETE).unlink(missing_ok=True)
+            for name in (COMPLETE, "README.md"):  # PEFT's card holds nothing but headings
+                (folder / name).unlink(missing_ok=True)
             save_spec(self._oracle.spec, folder)
             files = [path for path in folder.rglob("*") if path.is_file()]
             mark_whole(folder / COMPLETE, files, step=state.global_step)

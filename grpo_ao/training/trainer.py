@@ -15,7 +15,7 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
   sampled for, the weights come from the loss's own forward pass, not from one more.
-- ``_save_checkpoint`` says in one sentence that the disk is full.
+- ``_save_checkpoint`` says in one sentence that the disk is full, ``create_model_card`` nothing.
 - ``log`` hands the answers that were made since it was called last, those of all processes, to the
   monitor. A *round* is one call of ``_generate_and_score_completions``: a step may make several,
   and several steps may train on one (``gradient_accumulation_steps``, ``steps_per_generation``,
@@ -289,6 +289,9 @@ class OracleGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         with writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: TRL's says nothing of a run, and ``report.card`` writes one at its end."""
 
     def _save_now(self) -> None:
         """Write a checkpoint of the steps so far, where there is none yet."""

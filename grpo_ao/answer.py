@@ -18,6 +18,7 @@ with the probe's own fields, so that a report can be made from the file alone:
     yes_probability          P(Yes) / (P(Yes) + P(No)) where the answer begins, of closed questions
     agreement                {"same": of so many "samples" that say the same, "tokens": in all}
     judge_reply              what the judge wrote, whole; null where it wrote nothing
+    characters_read          [start, end] of the text that ``positions`` stand for, or null
 
 A rollout's row has its ``step`` beside these, an evaluation's the name of its ``oracle``.
 """
@@ -65,6 +66,7 @@ class Answer:
     yes_probability: float | None = None
     agreement: Agreement | None = None
     judge_reply: str | None = None
+    characters_read: tuple[int, int] | None = None
 
     @classmethod
     def read(cls, probe: Probe, completion: str, token_ids: Iterable[int] = ()) -> "Answer":
@@ -92,6 +94,7 @@ class Answer:
         agreement = self.agreement
         return row | {
             "token_ids": list(self.token_ids),
+            "characters_read": self.characters_read and list(self.characters_read),
             "agreement": None if agreement is None else agreement._asdict(),
         }
 
@@ -102,7 +105,7 @@ class Answer:
         Raises UserError for a row that lacks a key, holds a value of another type, or whose id is
         not its probe's.
         """
-        row = {"judge_reply": None} | dict(row)  # the first version kept none
+        row = _KEPT_LATER | dict(row)
         missing = [name for name in _TYPES if name not in row]
         if missing:
             raise UserError(
@@ -128,12 +131,15 @@ class Answer:
         agreement = row["agreement"]
         own = {name: row[name] for name in _OWN} | {
             "token_ids": tuple(row["token_ids"]),
+            "characters_read": row["characters_read"] and tuple(row["characters_read"]),
             "agreement": None if agreement is None else Agreement(**agreement),
         }
         return cls(probe, **own)
 
 
 _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
+# What the first version's rows have not.
+_KEPT_LATER = {"judge_reply": None, "characters_read": None}
 _NUMBER = (float, int, type(None))
 _TYPES = {
     **dict.fromkeys(("probe_id", "text", "question", "kind", "family", "positions"), (str,)),
@@ -143,6 +149,7 @@ _TYPES = {
     **dict.fromkeys(("answer_probability", "yes_probability"), _NUMBER),
     "layer": (int, list),
     "token_ids": (list,),
+    "characters_read": (list, type(None)),
     "agreement": (dict, type(None)),
 }
 
@@ -152,6 +159,8 @@ def _is_of_type(name: str, value: Any) -> bool:
         return False
     if name == "agreement" and value is not None:
         return value.keys() == set(Agreement._fields) and _are_integers(value.values())
+    if name == "characters_read" and value is not None and len(value) != 2:
+        return False
     return not isinstance(value, list) or _are_integers(value)
 
 

@@ -40,11 +40,13 @@ def test_only_a_parsed_answer_can_lack_its_grade():
     reward=st.none() | st.floats(-2, 1),
     probability=SHARES,
     agreement=st.none() | st.just(Agreement(15, 20, 180)),
+    reply=st.none() | st.text(),
+    read=st.none() | st.tuples(st.integers(0), st.integers(0)),
     text=st.text(),
     positions=st.sampled_from(["last:20", "window:50@-1", "token@-3", "all"]),
 )
 def test_an_answer_comes_back_from_its_row_as_it_was(
-    confidence, informativeness, reward, probability, agreement, text, positions
+    confidence, informativeness, reward, probability, agreement, reply, read, text, positions
 ):
     probe = Probe(text, "Is it?", "closed", (3,), Positions.parse(positions), None, "f")
     answer = Answer(
@@ -60,6 +62,8 @@ def test_an_answer_comes_back_from_its_row_as_it_was(
         probability,
         probability,
         agreement,
+        reply,
+        read,
     )
     row = json.loads(json.dumps(answer.to_row() | {"step": 7}))
     assert Answer.from_row(row) == answer
@@ -79,6 +83,12 @@ def test_a_row_that_another_version_wrote_is_refused():
         Answer.from_row(row)
 
 
+def test_a_row_of_the_first_version_is_read():
+    row = Answer.read(PROBE, "Rome").to_row()
+    answer = Answer.from_row({name: row[name] for name in row.keys() - {"judge_reply"}})
+    assert answer == Answer.read(PROBE, "Rome")
+
+
 def test_a_row_of_another_probe_is_refused():
     row = Answer.read(PROBE, "Rome").to_row() | {"text": "I live in Paris."}
     with pytest.raises(ValueError, match=f"the row of probe {PROBE.id} holds that of"):
@@ -95,6 +105,8 @@ WRONG = {
     "token_ids": [1, "2"],
     "agreement": {"same": 1, "samples": 2},
     "positions": None,
+    "judge_reply": 3,
+    "characters_read": [3],
 }
 
 

@@ -14,6 +14,7 @@ from grpo_ao.files import append_jsonl, keep_rows
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.judges.reference import said, words
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, with_probabilities
+from grpo_ao.oracle.activations import characters_read
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.sharding import together
@@ -153,7 +154,7 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     samples = complete(
         oracle, table, rows, how.temperature, how.max_new_tokens, how.num_samples, size
     )
-    answers = [answer for own in samples for answer in own]
+    answers = [_marked(oracle, answer) for own in samples for answer in own]
     if how.probabilities:
         part = table.part(rows)
         answers = with_probabilities(oracle, part, answers, min(size, _LOGITS_ROWS))
@@ -164,6 +165,12 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
         agreed = map(_with_agreement, answers, others)
         answers = [*agreed, *answers[len(sampled) :]]
     return answers
+
+
+def _marked(oracle: Oracle, answer: Answer) -> Answer:
+    probe = answer.probe
+    read = characters_read(oracle.tokenizer, probe.text, probe.positions)
+    return replace(answer, characters_read=read)
 
 
 def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:

@@ -6,7 +6,7 @@ from itertools import groupby, zip_longest
 from typing import Any
 
 from grpo_ao.answer import Answer
-from grpo_ao.probe import Probe, unit_draw
+from grpo_ao.probe import unit_draw
 from grpo_ao.reward import RewardRule, rewarded
 
 ROLLOUTS = "rollouts"
@@ -24,7 +24,7 @@ def heldout_items(heldout: dict[str, list[Answer]], rule: RewardRule) -> list[Ro
         for answer in answers:
             by_probe.setdefault(answer.probe.id, {})[name] = rewarded(answer, rule)
     return [
-        _item(next(iter(own.values())).probe, [_answer(name, own[name]) for name in own])
+        _item(next(iter(own.values())), [_answer(name, own[name]) for name in own])
         for own in by_probe.values()
     ]
 
@@ -34,7 +34,7 @@ def rollout_items(rollouts: Sequence[tuple[int, Answer]]) -> list[Row]:
     items = []
     for (step, _), group in groupby(rollouts, key=lambda kept: (kept[0], kept[1].probe.id)):
         answers = [answer for _, answer in group]
-        item = _item(answers[0].probe, [_answer(ROLLOUTS, answer) for answer in answers])
+        item = _item(answers[0], [_answer(ROLLOUTS, answer) for answer in answers])
         items.append(item | {"step": step})
     return items
 
@@ -74,17 +74,28 @@ def _gap(item: Row, sign: int) -> float:
     return max(gaps, default=-2.0)
 
 
-def _item(probe: Probe, answers: list[Row]) -> Row:
+def _item(first: Answer, answers: list[Row]) -> Row:
+    probe = first.probe
     return {
-        "text": _cut(probe.text, _LONGEST_TEXT),
+        "text": _text(probe.text, first.characters_read),
         "question": probe.question,
         "reference": probe.reference,
         "kind": probe.kind,
         "family": probe.family,
         "layer": probe.shown_layers,
+        "positions": str(probe.positions),
         "step": None,
         "answers": answers,
     }
+
+
+def _text(text: str, read: tuple[int, int] | None) -> list[str]:
+    """Divide a text into what stands before the part that is read, that part, and what follows."""
+    start, stop = read or (0, 0)
+    before, after = text[:start], text[stop:]
+    if len(before) > _LONGEST_TEXT // 2:
+        before = "… " + before[-_LONGEST_TEXT // 2 :].lstrip()
+    return [before, _cut(text[start:stop], _LONGEST_TEXT), _cut(after, _LONGEST_TEXT)]
 
 
 def _answer(view: str, answer: Answer) -> Row:

@@ -9,6 +9,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle import activations
 from grpo_ao.oracle.activations import (
     adapter_off,
+    characters_read,
     content_start,
     evaluating,
     extract_activations,
@@ -39,6 +40,23 @@ def by_hidden_states(model, text, layer):
         # hidden_states[0] is the embedding, so that layer i's output has index i + 1.
         states = model(input_ids=input_ids, output_hidden_states=True).hidden_states
     return states[layer + 1][0, content_start(tiny_tokenizer()) :]
+
+
+@pytest.mark.parametrize(
+    ("spec", "read"),
+    [
+        ("token@-3", "o"),
+        ("window:3@-3", "é o"),  # the second of two tokens of one letter
+        ("last:7", "oé o"),
+        ("last:2", ""),  # what the template writes behind a text
+        ("all", "I am Zoé o"),
+        ("window:99@-4", "I am Zoé "),
+    ],
+)
+def test_the_characters_that_positions_stand_for(spec, read):
+    text = "I am Zoé o"
+    start, stop = characters_read(tiny_tokenizer(), text, Positions.parse(spec))
+    assert text[start:stop] == read
 
 
 def test_the_subject_reads_one_user_turn_without_generation_prompt():

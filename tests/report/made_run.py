@@ -52,6 +52,9 @@ def make_run(folder: Path, finished: bool = True, evaluations: bool = False) -> 
             write_rows(
                 folder / f"heldout_after_{mode}.jsonl", rows_of(heldout_answers(seed=2, knows=True))
             )
+    if finished:
+        noise = rows_of(heldout_answers(seed=3, knows=False))
+        write_rows(folder / "controls.jsonl", [row | {"control": "noise"} for row in noise])
     write_rows(folder / "metrics.jsonl", metrics_rows(40 if finished else 20))
     kept = [{"step": step, **answer.to_row()} for step, answer in rollouts()]
     write_rows(folder / "rollouts.jsonl", kept)
@@ -130,6 +133,7 @@ def heldout_answers(seed: int, knows: bool) -> list[Answer]:
                 answer_probability=0.5,
                 agreement=Agreement(15, 20, 180) if number < 40 else None,
                 reason="the reply is no grade" if number == 2 else None,
+                characters_read=(10, 19) if number == 0 else None,
                 judge_reply="perhaps <b>A</b>" if number == 2 else '{"grade": "A"}',
             )
         )

@@ -49,8 +49,21 @@ def test_long_texts_are_cut():
         answer, probe=replace(answer.probe, text="word " * 1000), answer="long " * 1000
     )
     (found,) = heldout_items({"after sampled": [answer]}, rule=reward_rule(0.5))
-    assert len(found["text"]) < 2010 and found["text"].endswith("word …")
+    assert found["text"][:2] == ["", ""]
+    assert len(found["text"][2]) < 2010 and found["text"][2].endswith("word …")
     assert len(found["answers"][0]["answer"]) < 610
+
+
+def test_a_long_text_is_shown_where_it_is_read():
+    text = "word " * 1000 + "is read" + " behind" * 1000
+    answer = heldout_answers(1, knows=False)[5]
+    probe, read = replace(answer.probe, text=text), (5000, 5007)
+    answer = replace(answer, probe=probe, characters_read=read)
+    (found,) = heldout_items({"after sampled": [answer]}, rule=reward_rule(0.5))
+    before, middle, after = found["text"]
+    assert middle == "is read"
+    assert before == "… " + "word " * 200 and after.startswith(" behind behind")
+    assert len(after) < 2010
 
 
 def test_everything_that_fits_is_kept_in_its_order():

@@ -94,7 +94,7 @@ def test_no_text_of_the_run_is_markup(finished):
     assert "<img src=x" not in finished
     assert "<b>bold" not in finished
     assert finished.count("</script>") == 2
-    assert data_of(finished)["items"][0]["text"] == HOSTILE
+    assert data_of(finished)["items"][0]["text"] == [HOSTILE[:10], HOSTILE[10:19], HOSTILE[19:]]
 
 
 def test_the_page_fetches_nothing_and_runs_its_own_script_alone(finished):

@@ -95,6 +95,7 @@ def test_it_opens_from_disk_without_an_error_or_a_request(page):
 def test_a_hostile_text_is_shown_as_it_is_and_does_nothing(page):
     page.find_element(By.ID, "words").send_keys("onerror")
     assert HOSTILE in page.find_element(By.CSS_SELECTOR, "#list .text").text
+    assert page.find_element(By.CSS_SELECTOR, "#list .text mark").text == HOSTILE[10:19].strip()
     assert page.find_element(By.CSS_SELECTOR, "#list .question").text == HOSTILE
     assert page.find_elements(By.CSS_SELECTOR, "#list img, #list b:not(i > b)") == []
     assert "owned" not in page.title

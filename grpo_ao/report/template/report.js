@@ -147,7 +147,7 @@
       if (wanted.low > 0 || wanted.high < 100) return false;
     } else if (percent(answer) < wanted.low || percent(answer) > wanted.high) return false;
     if (!wanted.words) return true;
-    const words = `${item.text}\n${item.question}\n${answer.answer}`.toLowerCase();
+    const words = `${item.text.join("")}\n${item.question}\n${answer.answer}`.toLowerCase();
     return words.includes(wanted.words);
   }
 
@@ -206,9 +206,13 @@
     others.forEach((answer) => made.append(said(answer, label(answer.view))));
     const facts = [item.reference === null ? null : `reference: ${item.reference}`];
     facts.push(item.family === item.kind ? item.kind : `${item.family}, ${item.kind}`);
-    if (item.layer !== null) facts.push(`layer ${item.layer}`);
+    if (item.layer !== null) facts.push(`layer ${item.layer}, ${item.positions}`);
     if (item.step !== null) facts.push(`step ${item.step}`);
-    made.append(element("p", "text", item.text));
+    const [before, read, after] = item.text;
+    const text = element("p", "text", before);
+    if (read) text.append(element("mark", "", read));
+    text.append(after);
+    made.append(text);
     made.append(element("p", "meta", facts.filter((fact) => fact !== null).join(" · ")));
     return made;
   }
@@ -247,17 +251,19 @@
 
   // What is shown, as a table for other programs
 
-  const OF_ITEM = ["step", "family", "kind", "layer", "text", "question", "reference"];
+  const OF_ITEM = ["step", "family", "kind", "layer", "positions", "question", "reference"];
   const OF_ANSWER = [
     "view", "confidence", "informativeness", "reward", "answer", "reason", "judge_reply",
   ];
 
   function saveTable() {
     const rows = found.flatMap(({ item, answers }) =>
-      answers.map((a) => [...OF_ITEM.map((n) => item[n]), ...OF_ANSWER.map((n) => a[n])]),
+      answers.map((a) => [
+        ...OF_ITEM.map((n) => item[n]), item.text.join(""), ...OF_ANSWER.map((n) => a[n]),
+      ]),
     );
     const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
-    const lines = [[...OF_ITEM, ...OF_ANSWER], ...rows].map((row) => row.map(quoted).join(","));
+    const lines = [[...OF_ITEM, "text", ...OF_ANSWER], ...rows].map((row) => row.map(quoted).join(","));
     const link = element("a");
     link.href = URL.createObjectURL(new Blob([lines.join("\r\n")], { type: "text/csv" }));
     link.download = "answers.csv";

@@ -60,7 +60,7 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
         heldout=len(heldout),
         warm_start=asked * samples,
         checks=checks * min(CHECKED, len(train)),
-        measured=len(heldout) * 2 * (2 if config.initial_eval else 1)
+        measured=len(heldout) * (2 + 2 * config.initial_eval + measures_warm_start(config))
         + validations * len(probes.validation),
         baselines=min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
         benchmarks=len(benchmarks) * times_benchmarked(config),
@@ -71,7 +71,12 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
 def times_benchmarked(config: TrainConfig) -> int:
     """Return how often the benchmarks are asked."""
     during = max(config.max_steps - 1, 0) // config.eval_steps
-    return 1 + config.initial_eval + during
+    return 1 + config.initial_eval + measures_warm_start(config) + during
+
+
+def measures_warm_start(config: TrainConfig) -> bool:
+    """Say whether a run measures what the warm start alone has made."""
+    return config.initial_eval and config.warm_start != "none" and config.max_steps > 0
 
 
 def parameter_counts(config: TrainConfig) -> tuple[int, int]:

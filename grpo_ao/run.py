@@ -328,7 +328,7 @@ class Run:
     def measure(
         self, when: Literal["before", "warm start", "after"], modes: Sequence[str] = MODES
     ) -> None:
-        """Ask the held-out probes, sampled and greedy, and, but for the warm start, the benchmarks.
+        """Ask the held-out probes, sampled and greedy, and the benchmarks.
 
         After training some are asked again of another text's activations and of noise.
         """
@@ -338,8 +338,7 @@ class Run:
             given[mode] = self._ask(f"measuring {when}, {mode}", self.heldout_table, how, path)
         if when == "after":
             self._ask_controls(given["greedy"])
-        if when != "warm start":
-            self.measure_benchmarks(when)
+        self.measure_benchmarks(when.replace(" ", "_"))
         self._keep_time()
 
     def _keep_time(self) -> None:
@@ -378,6 +377,8 @@ class Run:
     def measure_benchmarks(self, name: str) -> None:
         """Ask the benchmarks of the oracle as it is now, and compare with ``before``.
 
+        The trained one is compared with ``warm_start``, too.
+
         Answers are greedy, and no samples of them are drawn: agreement is left to ``evaluate``.
         """
         folder = self.folder / "eval" / name
@@ -396,9 +397,10 @@ class Run:
 
     def _write_benchmarks(self, folder: Path, answers: list[Answer], seconds: float) -> None:
         config, measured = self.config, {folder.name: answers}
-        before = read_answers(folder.parent / "before" / "rows.jsonl")
-        if folder.name != "before" and len(before) == len(answers):
-            measured["before"] = before
+        for earlier in ("before", "warm_start") if folder.name == "after" else ("before",):
+            compared = read_answers(folder.parent / earlier / "rows.jsonl")
+            if folder.name != earlier and len(compared) == len(answers):
+                measured[earlier] = compared
         settings = {
             "suite": _suite(config),
             "benchmarks": config.benchmarks,

@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from grpo_ao.config import TrainConfig
 from grpo_ao.report import tables
 
 RUN = "--preset mini --max_steps 2 --questions_per_step 2 --num_generations 2 --eval_probes 6"
-RUN += " --warm_start_probes 2 --warm_start none --save_steps 1"
+RUN += " --warm_start_probes 2 --warm_start random --warm_start_steps 1 --save_steps 1"
 
 
 @pytest.fixture
@@ -26,15 +28,25 @@ def metrics(folder: Path, name: str) -> dict:
     return json.loads((folder / "eval" / name / "metrics.json").read_text())
 
 
-def test_a_run_asks_its_benchmarks_before_during_and_after(tmp_path, quick):
+@pytest.fixture
+def umask():
+    """Another umask than most machines have."""
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+def test_a_run_asks_its_benchmarks_before_during_and_after(tmp_path, quick, umask):
     folder = tmp_path / "run"
     flags = f"--benchmarks ner tense --eval_contexts 2 --eval_steps 1 --output_dir {folder}"
     main(f"train {RUN} {flags}".split())
-    assert sorted(p.name for p in (folder / "eval").iterdir()) == ["after", "before", "step_000001"]
+    asked = ["after", "before", "step_000001", "warm_start"]
+    assert sorted(p.name for p in (folder / "eval").iterdir()) == asked
     assert list(metrics(folder, "before")["oracles"]) == ["before"]
     after = metrics(folder, "after")
-    assert list(after["oracles"]) == ["after", "before"]
-    assert list(after["differences"]) == ["after - before"]
+    assert list(after["oracles"]) == ["after", "before", "warm_start"]
+    assert list(after["differences"]) == ["after - before", "after - warm_start"]
+    assert list(metrics(folder, "warm_start")["differences"]) == ["warm_start - before"]
     assert after["oracles"]["after"]["groups"]["all"]["n"] == 4
     rows = [json.loads(line) for line in (folder / "eval/after/rows.jsonl").open()]
     assert {row["oracle"] for row in rows} == {"after"}
@@ -44,6 +56,10 @@ def test_a_run_asks_its_benchmarks_before_during_and_after(tmp_path, quick):
     baselines = json.loads((folder / "summary.json").read_text())["baselines"]
     assert baselines["answer probability"]["n"] == 6
     assert baselines["agreement of 20"]["n"] == 2
+    # One card, none of TRL's and PEFT's beside checkpoints, and files that the group can read.
+    assert [path.parent.name for path in folder.rglob("README.md")] == ["adapter"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
 
 
 def test_bad_settings_are_one_sentence():

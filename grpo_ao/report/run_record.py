@@ -1,7 +1,6 @@
 """Everything that a run folder holds, read back; what a run has not made yet is empty."""
 
 import fcntl
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 from grpo_ao.answer import Answer, read_rows
 from grpo_ao.errors import UserError
-from grpo_ao.files import holds_run, read_jsonl
+from grpo_ao.files import holds_run, read_json, read_jsonl
 from grpo_ao.measuring.confidences import baselines
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import summary
@@ -125,7 +124,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _status(folder: Path) -> Status:
@@ -152,4 +151,4 @@ def _evaluations(folder: Path) -> list[Evaluation]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    return ({"before": 0, "after": 2}.get(name, 1), name)
+    return ({"before": 0, "warm_start": 1, "after": 3}.get(name, 2), name)

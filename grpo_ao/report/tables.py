@@ -65,7 +65,7 @@ def oracle_metrics(
     kinds = by(lambda answer: answer.probe.kind)
     stating = [kind for kind, measured in kinds.items() if measured["parse_rate"]["value"] > 0]
     return {
-        "findings": findings({kind: estimated(kinds[kind]) for kind in stating}, others),
+        "findings": findings({k: estimated(kinds[k]) for k in stating}, answers, others),
         "kinds": kinds,
         "groups": {
             name: measured(_pooled(answers, members), smooth_interval=True)
@@ -372,18 +372,22 @@ _GROUPS = {
     "out_of_distribution": "Out of distribution",
     "own": "Own benchmarks",
 }
-_WHEN = {"before": "before training", "after": "after training"}
+_WHEN = {
+    "before": "before training",
+    "warm_start": "after the warm start",
+    "after": "after training",
+}
 
 
 def benchmark_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
-    """Lay out the last evaluation, its change since the first, its baselines, and the course."""
+    """Lay out the last evaluation, its baselines, its changes, and the course."""
     if not evaluations:
         return []
     last, named = _oracle(evaluations[-1]), when(evaluations[-1].name)
     measured = {_group_title(n): m for n, m in (last["groups"] | last["benchmarks"]).items()}
     tables = [_measurements("benchmark", COLUMNS, measured), _baselines(last)]
     if len(evaluations) > 1:
-        tables += [_changes(evaluations), _course(evaluations)]
+        tables += [*_changes(evaluations[-1]), _course(evaluations)]
     return [replace(tables[0], title=f"Benchmarks, {named}"), *(t for t in tables[1:] if t.rows)]
 
 
@@ -391,15 +395,17 @@ def _group_title(name: str) -> str:
     return _GROUPS.get(name, name)
 
 
-def _changes(evaluations: Sequence[Evaluation]) -> Table:
-    # The last evaluation compares itself with the first alone, by pooled groups.
-    groups = next(iter(evaluations[-1].metrics["differences"].values()), {})
-    rows = {
-        _group_title(name): [_entry(group[metric], True) for metric in COLUMNS]
-        for name, group in groups.items()
-    }
-    title = f"Change since {when(evaluations[0].name)}, paired"
-    return Table(title, ["benchmark", *COLUMNS.values()], rows)
+def _changes(last: Evaluation) -> list[Table]:
+    """Lay out the pooled groups less those of each earlier evaluation that it is compared with."""
+    tables = []
+    for name, groups in last.metrics["differences"].items():
+        rows = {
+            _group_title(group): [_entry(values[metric], True) for metric in COLUMNS]
+            for group, values in groups.items()
+        }
+        title = f"Change since {when(name.partition(' - ')[2])}, paired"
+        tables.append(Table(title, ["benchmark", *COLUMNS.values()], rows))
+    return tables
 
 
 def _course(evaluations: Sequence[Evaluation]) -> Table:

@@ -42,11 +42,12 @@ def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
 def test_evaluations_come_in_the_order_of_training(tmp_path):
     folder = make_run(tmp_path / "run", evaluations=True)
     write_json(folder / "eval" / "step_000010" / "metrics.json", benchmark_metrics(0.5))
+    write_json(folder / "eval" / "warm_start" / "metrics.json", benchmark_metrics(0.5))
     (folder / "eval" / "step_000030").mkdir()  # under way: no metrics yet
     names = [evaluation.name for evaluation in read_run(folder).evaluations]
-    assert names == ["before", "step_000010", "step_000020", "after"]
+    assert names == ["before", "warm_start", "step_000010", "step_000020", "after"]
     assert [when(name) for name in names] == [
-        "before training", "step 10", "step 20", "after training",
+        "before training", "after the warm start", "step 10", "step 20", "after training",
     ]  # fmt: skip
 
 
@@ -81,3 +82,12 @@ def test_the_warm_start_is_a_measurement_between_the_others(tmp_path):
     record = read_run(folder)
     assert list(record.greedy) == ["before", "warm start", "after"]
     assert record.greedy["warm start"] == record.greedy["before"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json", "warm_start/summary.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"config": {'])
+def test_a_damaged_file_is_one_sentence_with_its_name(tmp_path, name, content):
+    folder = make_run(tmp_path / "run")
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        read_run(folder)

@@ -161,7 +161,7 @@ def _controlled(
     progress: PhaseProgress,
 ) -> Controlled:
     count = min(config.control_probes, len(table))
-    with progress.phase(f"controls of {name}", count * (len(CONTROLS) + 1)) as bar:
+    with progress.phase(f"controls of {name}", count * (len(CONTROLS) + 2)) as bar:
         controls = Controls(
             oracle,
             table,

@@ -1,7 +1,8 @@
 """Confidences that are read from the oracle without its writing a number.
 
 The expectation of the number that it would write, the probability with which it says that its own
-answer is right (P(True), arXiv 2207.05221), and that of each known answer against the others.
+answer is right (P(True), arXiv 2207.05221), that of each known answer against the others, and that
+of words for how sure it is.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import pad_prompts
 from grpo_ao.oracle.table import ProbeTable
 
+# Words for how sure one is, and what they stand for (Kent 1964, Words of estimative probability).
+SURE_WORDS = {"certain": 1.0, "probable": 0.75, "even": 0.5, "improbable": 0.3, "impossible": 0.0}
 _NUMBERS = range(101)
 # Rows whose logits are held at once.
 _ROWS = 128
@@ -35,18 +38,49 @@ def truth_table(oracle: Oracle, table: ProbeTable, answers: Sequence[Answer]) ->
     ``answers[n]`` is the graded answer to row n; the right reply is Yes where its grade is at
     least one half. The probability of Yes in a reply is P(True) of the answer.
     """
+    right = ["Yes" if (answer.informativeness or 0.0) >= 0.5 else "No" for answer in answers]
+    asked = "Is the answer right? Answer with 'Yes' or 'No' only."
+    return _about_answers(oracle, table, answers, asked, right, ())
+
+
+def sureness_table(oracle: Oracle, table: ProbeTable, answers: Sequence[Answer]) -> ProbeTable:
+    """Return a table that asks, of the same activations, for one word on how sure each answer is.
+
+    No reply to it is right or wrong.
+    """
+    *others, last = SURE_WORDS
+    asked = f"How sure is the answer? Answer with {', '.join(others)} or {last} only."
+    return _about_answers(oracle, table, answers, asked, [None] * len(table), tuple(SURE_WORDS))
+
+
+def _about_answers(
+    oracle: Oracle,
+    table: ProbeTable,
+    answers: Sequence[Answer],
+    asked: str,
+    right: Sequence[str | None],
+    choices: tuple[str, ...],
+) -> ProbeTable:
     probes = [
         replace(
             probe,
-            question=f"{probe.question}\nAnswer: {answer.answer}\n"
-            "Is the answer right? Answer with 'Yes' or 'No' only.",
+            question=f"{probe.question}\nAnswer: {answer.answer}\n{asked}",
             kind="closed",
-            reference="Yes" if (answer.informativeness or 0.0) >= 0.5 else "No",
-            choices=(),
+            reference=reference,
+            choices=choices,
         )
-        for probe, answer in zip(table.probes, answers, strict=True)
+        for probe, answer, reference in zip(table.probes, answers, right, strict=True)
     ]
     return ProbeTable.of_vectors(oracle, probes, table.vectors)
+
+
+def sureness(
+    oracle: Oracle, table: ProbeTable, replies: Sequence[Answer]
+) -> Float[np.ndarray, "probes"]:
+    """Return what the words of a ``sureness_table`` stand for, weighted by their likelihood."""
+    likely = choice_probabilities(oracle, table, replies)
+    found = [sum(share * SURE_WORDS[word] for word, share in own.items()) for own in likely]
+    return np.where([bool(own) for own in likely], found, np.nan)
 
 
 def expected_confidences(oracle: Oracle, table: ProbeTable) -> Float[np.ndarray, "probes"]:

@@ -21,7 +21,13 @@ from grpo_ao.judges.reference import ReferenceJudge, named
 from grpo_ao.measuring.ask import Asking, ask, say_the_same
 from grpo_ao.measuring.confidences import METHODS
 from grpo_ao.measuring.controls import CONTROLS, Control, control_rows, control_table
-from grpo_ao.measuring.elicited import choice_probabilities, expected_confidences, truth_table
+from grpo_ao.measuring.elicited import (
+    choice_probabilities,
+    expected_confidences,
+    sureness,
+    sureness_table,
+    truth_table,
+)
 from grpo_ao.measuring.metrics import (
     Columns,
     headline_values,
@@ -92,15 +98,19 @@ class Controls:
         """Predict confidences in all answers, and elicit them for the probes that are asked again.
 
         P(True) is the probability of Yes in the reply to the question whether the answer is right,
-        the forced choice that of the known answer which the answer names, of all known ones.
+        the forced choice that of the known answer which the answer names, of all known ones,
+        *in words* what the words for how sure it is stand for.
         """
         rows, part, own = self._graded
         how = self.how._replace(probabilities=True)
         table = truth_table(self.oracle, part, own)
         replies = self._ask(table, ReferenceJudge(), how, "P(True)")
+        sure_table = sureness_table(self.oracle, part, own)
+        sure = self._ask(sure_table, ReferenceJudge(), self.how, "in words")
         elicited = {
             "expected number": expected_confidences(self.oracle, part),
             "P(True)": np.array([reply.yes_probability for reply in replies], dtype=float),
+            "in words": sureness(self.oracle, sure_table, sure),
         }
         chosen = zip(own, self._chosen, strict=True)
         if any(self._chosen):

@@ -1,4 +1,4 @@
-"""Expected numbers and P(True): what is read off the oracle's probabilities."""
+"""Expected numbers, P(True), choices and words: what is read off the oracle's probabilities."""
 
 from dataclasses import replace
 
@@ -10,9 +10,12 @@ from grpo_ao.answer import Answer
 from grpo_ao.epistemic import TAG_PREFIX, render_tag
 from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.measuring.elicited import (
+    SURE_WORDS,
     choice_probabilities,
     expected_confidences,
     number_tokens,
+    sureness,
+    sureness_table,
     truth_table,
 )
 from grpo_ao.oracle.ends import end_of_turn_id
@@ -118,3 +121,19 @@ def test_the_oracle_is_asked_whether_its_answer_is_right(oracle):
         assert probe.question.startswith(f"{before.question}\nAnswer: word {number}\n")
         assert probe.kind == "closed"
         assert "80" not in probe.question
+
+
+def test_words_for_how_sure_an_answer_is_count_as_likely_as_they_are(oracle):
+    table = planted_table(oracle, 2)
+    answers = [Answer.read(p, f"{render_tag(80)} word {n}") for n, p in enumerate(table.probes)]
+    asked = sureness_table(oracle, table, answers)
+    for number, probe in enumerate(asked.probes):
+        assert f"\nAnswer: word {number}\nHow sure is the answer?" in probe.question
+        assert (probe.reference, probe.choices) == (None, tuple(SURE_WORDS))
+    replies = [Answer.read(probe, f"{render_tag(30)} who knows") for probe in asked.probes]
+    likely = choice_probabilities(oracle, asked, replies)
+    expected = [
+        own["certain"] + 0.75 * own["probable"] + 0.5 * own["even"] + 0.3 * own["improbable"]
+        for own in likely
+    ]
+    assert sureness(oracle, asked, replies) == pytest.approx(expected)

@@ -73,7 +73,7 @@ def test_other_confidences_are_of_the_same_answers(controls):
         *("family and kind", "question's words"),
         *("linear probe", "linear probe, one a family"),
     }
-    for name in ("P(True)", "expected number"):
+    for name in ("P(True)", "expected number", "in words"):
         known_N = ~np.isnan(found[name])
         assert known_N.sum() == 8
         assert np.all((found[name][known_N] >= 0) & (found[name][known_N] <= 1))

@@ -239,6 +239,8 @@ def report_results(
         for key, m in {**oracle["groups"], **oracle["benchmarks"]}.items()
     ]
     reporter.table(step, "eval/benchmarks", table)
+    findings = [{"finding": sentence} for sentence in oracle["findings"]]
+    reporter.table(step, "eval/findings", findings)
     sources = [
         {"confidence from": name, "n": m["n"]} | {metric: m[metric]["value"] for metric in _SOURCES}
         for name, m in oracle["baselines"].items()

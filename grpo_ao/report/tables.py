@@ -350,7 +350,8 @@ def heldout_tables(record: RunRecord, headline: Headline | None) -> list[Table]:
         }
         columns = ["metric", *lines[0].estimates]
         tables.append(Table(f"All metrics, {mode} answers", columns, rows))
-    names = {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "n": "n"}
+    names = {"auroc_within": "AUROC within families", "calibration_error": "Calibration error"}
+    names |= {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "n": "n"}
     rows = {n: [number(values[c]) for c in names] for n, values in record.baselines.items()}
     title = "Sources of confidence, greedy answers after training"
     baselines = Table(title, ["confidence from", *names.values()], rows)
@@ -361,6 +362,8 @@ def heldout_tables(record: RunRecord, headline: Headline | None) -> list[Table]:
 
 COLUMNS = {
     "informativeness": "Accuracy",
+    "auroc_within": "AUROC within families",
+    "calibration_error": "Calibration error",
     "ece10": "ECE",
     "auroc": "AUROC",
     "brier": "Brier",

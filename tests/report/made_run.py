@@ -177,7 +177,8 @@ def rows_of(answers: list[Answer]) -> list[dict]:
 def benchmark_metrics(accuracy: float) -> dict:
     """A ``metrics.json`` as an evaluation writes it."""
     entry = {"value": accuracy, "low": accuracy - 0.125, "high": accuracy + 0.125}
-    metrics = ("informativeness", "ece10", "auroc", "brier", "parse_rate", "ece10_perfect")
+    metrics = ("informativeness", "auroc_within", "calibration_error", "ece10", "auroc", "brier")
+    metrics += ("parse_rate", "ece10_perfect")
     values: dict = dict.fromkeys(metrics, entry)
     values |= {"n": 250, "contexts": 250}
     without = {"value": None, "low": None, "high": None}

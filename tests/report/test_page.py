@@ -220,7 +220,7 @@ def test_every_table_is_there(finished):
     ]  # fmt: skip
     text = words(finished)
     of_one = "0.750 [0.625, 0.875] "
-    assert f"All benchmarks 250 {of_one * 5}" in text
+    assert f"All benchmarks 250 {of_one * 7}" in text
     assert "All benchmarks −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
-    assert f"step 20 {'0.600 [0.475, 0.725] ' * 5}".strip() in text
+    assert f"step 20 {'0.600 [0.475, 0.725] ' * 7}".strip() in text
     assert 'aria-label="risk coverage"' in finished

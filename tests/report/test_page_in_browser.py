@@ -68,6 +68,12 @@ def count(page) -> str:
     return page.find_element(By.ID, "count").text
 
 
+def unfold(page) -> None:
+    page.execute_script(
+        "document.querySelectorAll('#list details').forEach((d) => (d.open = true))"
+    )
+
+
 def stated(page) -> list[int]:
     """The confidences of the answers that are listed, not of those they are compared with."""
     rows = page.find_elements(By.CSS_SELECTOR, "#list .said:not(.other) .meter span")
@@ -94,6 +100,8 @@ def test_it_opens_from_disk_without_an_error_or_a_request(page):
 
 def test_a_hostile_text_is_shown_as_it_is_and_does_nothing(page):
     page.find_element(By.ID, "words").send_keys("onerror")
+    assert not page.find_element(By.CSS_SELECTOR, "#list .text").is_displayed()
+    page.find_element(By.CSS_SELECTOR, "#list summary").click()
     assert HOSTILE in page.find_element(By.CSS_SELECTOR, "#list .text").text
     assert page.find_element(By.CSS_SELECTOR, "#list .text mark").text == HOSTILE[10:19].strip()
     assert page.find_element(By.CSS_SELECTOR, "#list .question").text == HOSTILE
@@ -153,6 +161,7 @@ def test_rollouts_are_listed_with_their_group(page):
     assert count(page) == "16 completions of 4 of 4 questions."
     slide(page, "low", 50)
     assert count(page) == "8 completions of 4 of 4 questions."
+    unfold(page)
     card = page.find_element(By.CSS_SELECTOR, "#list li")
     assert len(card.find_elements(By.CSS_SELECTOR, ".said")) == 4
     assert len(card.find_elements(By.CSS_SELECTOR, ".said:not(.other)")) == 2
@@ -241,8 +250,8 @@ def test_focus_is_visible(page):
 @pytest.mark.parametrize("width", [320, 360, 768])
 def test_a_narrow_screen_does_not_scroll_sideways(page, width):
     show(page, width=width)
-    page.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     choose(page, "view", "rollouts of training")
+    unfold(page)
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
 
 

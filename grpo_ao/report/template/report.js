@@ -196,30 +196,33 @@
     $("more").hidden = shown >= found.length;
   }
 
+  // The question and the answers that were sought; all else is folded.
   function card(entry) {
     const { item, answers } = entry;
-    const made = element("li");
-    made.append(element("p", "question", item.question));
-    answers.forEach((answer) => made.append(said(answer)));
+    const made = element("details");
+    const top = element("summary");
+    top.append(element("span", "question", item.question), ...answers.map((answer) => said(answer)));
+    made.append(top);
     const others = item.answers.filter((answer) => !answers.includes(answer));
     others.sort((a, b) => data.views.indexOf(a.view) - data.views.indexOf(b.view));
     others.forEach((answer) => made.append(said(answer, label(answer.view))));
-    const facts = [item.reference === null ? null : `reference: ${item.reference}`];
-    facts.push(item.family === item.kind ? item.kind : `${item.family}, ${item.kind}`);
-    if (item.layer !== null) facts.push(`layer ${item.layer}, ${item.positions}`);
-    if (item.step !== null) facts.push(`step ${item.step}`);
     const [before, read, after] = item.text;
     const text = element("p", "text", before);
     if (read) text.append(element("mark", "", read));
     text.append(after);
-    made.append(text);
-    made.append(element("p", "meta", facts.filter((fact) => fact !== null).join(" · ")));
-    return made;
+    const facts = [item.reference === null ? null : `reference: ${item.reference}`];
+    facts.push(item.family === item.kind ? item.kind : `${item.family}, ${item.kind}`);
+    if (item.layer !== null) facts.push(`layer ${item.layer}, ${item.positions}`);
+    if (item.step !== null) facts.push(`step ${item.step}`);
+    made.append(text, element("p", "meta", facts.filter((fact) => fact !== null).join(" · ")));
+    const entryOfList = element("li");
+    entryOfList.append(made);
+    return entryOfList;
   }
 
   function said(answer, other) {
     const tone = measurement(answer.view).when.replace(" ", "-");
-    const row = element("div", `said ${tone}${other ? " other" : ""}`);
+    const row = element("span", `said ${tone}${other ? " other" : ""}`);
     row.append(meter(percent(answer)));
     const mark = { right: "✓", wrong: "✗", none: "–" }[grade(answer)];
     const score = answer.informativeness === null ? "" : ` ${number(answer.informativeness)}`;

@@ -1,6 +1,7 @@
 """Read what an endpoint sends back, strictly: chat completions, their text and their usage."""
 
 import json
+import re
 from typing import Any, NamedTuple
 
 _BAD_REQUEST, _BAD_GATEWAY = 400, 502
@@ -57,10 +58,9 @@ def fault_of(body: bytes) -> tuple[int, str] | None:
 def _status_and_message(error: Any) -> tuple[int, str]:
     if not isinstance(error, dict):
         return _BAD_REQUEST, str(error)
-    match error.get("code"):
-        case int(code) if 400 <= code < 600:
-            return code, str(error.get("message", error))
-    return _BAD_REQUEST, str(error.get("message", error))
+    code, said = str(error.get("code")), str(error.get("message", error))
+    # Some gateways send it as a text.
+    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else _BAD_REQUEST, said
 
 
 def _first_choice(completion: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     take_any_text()
     with _errors_told():
         COMMANDS[command](rest)
+        sys.stdout.flush()
 
 
 def _overview() -> str:
@@ -71,6 +73,9 @@ def _errors_told() -> Iterator[None]:
         if said:
             print(f"{stop}. Go on with: {_command_again()}", file=sys.stderr)
         raise SystemExit(128 + stop.number) from None
+    except BrokenPipeError:  # whoever read what is printed has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except UserError as error:
         # A file's name may hold a line break.
         raise SystemExit(f"error: {' '.join(str(error).split())}" if said else 1) from error

@@ -230,7 +230,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-6 as the number that it is, and takes no key twice."""
+    """Reads 1e-6 as the number that it is, and takes no key twice and no alias."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse ``*name``: a few of them, one in another, stand for more than memory holds."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias (*name): write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Refuse a key that is given twice: YAML would keep the last, without a word."""

@@ -299,6 +299,8 @@ class RunFolder:
                 self._take()
         except OSError as error:
             raise _unusable(path, error.strerror or "it cannot be written") from error
+        except RuntimeError as error:  # pathlib's, of a symbolic link that leads to itself
+            raise _unusable(path, str(error)) from error
 
     def _check(self, resume: bool) -> None:
         record = self.path / "run.json"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -208,6 +209,17 @@ def test_a_budget_counts_what_a_run_of_these_flags_does(capsys):
 def test_a_time_of_no_size_is_refused(value):
     with pytest.raises(SystemExit, match="--step_seconds must be a number above 0"):
         main(["budget", "--preset", "mini", "--step_seconds", value])
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setitem(COMMANDS, "report", lambda _: print("a path"))
+    with os.fdopen(writer, "w") as gone, pytest.raises(SystemExit) as caught:
+        monkeypatch.setattr(sys, "stdout", gone)
+        main(["report"])
+    assert caught.value.code == 141
+    assert capsys.readouterr().err == ""
 
 
 # Whatever is typed

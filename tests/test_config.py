@@ -321,6 +321,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("3: 4\n", "sets '3', which is no setting"),
         ("- lr\n", "does not hold a mapping"),
         ("lr: [\n", "is not valid YAML: .* line 2"),
+        ("trl: &a {b: 1}\nvllm: *a\n", r"is not valid YAML: it holds an alias \(\*name\)"),
         ("lr: fast\n", "sets 'lr' to 'fast', which is not of type float"),
         ("lr: true\n", "sets 'lr' to True, which is not of type float"),
         ("lr:\n", "sets 'lr' to None"),

@@ -420,10 +420,11 @@ def test_the_version_that_made_the_run_is_named(stopped):
         resume(stopped, CONFIG | {"unknown_setting": 3})
 
 
-@pytest.mark.parametrize("path", [".", "/", "file/run", "a" * 300, "/proc/run"])
+@pytest.mark.parametrize("path", [".", "/", "file/run", "a" * 300, "/proc/run", "loop/run"])
 def test_a_path_that_cannot_hold_a_run_is_one_sentence(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match=r"^--output_dir .* cannot be used: [^\n]*\.$"):
         RunFolder(Path(path), resume=False).write_record(CONFIG, DATA)
 

@@ -25,17 +25,21 @@ def _spelled(word: str) -> str:
 
 
 _TAG = f"{_spelled('epistemic')}[\\W_]*{_spelled('status')}"
-_NOUN = rf"(?:{_TAG}|{_spelled('confidence')}|{_spelled('certainty')}|{_spelled('credence')})"
+_NOUNS = ("epistemic", "confidence", "certainty", "credence", "sureness")
+_NOUN = rf"(?:{_TAG}|{'|'.join(map(_spelled, _NOUNS))})"
 _ADJECTIVE = rf"(?:{_spelled('confident')}|\bcertain\b|\bsure\b)"
 _TENS = "ten|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred"
 _ONES = "zero|one|two|three|four|five|six|seven|eight|nine"
-_NUMBER = rf"(?:[.]?\d[\d.,]*|\b(?:{_TENS}|{_ONES})\b(?:[\W_]*\b(?:{_ONES}|hundred)\b)?)"
+_NUMBER = (
+    rf"(?:[.]?\d(?:[\d.,]|\s(?=\d))*|\b(?:{_TENS}|{_ONES})\b(?:[\W_]*\b(?:{_ONES}|hundred)\b)?)"
+)
 _UNIT = r"\s*(?:%|per\s?cent\b|/\s?10+\b|out\s+of\s+10+\b|out\s+of\s+a\s+hundred\b)"
 _BETWEEN = r"(?:[\W_]+(?:level|score|rating|is|of|at|about|around|in|this|to|by|with)\b){0,3}"
 _STATED = re.compile(
     rf"\[[\W_]*{_TAG}[^\[\]\n]{{0,40}}\]"
     rf"|{_NOUN}{_BETWEEN}[\W_]{{0,5}}{_NUMBER}(?:{_UNIT})?"
     rf"|{_ADJECTIVE}{_BETWEEN}[\W_]{{0,5}}{_NUMBER}{_UNIT}"
+    rf"|{_ADJECTIVE}\s?[:=]\s?{_NUMBER}(?:{_UNIT})?"
     rf"|{_NUMBER}{_UNIT}{_BETWEEN}[\W_]{{0,5}}(?:{_NOUN}|{_ADJECTIVE})"
     rf"|[01]?\.\d+[\W_]{{0,3}}{_NOUN}"
 )
@@ -45,8 +49,9 @@ def without_confidence(answer: str) -> str:
     """Return an answer with "[...]" in the place of each confidence that it states.
 
     A confidence is the tag, whole or broken, or a number beside "confidence", "certainty",
-    "credence" or "epistemic status"; beside "confident", "certain" or "sure" it is a number with
-    "%", "percent" or "out of 100". A number without such a word is the answer's own.
+    "credence", "sureness" or "epistemic"; beside "confident", "certain" or "sure" it is a number
+    with "%", "percent" or "out of 100", or behind a colon. A number without such a word is the
+    answer's own.
     """
     while True:
         folded, origin = _folded(answer)

@@ -151,6 +151,7 @@ def test_one_judge_serves_several_event_loops(judge_at):
         Response(body="<html>a proxy's page</html>"),
         Response(body='{"choices": [{"mess'),
         Response(body=json.dumps({"error": {"code": 429, "message": "busy"}})),
+        Response(body=json.dumps({"error": {"code": "503", "message": "busy"}})),
     ],
 )
 def test_a_passing_failure_costs_nothing_but_time(judge_at, failure):

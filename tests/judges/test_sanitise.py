@@ -65,6 +65,7 @@ def test_ordinary_language_is_untouched(field):
         "He is 25 years old and confident.",
         "Sure, 3 of 10 did.",
         "He is sure that 5 % of them came.",
+        "It is a certain number, 5.",
         "A confidence interval around the mean.",
         "The certainty of death, and 2 taxes.",
         "50 % off, for certain buyers.",
@@ -76,7 +77,7 @@ def test_numbers_that_are_no_confidence_stay(answer):
     assert sanitise("answer", answer) == answer
 
 
-TAG_WORDS = ["epistemic status", "confidence", "certainty", "credence"]
+TAG_WORDS = ["epistemic status", "epistemic", "confidence", "certainty", "credence", "sureness"]
 CYRILLIC = dict(
     zip(
         "acehikmoprstxy",
@@ -134,6 +135,8 @@ def test_no_disguise_gets_a_confidence_to_the_judge(word, form, number, gap, dra
     "answer",
     [
         "Oslo. I am 99 % sure.",
+        "Oslo. How sure: 99",
+        "Oslo, c o n f i d e n c e 9 9",
         "Oslo, ninety-nine percent confident",
         "99% certain: Oslo",
         "Oslo (0.99 confidence)",

@@ -92,10 +92,18 @@ def written_whole(path: Path) -> Iterator[Path]:
             yield unfinished
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())
+            as_umask_says(unfinished)
             unfinished.replace(path)
         finally:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+
+
+def as_umask_says(path: Path) -> None:
+    """Give a new file the mode of others: safetensors writes files for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import UNFINISHED, reading
+from grpo_ao.files import UNFINISHED, as_umask_says, reading
 from grpo_ao.probe import stable_hash
 
 
@@ -61,3 +61,5 @@ def _dequantise(path: Path, folder: Path) -> None:
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for saved in folder.iterdir():
+        as_umask_says(saved)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS, writing
+from grpo_ao.files import MINI_WEIGHTS, as_umask_says, writing
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.context import check_prompt, context_length
 from grpo_ao.oracle.generation import generate_completions
@@ -130,6 +130,7 @@ class Oracle:
                 save_spec(self.spec, unfinished)
                 (Path(unfinished) / "README.md").unlink()  # PEFT's, with nothing but headings
                 for path in Path(unfinished).iterdir():
+                    as_umask_says(path)
                     path.replace(folder / path.name)
 
     def detach(self) -> None:

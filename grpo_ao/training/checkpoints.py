@@ -8,7 +8,7 @@ from peft import set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import TrainerCallback
 
-from grpo_ao.files import mark_whole, why_not_whole
+from grpo_ao.files import as_umask_says, mark_whole, why_not_whole
 from grpo_ao.oracle.layers import decoder_of, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import SPEC_FILE, save_spec
@@ -39,6 +39,8 @@ class CheckpointCallback(TrainerCallback):
                 (folder / name).unlink(missing_ok=True)
             save_spec(self._oracle.spec, folder)
             files = [path for path in folder.rglob("*") if path.is_file()]
+            for path in files:
+                as_umask_says(path)
             mark_whole(folder / COMPLETE, files, step=state.global_step)
         self._on_whole()
 

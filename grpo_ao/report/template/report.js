@@ -312,7 +312,6 @@
     defaults = Object.fromEntries(FILTERS.map((name) => [name, $(name).value]));
     const changed = () => (search(), writeAddress());
     form.addEventListener("input", changed);
-    form.addEventListener("change", changed);
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(changed));
     $("more").addEventListener("click", showMore);

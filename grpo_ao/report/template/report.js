@@ -311,7 +311,9 @@
     }
     defaults = Object.fromEntries(FILTERS.map((name) => [name, $(name).value]));
     const changed = () => (search(), writeAddress());
-    form.addEventListener("input", changed);
+    // Not "change" of a text: it comes with the click that opens an answer, and would fold it again.
+    form.querySelectorAll("input").forEach((one) => one.addEventListener("input", changed));
+    form.querySelectorAll("select").forEach((one) => one.addEventListener("change", changed));
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(changed));
     $("more").addEventListener("click", showMore);

@@ -8,6 +8,7 @@ with the probe's own fields, so that a report can be made from the file alone:
     kind, family, reference  ``closed`` or ``open``; the question's sort; its right answer or null
     layer, positions         where the subject was read (``18``, ``last:20``); where several layers
                              were read together, ``layer`` is ``[21, 22, 23]``
+    subject                  name of the adapter that the subject was read with; "" for none
     completion, token_ids    what the oracle wrote, and its tokens, the one that ended it included
     confidence               in [0, 1]; null where the completion has no well-formed tag
     answer                   the text behind the tag, or all of the completion where it has none
@@ -33,7 +34,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
 from grpo_ao.probe import Positions, Probe
 
-_OF_PROBE = ("text", "question", "kind", "family", "reference")
+_OF_PROBE = ("text", "question", "kind", "family", "reference", "subject")
 
 
 class Agreement(NamedTuple):
@@ -139,10 +140,12 @@ class Answer:
 
 _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
 # What the first version's rows have not.
-_KEPT_LATER = {"judge_reply": None, "characters_read": None}
+_KEPT_LATER = {"judge_reply": None, "characters_read": None, "subject": ""}
 _NUMBER = (float, int, type(None))
 _TYPES = {
-    **dict.fromkeys(("probe_id", "text", "question", "kind", "family", "positions"), (str,)),
+    **dict.fromkeys(
+        ("probe_id", "text", "question", "kind", "family", "subject", "positions"), (str,)
+    ),
     **dict.fromkeys(("completion", "answer"), (str,)),
     **dict.fromkeys(("reference", "reason", "judge_reply"), (str, type(None))),
     **dict.fromkeys(("confidence", "informativeness", "calibration", "reward"), _NUMBER),

@@ -13,6 +13,7 @@ from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources,
 from grpo_ao.oracle.merging import reason_not_plain
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
+from grpo_ao.oracle.subject import check_subject
 from grpo_ao.oracle.vllm.client import check_servers
 from grpo_ao.oracle.vllm.engine import check_architecture, check_arguments, check_installed
 from grpo_ao.probe import Layers
@@ -38,6 +39,8 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
         )
     check_rollouts(config, config.model, [config.oracle_lora_path], processes.count)
     adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
+    if config.subject_lora is not None:
+        check_subject(config.model, config.subject_lora)
     check_sources(config.model, adapter, processes.device, load_in_4bit=config.load_in_4bit)
 
 
@@ -150,6 +153,11 @@ def check_sharded(config: TrainConfig, processes: int) -> None:
         raise UserError(
             "FSDP does not divide a base model in 4 bits: leave out --load_in_4bit, or launch "
             "without FSDP."
+        )
+    if config.subject_lora is not None:
+        raise UserError(
+            "a subject with an adapter of its own is not read where FSDP divides the base model: "
+            "launch without FSDP."
         )
     if config.judge == "local":
         raise UserError(

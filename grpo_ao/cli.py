@@ -249,6 +249,8 @@ class Ask:
     """Base model (default: the mini model)."""
     oracle_lora_path: str | None = None
     """Adapter (default: the mini oracle)."""
+    subject_lora: str | None = None
+    """Adapter with which the text is read: a fine-tuned subject."""
     layers: str | None = None
     """Layer that is read, or several together, as 21,22,23 (default: as the adapter was trained;
     the middle one where it reads one of several)."""
@@ -274,7 +276,10 @@ def ask(arguments: list[str]) -> None:
     request = _parse(Ask, "ask", arguments)
     _quiet()
     from grpo_ao.oracle.oracle import Oracle
+    from grpo_ao.oracle.subject import check_subject
 
+    if request.subject_lora is not None:
+        check_subject(request.model or make_defaults("mini").model, request.subject_lora)
     if request.model is None or request.oracle_lora_path is None:
         oracle = Oracle.mini()
     else:
@@ -285,6 +290,7 @@ def ask(arguments: list[str]) -> None:
         layers=None if request.layers is None else parse_layers(request.layers),
         positions=request.positions,
         temperature=request.temperature,
+        subject_lora=request.subject_lora,
     )
     said = "no well-formed confidence"
     if answer.confidence is not None:

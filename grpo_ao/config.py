@@ -87,6 +87,9 @@ class TrainConfig(RolloutFlags, JudgeFlags):
 
     num_prompts: int | None = None
     """Use only the first N training texts of the question set (all of them without it)."""
+    subject_lora: str | None = None
+    """Adapter with which the base model is read: a fine-tuned subject (a Hub id or a folder). The
+    oracle answers on the base model without it."""
     layers: tuple[str, ...] = ()
     """Layers that are read: `9 18 27` draws one per probe, `21,22,23` reads three together.
     Without it, those that the adapter was trained on."""
@@ -316,6 +319,9 @@ class EvalConfig(RolloutFlags):
     """Contexts of each benchmark; each gets one question."""
     positions: tuple[str, ...] = ("token@-3", "window:50@-1")
     """Token positions that are read, each in turn: token@OFFSET, window:K@OFFSET, last:K or all."""
+    subject_lora: tuple[str, ...] = ()
+    """Adapters with which the base model is read, each in turn: fine-tuned subjects (Hub ids or
+    folders). The oracle answers on the base model without them."""
     layers: tuple[str, ...] = ()
     """Layers that are read: `9 18 27` each in turn, `21,22,23` three together, or `all`, one after
     the other. Without it, those that the adapter was trained on."""

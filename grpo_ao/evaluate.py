@@ -1,9 +1,9 @@
 """An evaluation from beginning to end: benchmarks, answers, metrics, figures."""
 
-import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from grpo_ao.oracle.loading import (
 )
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
-from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.sources import adapter_names, resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
+from grpo_ao.oracle.subject import check_subject, with_subject
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.probe import Positions, Probe
@@ -53,20 +54,25 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Evaluate the oracles that ``config`` names; return what ``metrics.json`` holds.
 
     Whatever can be refused without a model is refused before one is loaded. One base model serves
-    all oracles: it reads the texts once, and the adapters take turns on it.
+    all oracles: it reads the texts once for each subject, and the adapters take turns on it.
     """
     started = time.perf_counter()
     console = terminal()
-    config = dataclasses.replace(config, model=str(local_base(config.model)))
-    adapters = oracle_names([config.oracle_lora_path, *config.compare])
+    config = replace(config, model=str(local_base(config.model)))
+    adapters = adapter_names([config.oracle_lora_path, *config.compare])
     check_rollouts(config, config.model, [*adapters.values()])
+    subjects = adapter_names(config.subject_lora)
+    for subject in subjects.values():
+        check_subject(config.model, subject)
     probes = _probes(config, [*adapters.values()], console)
+    probes = [replace(probe, subject=name) for name in subjects or [""] for probe in probes]
     digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}
+    digests |= {f"of subject {n}": _adapter_digest(config.model, p) for n, p in subjects.items()}
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
     oracle = Oracle.from_pretrained(config.model, config.oracle_lora_path)
-    table = _table(config, oracle, probes, progress)
+    table = _table(config, oracle, probes, subjects, progress)
     engine = _engine(config, oracle, table)
     answers, controlled = {}, {}
     for name, adapter in adapters.items():
@@ -79,7 +85,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             controlled[name] = _controlled(config, oracle, name, table, answers[name], progress)
     pooled = groups(config.suite, list(dict.fromkeys(probe.family for probe in probes)))
     read = {probe.layers for probe in probes}, {probe.positions for probe in probes}
-    rows = len(pooled) + len(pooled["all"]) + sum(map(len, read))
+    rows = len(pooled) + len(pooled["all"]) + sum(map(len, read)) + max(1, len(subjects))
     with progress.phase("measuring", len(answers) * (rows + 13)) as bar:
         seconds = time.perf_counter() - started
         metrics = write_results(
@@ -109,20 +115,30 @@ def _probes(config: EvalConfig, adapters: Sequence[str], console: Console) -> li
 
 
 def _table(
-    config: EvalConfig, oracle: Oracle, probes: Sequence[Probe], progress: PhaseProgress
+    config: EvalConfig,
+    oracle: Oracle,
+    probes: Sequence[Probe],
+    subjects: Mapping[str, str],
+    progress: PhaseProgress,
 ) -> ProbeTable:
-    texts = len({probe.text for probe in probes})
-    with progress.phase("activations", texts) as bar:
-        store = ActivationStore.build(
-            config.output_dir.parent / "activations",
-            oracle.model,
-            oracle.tokenizer,
-            probes,
-            model_fingerprint(config.model),
-            progress=bar.to,
-        )
-        bar.to(texts)
-    return ProbeTable.build(oracle, probes, store)
+    """Read each subject's probes, which lie one behind the other."""
+    vectors = []
+    for name, adapter in (subjects or {"": None}).items():
+        own = [probe for probe in probes if probe.subject == name]
+        texts = len({probe.text for probe in own})
+        attached = with_subject(oracle.model, adapter, name)
+        with attached, progress.phase(f"activations {name}".strip(), texts) as bar:
+            store = ActivationStore.build(
+                config.output_dir.parent / "activations",
+                oracle.model,
+                oracle.tokenizer,
+                own,
+                model_fingerprint(config.model),
+                progress=bar.to,
+            )
+            bar.to(texts)
+        vectors += [store.vectors(probe.id) for probe in own]
+    return ProbeTable.of_vectors(oracle, probes, vectors)
 
 
 def _engine(config: EvalConfig, oracle: Oracle, table: ProbeTable) -> RolloutEngine | None:
@@ -175,19 +191,6 @@ def _controlled(
             bar.advance,
         )
         return controls.controlled()
-
-
-def oracle_names(adapters: Sequence[str]) -> dict[str, str]:
-    """Name each adapter by the end of its path, or by all of it where two ends are alike."""
-    if len(set(adapters)) < len(adapters):
-        raise UserError("an adapter is named twice: give each to compare once.")
-    short = [_short(adapter) for adapter in adapters]
-    return dict(zip(short if len(set(short)) == len(short) else adapters, adapters, strict=True))
-
-
-def _short(adapter: str) -> str:
-    parts = Path(adapter).parts
-    return "/".join(parts[-2:]) if Path(adapter).is_dir() else adapter
 
 
 def _adapter_digest(model: str, adapter: str) -> str:

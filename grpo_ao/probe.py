@@ -110,7 +110,8 @@ class Probe:
     where it is known; a set without references needs a judge that reads the text. ``family``
     groups questions of one sort: the measured warm start shrinks accuracies to their family's
     mean, tables report by it. ``choices`` are the known answers to a closed question that is not
-    one of yes or no.
+    one of yes or no. ``subject`` names the adapter with which the base model is read, ""
+    for none.
     """
 
     text: str
@@ -121,11 +122,13 @@ class Probe:
     reference: str | None
     family: str
     choices: tuple[str, ...] = ()
+    subject: str = ""
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits that depend on text, question, layers and positions alone."""
-        return stable_hash(self.text, self.question, self.shown_layers, str(self.positions))
+        """Sixteen hex digits that depend on text, question, layers, positions and subject alone."""
+        parts = (self.text, self.question, self.shown_layers, str(self.positions))
+        return stable_hash(*parts, *filter(None, (self.subject,)))
 
     @property
     def shown_layers(self) -> str:

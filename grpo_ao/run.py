@@ -41,7 +41,9 @@ from grpo_ao.oracle.loading import load_config, load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
+from grpo_ao.oracle.sources import adapter_name
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
+from grpo_ao.oracle.subject import with_subject
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
@@ -209,6 +211,7 @@ def probes_of_run(
         strict_positions=config.strict_positions,
         report=console.print,
     )
+    probes = RunProbes._make(_of_subject(config, found) for found in probes)
     if not config.benchmarks:
         return probes, []
     suite = _suite(config)
@@ -216,7 +219,13 @@ def probes_of_run(
     specs = (config.positions,) if suite == "mini" else _POSITIONS
     positions = [Positions.parse(spec) for spec in specs]
     benchmarks = probes_of_items(items, layers, positions, one_layer=True)
-    return probes, readable([context], benchmarks, config.strict, console.print)
+    benchmarks = readable([context], benchmarks, config.strict, console.print)
+    return probes, _of_subject(config, benchmarks)
+
+
+def _of_subject(config: TrainConfig, probes: Sequence[Probe]) -> list[Probe]:
+    name = "" if config.subject_lora is None else adapter_name(config.subject_lora)
+    return [dataclasses.replace(probe, subject=name) for probe in probes]
 
 
 def _suite(config: TrainConfig) -> Suite:
@@ -297,7 +306,8 @@ class Run:
 
     def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
         texts = len({probe.text for probe in probes})
-        with self.progress.phase(f"activations of {name} texts", texts) as bar:
+        attached = with_subject(self.oracle.model, self.config.subject_lora)
+        with attached, self.progress.phase(f"activations of {name} texts", texts) as bar:
             if is_sharded(self.oracle.model):
                 # The others take part in the passes of the main process, and wait afterwards.
                 with together(self.oracle.model):

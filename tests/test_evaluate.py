@@ -4,16 +4,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from grpo_ao.cli import main, parse_eval_config
 from grpo_ao.config import EVAL_PRESETS, EvalConfig
 from grpo_ao.errors import UserError
-from grpo_ao.evaluate import evaluate, oracle_names
+from grpo_ao.evaluate import evaluate
+from grpo_ao.files import MINI_WEIGHTS, read_jsonl
 from grpo_ao.measuring import ask as asking
+from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import unwrap
+from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sources import adapter_names
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 from grpo_ao.oracle.vllm.client import VllmRollouts
 from grpo_ao.probe import Positions
@@ -88,14 +99,14 @@ def test_adapters_are_named_by_the_end_of_their_paths(tmp_path):
     for name in ("a/adapter", "b/adapter", "x/a/adapter"):
         (tmp_path / name).mkdir(parents=True)
     a, b, xa = (str(tmp_path / name) for name in ("a/adapter", "b/adapter", "x/a/adapter"))
-    assert oracle_names([a, b, "user/repo"]) == {
+    assert adapter_names([a, b, "user/repo"]) == {
         "a/adapter": a,
         "b/adapter": b,
         "user/repo": "user/repo",
     }
-    assert oracle_names([a, xa]) == {a: a, xa: xa}
+    assert adapter_names([a, xa]) == {a: a, xa: xa}
     with pytest.raises(ValueError, match="named twice"):
-        oracle_names([a, a])
+        adapter_names([a, a])
 
 
 # Probes
@@ -231,6 +242,36 @@ def test_a_sweep_asks_each_question_at_every_layer(tmp_path, few_draws, no_figur
     (oracle,) = metrics["oracles"].values()
     assert {layer: m["n"] for layer, m in oracle["layers"].items()} == dict.fromkeys("01234567", 2)
     assert "| 7 | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
+
+
+def test_each_subject_is_read_with_its_own_adapter(tmp_path, few_draws, no_figures, monkeypatch):
+    subjects = []
+    for seed in (1, 2):
+        base = AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base")
+        subjects.append(str(tmp_path / f"tuned/{seed}"))
+        add_adapter(base, seed).save_pretrained(subjects[-1])
+    tables = []
+
+    def kept(oracle, table, *arguments):
+        tables.append(table)
+        return asking.ask(oracle, table, *arguments)
+
+    monkeypatch.setattr("grpo_ao.evaluate.ask", kept)
+    metrics = evaluate(flags(tmp_path, subject_lora=tuple(subjects), controls=False))
+    (oracle,) = metrics["oracles"].values()
+    assert {name: m["n"] for name, m in oracle["subjects"].items()} == {"tuned/1": 2, "tuned/2": 2}
+    assert "| tuned/2 | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
+    rows = read_jsonl(tmp_path / "out" / "rows.jsonl")
+    assert [row["subject"] for row in rows] == ["tuned/1"] * 2 + ["tuned/2"] * 2
+    (table,) = tables
+    for row, probe in enumerate(table.probes):
+        folder = subjects[row // 2]
+        base = AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base")
+        tuned = PeftModel.from_pretrained(base, folder).merge_and_unload()
+        (found,) = extract_activations(
+            tuned, load_tokenizer(MINI_WEIGHTS / "base"), [probe.text], probe.layers, LAST
+        )
+        torch.testing.assert_close(table.vectors[row], found[probe.layers[0]], atol=1e-3, rtol=1e-3)
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_it_is_loaded(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], P
 
 
 def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
-    """Return for each row one of another text, read at the same layers and positions.
+    """Return for each row one of another text, read of the same subject at the same places.
 
     Rows for which there is none are left out.
     """
@@ -105,7 +105,7 @@ def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
 
 
 def _read_at(probe: Probe, same_family: bool) -> tuple:
-    where = (probe.layers, str(probe.positions))
+    where = (probe.subject, probe.layers, str(probe.positions))
     return (*where, probe.family) if same_family else where
 
 

@@ -1,7 +1,7 @@
-"""Read the subject: the residual stream of the base model over a text, adapter off."""
+"""Read the subject: its residual stream over a text, the oracle's adapter off."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 
 import torch
@@ -17,6 +17,7 @@ from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device, unwrap
 from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.sharding import is_sharded
+from grpo_ao.oracle.subject import SUBJECT, subject_of
 from grpo_ao.oracle.turn import shown, user_turn
 from grpo_ao.probe import Layers, Positions
 
@@ -98,27 +99,39 @@ def characters_read(
 
 
 @contextmanager
-def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def adapter_off(model: PreTrainedModel | PeftModel, but: str | None = None) -> Iterator[None]:
     """Run the base model inside the block: every adapter off, no activations injected.
 
-    Which parameters require gradients is the same after the block (PEFT turns the active
-    adapter's on when it enables it again).
+    ``but`` is the name of an adapter that is on nevertheless. Which parameters require gradients is
+    the same after the block (PEFT turns the active adapter's on when it enables it again).
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     # PEFT's own context inspects every layer before and after, which takes longer than a step of a
     # small model.
     tuned = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    active = [module.active_adapters for module in tuned]
     try:
         for module in tuned:
-            module.enable_adapters(False)
+            if but is None:
+                module.enable_adapters(False)
+            else:
+                module.set_adapter([but])
         with injection_off(model):
             yield
     finally:
-        for module in tuned:
-            module.enable_adapters(True)
+        for module, adapters in zip(tuned, active, strict=True):
+            if but is None:
+                module.enable_adapters(True)
+            else:
+                module.set_adapter(adapters)
         model.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def subject_on(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
+    """Run the subject inside the block: the base model, with its own adapter if it has one."""
+    return adapter_off(model, but=SUBJECT if subject_of(model) else None)
 
 
 @contextmanager
@@ -143,10 +156,10 @@ def extract_activations(
 ) -> list[dict[int, Float[Tensor, "K D"]]]:
     """Read each text at the outputs of ``layers``: for each text, layer -> (K, D) on the CPU.
 
-    All layers come from one forward pass, which ends at the deepest of them; the adapter is off.
-    The dtype is the model's. K is the positions' count, or less where they are clipped. Raises
-    UserError for a text that is too short or too long for the model, or a layer that it does not
-    have.
+    All layers come from one forward pass, which ends at the deepest of them; the oracle's adapter
+    is off. The dtype is the model's. K is the positions' count, or less where they are clipped.
+    Raises UserError for a text that is too short or too long for the model, or a layer that it does
+    not have.
     """
     rows = [subject_token_ids(tokenizer, text) for text in texts]
     context = context_length(unwrap(model).config)
@@ -197,7 +210,7 @@ def read_residuals(
 
     results: list[list[Tensor]] = [[] for _ in token_rows]
     done = 0
-    with adapter_off(model), evaluating(model), fused_norms(model):
+    with subject_on(model), evaluating(model), fused_norms(model):
         for batch, found in zip(batches, _one_behind(map(begin, batches)), strict=True):
             for i, tensors in zip(batch, found, strict=True):
                 results[i] = tensors

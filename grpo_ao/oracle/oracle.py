@@ -31,6 +31,7 @@ from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 from grpo_ao.oracle.stream import check_stream
+from grpo_ao.oracle.subject import with_subject
 from grpo_ao.probe import Layers, Positions, rising
 
 
@@ -202,10 +203,12 @@ class Oracle:
         positions: Positions | str = "last:20",
         temperature: int | float = 0.0,
         max_new_tokens: int = 64,
+        subject_lora: str | Path | None = None,
     ) -> list[OracleAnswer]:
         """Ask ``questions[i]`` about the subject's activations over ``texts[i]``.
 
-        ``layers`` are those of ``layers_read``. Raises UserError for a text that is too short
+        ``layers`` are those of ``layers_read``; ``subject_lora`` is the adapter of a fine-tuned
+        subject, with which the texts are read. Raises UserError for a text that is too short
         or too long for the model, and for a question that leaves its answer no room.
         """
         if isinstance(texts, str) or isinstance(questions, str):
@@ -214,7 +217,8 @@ class Oracle:
             raise UserError(f"{len(texts)} texts, but {len(questions)} questions: give pairs.")
         read = self.layers_read(layers)
         positions = Positions.parse(positions) if isinstance(positions, str) else positions
-        activations = extract_activations(self.model, self.tokenizer, texts, read, positions)
+        with with_subject(self.model, subject_lora):
+            activations = extract_activations(self.model, self.tokenizer, texts, read, positions)
         vectors = [torch.cat([by_layer[layer] for layer in read]) for by_layer in activations]
         prompts = [
             self.prompt(read, len(row_KD), question)

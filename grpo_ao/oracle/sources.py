@@ -9,6 +9,20 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from grpo_ao.errors import UserError
 
 
+def adapter_names(adapters: Sequence[str]) -> dict[str, str]:
+    """Name each adapter by the end of its path, or by all of it where two ends are alike."""
+    if len(set(adapters)) < len(adapters):
+        raise UserError("an adapter is named twice: give each to compare once.")
+    short = [adapter_name(adapter) for adapter in adapters]
+    return dict(zip(short if len(set(short)) == len(short) else adapters, adapters, strict=True))
+
+
+def adapter_name(adapter: str) -> str:
+    """Return a Hub id, or the end of a folder's path."""
+    parts = Path(adapter).parts
+    return "/".join(parts[-2:]) if Path(adapter).is_dir() else adapter
+
+
 def resolve_files(name: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
     """Return a folder that holds those of ``files`` (names or patterns) that the source has.
 

@@ -18,6 +18,7 @@ from grpo_ao.files import written_whole
 from grpo_ao.oracle.activations import Read, read_residuals, select_positions, subject_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.subject import subject_digest, subject_of
 from grpo_ao.probe import Probe, stable_hash
 
 _FORMAT = "grpo_ao.activations.3"
@@ -70,15 +71,21 @@ class ActivationStore:
         """Open the store of these probes and this model in ``folder``, or read the subject.
 
         The file is named after all that its content depends on: the model's fingerprint, dtype
-        and quantization, the texts' tokens (so also the chat template and tokenizer), layers and
-        positions. So runs that read differently can share a folder, also at the same time; a file
-        that no run needs any more can be deleted. A damaged file is replaced; one that is not an
-        activation store is left alone and refused with UserError, as is a text of which nothing
-        would be read.
+        and quantization, the weights of the subject's own adapter, the texts' tokens (so also the
+        chat template and tokenizer), layers and positions. So runs that read differently can share
+        a folder, also at the same time; a file that no run needs any more can be deleted. A damaged
+        file is replaced; one that is not an activation store is left alone and refused with
+        UserError, as is a text of which nothing would be read. Probes of another subject than the
+        one that is attached are a ValueError.
         ``progress`` is called with the number of texts read; not at all if none had to be.
         """
         if not probes:
             raise UserError("there are no probes to store activations of.")
+        if (asked := {probe.subject for probe in probes}) != {subject_of(model)}:
+            raise ValueError(
+                f"the probes ask about the subjects {sorted(asked)}, the one that would be read is "
+                f"'{subject_of(model)}'."
+            )
         entries = {_key(probe): probe for probe in probes}
         tokens = {p.text: subject_token_ids(tokenizer, p.text) for p in entries.values()}
         reads = {
@@ -86,7 +93,10 @@ class ActivationStore:
             for key, p in entries.items()
         }
         fingerprint = _fingerprint(
-            [model_fingerprint, *_number_format(model)], entries, tokens, reads
+            [model_fingerprint, *_number_format(model), *subject_digest(model)],
+            entries,
+            tokens,
+            reads,
         )
         path = Path(folder) / f"activations-{fingerprint[:16]}.safetensors"
         if not _is_current(path, fingerprint, set(entries)):

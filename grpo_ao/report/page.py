@@ -258,6 +258,7 @@ def _setup(record: RunRecord) -> Table:
     judge = {name: value for name, value in run.get("judge", {}).items() if name != "judge"}
     facts = {
         "Base model": config["model"],
+        "Subject": config.get("subject_lora") or "the base model",
         "Oracle": config["oracle_lora_path"],
         "Questions": _listed(config["questions"], run["data"]),
         "Judge": _listed(config["judge"], judge),

@@ -44,6 +44,7 @@ from grpo_ao.oracle.loading import (
 )
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.oracle.subject import check_subject, with_subject
 from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import Item, load_items
 from grpo_ao.probes.names import BENCHMARKS
@@ -94,6 +95,8 @@ def make_oracle(config: MakeOracleConfig) -> Path:
         tokenizer = load_tokenizer(config.model)
         model_config = load_config(config.model)
         check_fits_device(config.model, meta_model(model_config), processes.device)
+        if config.subject_lora is not None:
+            check_subject(config.model, config.subject_lora)
         if note := template_note(tokenizer):
             console.print(f"warning: {note}", markup=False)
         layers = OracleSpec().layers(num_decoder_layers(model_config), config.layer_combination)
@@ -240,7 +243,8 @@ class Making:
         reporter = make_reporter(config.report_to, self.folder, dataclasses.asdict(config))
         losses, started, first = [], time.perf_counter(), self.step
         fast = fast_passes(self.oracle, config.compile)
-        with fast, progress.phase("teaching the oracle", config.steps) as bar:
+        subject = with_subject(self.oracle.model, config.subject_lora)
+        with subject, fast, progress.phase("teaching the oracle", config.steps) as bar:
             bar.advance(self.step)
             for targets, batches in self._batches():
                 losses.append(self._update(targets, batches))
@@ -371,6 +375,7 @@ def card(config: MakeOracleConfig, folder: Path) -> str:
     table = "\n".join(f"| {name} | {value:.3f} |" for name, value in found.items())
     sources = [*config.benchmarks, *config.questions, *map(str, config.labelled)]
     sources += [str(source) for source in (config.latentqa, config.plain) if source]
+    subject = f", read with the adapter {config.subject_lora}" if config.subject_lora else ""
     names = ", ".join(Path(source).name for source in sources)
     return f"""---
 library_name: peft
@@ -380,9 +385,9 @@ tags: [activation-oracle, interpretability, lora]
 # An activation oracle of {Path(config.model).name}
 
 A LoRA adapter (rank {config.lora_rank}) with which the model answers questions about its own
-activations (arXiv 2512.15674), made by `grpo-ao make-oracle` on {config.examples:,} examples of:
-{names}. Answers are {config.answer_format}. It states no confidence that means anything before it
-is calibrated by `grpo-ao train`.
+activations{subject} (arXiv 2512.15674), made by `grpo-ao make-oracle` on {config.examples:,}
+examples of: {names}. Answers are {config.answer_format}. It states no confidence that
+means anything before it is calibrated by `grpo-ao train`.
 
 Not taught, so that calibration has fresh questions: {config.kept_share:.0%} of the training texts
 (`grpo_ao.probe.kept_for_calibration`), and every text of the validation and held-out splits.

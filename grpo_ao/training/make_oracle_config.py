@@ -18,6 +18,8 @@ class MakeOracleConfig:
     """Chat model, the subject and the oracle's base: a Hub id, a folder, or a .gguf file."""
     output_dir: Path
     """Folder of this run; the oracle is written to `adapter` in it."""
+    subject_lora: str | None = None
+    """Adapter with which the model is read: a fine-tuned subject (a Hub id or a folder)."""
     resume: bool = False
     """Go on with the run in output_dir from its checkpoint."""
     seed: int = 0

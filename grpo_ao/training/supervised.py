@@ -12,7 +12,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grpo_ao.oracle.activations import adapter_off, layer_outputs
+from grpo_ao.oracle.activations import layer_outputs, subject_on
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device, unwrap
 from grpo_ao.oracle.norms import fused_norms
@@ -60,11 +60,11 @@ def _autocast(device: torch.device) -> torch.autocast:
 def answer_logits(oracle: Oracle, batch: Batch) -> Float[Tensor, "predicted vocab"]:
     """Return the logits from which each token of the answers is predicted.
 
-    The subject, adapter off, is read as far as the deepest layer; the head is applied to the
-    answers' positions alone. The injection stays bound for the backward pass.
+    The subject, the oracle's adapter off, is read as far as the deepest layer; the head is applied
+    to the answers' positions alone. The injection stays bound for the backward pass.
     """
     layers = {layer for layers in oracle.spec.act_layer_combinations for layer in layers}
-    with torch.no_grad(), adapter_off(oracle.model):
+    with torch.no_grad(), subject_on(oracle.model):
         resid = layer_outputs(oracle.model, batch.subject_BS, layers)
     resid_NBSD = torch.stack([resid[layer] for layer in sorted(layers)])
     device = batch.layer_BK.device

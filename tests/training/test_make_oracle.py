@@ -15,7 +15,7 @@ from grpo_ao.training import make_oracle as module
 from grpo_ao.training.examples import is_taught
 from grpo_ao.training.make_oracle import make_oracle, template_note
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import add_adapter, tiny_model, tiny_tokenizer
 
 QUESTION = "Is it light?"
 
@@ -96,6 +96,24 @@ def test_a_planted_task_is_learned_and_the_oracle_can_be_asked(
     answers = oracle.ask(texts, [QUESTION] * len(texts), max_new_tokens=4)
     assert [answer.answer for answer in answers] == wanted
     assert "rooms | " in (adapter / "README.md").read_text()
+
+
+def test_a_fine_tuned_subject_is_read_and_named(base, questions, tmp_path):
+    subject = tmp_path / "subject"
+    add_adapter(tiny_model(), seed=5).save_pretrained(subject)
+    settings = {"questions": (str(questions),), "examples": 3 * 16}
+    adapters = [
+        make_oracle(
+            config_of(
+                base, tmp_path / Path(name or "base").name / "run", subject_lora=name, **settings
+            )
+        )
+        for name in (str(subject), None)
+    ]
+    one, other = (load_peft_weights(str(folder), device="cpu") for folder in adapters)
+    assert one.keys() == other.keys()
+    assert not all(torch.allclose(one[name], other[name]) for name in one)
+    assert f"read with the adapter {subject}" in (adapters[0] / "README.md").read_text()
 
 
 class KilledError(Exception):

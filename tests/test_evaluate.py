@@ -244,12 +244,15 @@ def test_a_sweep_asks_each_question_at_every_layer(tmp_path, few_draws, no_figur
     assert "| 7 | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
 
 
+def mini_base():
+    return AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base", dtype=torch.float32)
+
+
 def test_each_subject_is_read_with_its_own_adapter(tmp_path, few_draws, no_figures, monkeypatch):
     subjects = []
     for seed in (1, 2):
-        base = AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base")
         subjects.append(str(tmp_path / f"tuned/{seed}"))
-        add_adapter(base, seed).save_pretrained(subjects[-1])
+        add_adapter(mini_base(), seed).save_pretrained(subjects[-1])
     tables = []
 
     def kept(oracle, table, *arguments):
@@ -266,8 +269,7 @@ def test_each_subject_is_read_with_its_own_adapter(tmp_path, few_draws, no_figur
     (table,) = tables
     for row, probe in enumerate(table.probes):
         folder = subjects[row // 2]
-        base = AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base")
-        tuned = PeftModel.from_pretrained(base, folder).merge_and_unload()
+        tuned = PeftModel.from_pretrained(mini_base(), folder).merge_and_unload()
         (found,) = extract_activations(
             tuned, load_tokenizer(MINI_WEIGHTS / "base"), [probe.text], probe.layers, LAST
         )

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import extract_activations
@@ -14,7 +15,7 @@ from grpo_ao.oracle.store import ActivationStore
 from grpo_ao.oracle.subject import check_subject, with_subject
 from grpo_ao.probe import Positions, Probe
 from tests.rigs import adapter_weights, make_oracle, planted_table
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 TEXTS = ["The train leaves at noon.", "It rains."]
 ALL = Positions.parse("all")
@@ -150,8 +151,10 @@ def test_an_adapter_of_another_base_or_kind_is_refused_by_name_with_the_widths(t
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
     check_subject(base, subject)
-    wide = tiny_model()
-    wide = type(wide)(type(wide.config)(**(wide.config.to_dict() | {"hidden_size": 48})))
+    config = tiny_config("qwen3")
+    assert isinstance(config, Qwen3Config)
+    config.hidden_size = 48
+    wide = Qwen3ForCausalLM(config)
     wide.name_or_path = "some/wide-model"
     folder = save_subject(tmp_path / "wide", 1, base=wide)
     with pytest.raises(UserError) as refused:
@@ -160,9 +163,9 @@ def test_an_adapter_of_another_base_or_kind_is_refused_by_name_with_the_widths(t
     assert f"is an adapter of some/wide-model, but the oracle's base model is {base}" in said
     assert "of width 32" in said
     assert "48" in said
-    config = json.loads((tmp_path / "subject" / "adapter_config.json").read_text())
+    settings = json.loads((tmp_path / "subject" / "adapter_config.json").read_text())
     (tmp_path / "subject" / "adapter_config.json").write_text(
-        json.dumps(config | {"use_dora": True})
+        json.dumps(settings | {"use_dora": True})
     )
     with pytest.raises(UserError, match=r"cannot be read: .* no plain LoRA: it sets use_dora"):
         check_subject(base, subject)

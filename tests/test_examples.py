@@ -2,6 +2,7 @@
 
 import ast
 import json
+import runpy
 import shlex
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def test_the_first_look_runs_and_sees_accuracy_fall(capsys):
         exec(source.replace("CONTEXTS = 30", "CONTEXTS = 8"), known)
     assert known["shown"]["another text"]["right"] < known["shown"]["its own text"]["right"]
     assert "trained to state its confidence" in capsys.readouterr().out
+
+
+def test_directions_are_asked_about(capsys):
+    runpy.run_path(str(EXAMPLES / "own_tensors.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    topics = {line[:15].strip(): line.split()[-1] for line in lines}
+    assert topics == {"pipe": "housing", "cake": "cooking", "pipe less cake": "housing"}
 
 
 def test_the_gpu_notebooks_commands_and_code_are_understood(monkeypatch):

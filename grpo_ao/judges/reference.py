@@ -1,38 +1,16 @@
 """The reference judge: answers compared with the question set's own."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from grpo_ao.errors import UserError
 from grpo_ao.judges.protocol import Grade, GradeRequest
 from grpo_ao.probe import Probe
+from grpo_ao.wording import ARTICLES, all_words, said, words
 
-# A number's minus and what tells C++ and C# from C are part of the word.
-_WORD = re.compile(r"(?:(?<![\w)\]])-(?=\d))?\w+(?:'\w+)*(?:(?:\+\+|#)(?!\w))?")
-_ARTICLES = {"a", "an", "the"}
 # Of an answer whose words are the reference's in less than this share, most is a list or filler.
 _LEAST_PRECISION = 0.25
-_PLAIN = str.maketrans("\u2019\u2212", "'-")
-
-
-def words(answer: str) -> list[str]:
-    """Return an answer's words, lower-cased, without punctuation and articles.
-
-    Where there are articles alone ("A" of a choice of letters) they are its words.
-    """
-    found = _WORD.findall(answer.lower().translate(_PLAIN))
-    return [word for word in found if word not in _ARTICLES] or found
-
-
-def said(answer: str) -> str | None:
-    """Return the answer that is given, ``Yes`` or ``No``, matched as a whole word.
-
-    ``None`` if neither word is said, or both are: "I know" says neither.
-    """
-    found = {"yes", "no"} & set(words(answer))
-    return found.pop().capitalize() if len(found) == 1 else None
 
 
 def says_neither(answer: str, reference: str | None) -> bool:
@@ -49,7 +27,7 @@ def closed_score(answer: str, reference: str) -> float:
     right = words(reference)
     if right in (["yes"], ["no"]):
         return float(said(answer) == right[0].capitalize())
-    opening = _WORD.findall(answer.lower()) if set(right) <= _ARTICLES else words(answer)
+    opening = all_words(answer) if set(right) <= ARTICLES else words(answer)
     return float(bool(right) and opening[: len(right)] == right)
 
 

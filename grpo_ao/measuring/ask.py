@@ -12,7 +12,6 @@ import torch
 from grpo_ao.answer import Agreement, Answer, read_rows
 from grpo_ao.files import append_jsonl, keep_rows
 from grpo_ao.judges.protocol import GradeRequest, Judge
-from grpo_ao.judges.reference import said, words
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, with_probabilities
 from grpo_ao.oracle.activations import characters_read
 from grpo_ao.oracle.oracle import Oracle
@@ -21,6 +20,7 @@ from grpo_ao.oracle.sharding import together
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Probe, stable_hash
 from grpo_ao.processes import Processes
+from grpo_ao.wording import say_the_same
 
 # Probes of a process that are asked together and appended: what a killed run loses at most.
 _CHUNK, _CHUNK_WITH_AGREEMENT = 256, 128
@@ -174,16 +174,10 @@ def _marked(oracle: Oracle, answer: Answer) -> Answer:
 
 
 def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:
-    same = sum(say_the_same(answer, other) for other in others)
+    kind = answer.probe.kind
+    same = sum(say_the_same(answer.answer, other.answer, kind) for other in others)
     tokens = sum(len(other.token_ids) for other in others)
     return replace(answer, agreement=Agreement(same, len(others), tokens))
-
-
-def say_the_same(first: Answer, second: Answer) -> bool:
-    """Say whether two answers are alike: in Yes or No where a closed one says so, else in words."""
-    if first.probe.kind == "closed" and said(first.answer):
-        return said(first.answer) == said(second.answer)
-    return words(first.answer) == words(second.answer)
 
 
 async def graded(judge: Judge, answers: Sequence[Answer]) -> list[Answer]:

@@ -18,15 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import Fit, cross_fitted, fit_isotonic, fit_temperature
 from grpo_ao.credit import tag_lengths
-from grpo_ao.judges.reference import said
 from grpo_ao.measuring.metrics import Columns, Confidence, stated
-from grpo_ao.oracle.activations import evaluating
-from grpo_ao.oracle.ends import end_token_ids, pad_token_id
-from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.prompt import pad_prompts
+from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import unit_draw
+from grpo_ao.wording import said
 
 AGREEMENT_SAMPLES = 20
 _YES = (" Yes", "Yes", " yes", "yes")
@@ -43,26 +40,25 @@ def with_probabilities(
     P(Yes) / (P(Yes) + P(No)) where the answer begins, of closed questions alone, and only where the
     tokenizer has both words as one token.
     """
-    tags = tag_lengths(oracle.tokenizer, [answer.token_ids for answer in answers])
-    starts = [tag if answer.parsed else 0 for tag, answer in zip(tags, answers, strict=True)]
+    written = [answer.token_ids for answer in answers]
+    tags = tag_lengths(oracle.tokenizer, written)
     sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
+    model, tokenizer, hook = oracle.model, oracle.tokenizer, oracle.hook
+    read = completion_logp(
+        model, tokenizer, hook, table.prompts, table.vectors, written, batch_size
+    )
     found = []
-    with evaluating(oracle.model):
-        for first in range(0, len(answers), batch_size):
-            rows = range(first, min(first + batch_size, len(answers)))
-            written = [answers[row].token_ids for row in rows]
-            logits_BCV = _completion_logits(oracle, table, rows, written)
-            for row, logits_CV in zip(rows, logits_BCV, strict=True):
-                ids, start = answers[row].token_ids, starts[row]
-                logp_CV = logits_CV[start : len(ids)].float().log_softmax(dim=-1)
-                closed = answers[row].probe.kind == "closed" and all(sides)
-                found.append(
-                    replace(
-                        answers[row],
-                        answer_probability=_sequence_probability(logp_CV, ids[start:]),
-                        yes_probability=_yes_probability(logp_CV[0], *sides) if closed else None,
-                    )
-                )
+    for answer, tag, whole_CV in zip(answers, tags, read, strict=True):
+        start = tag if answer.parsed else 0
+        logp_CV = whole_CV[start:]
+        closed = answer.probe.kind == "closed" and all(sides)
+        found.append(
+            replace(
+                answer,
+                answer_probability=probability_of(logp_CV, answer.token_ids[start:]),
+                yes_probability=_yes_probability(logp_CV[0], *sides) if closed else None,
+            )
+        )
     return found
 
 
@@ -70,30 +66,6 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> 
     """Return the ids of those words that are one token."""
     encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     return sorted({ids[0] for ids in encoded if len(ids) == 1})
-
-
-def _completion_logits(
-    oracle: Oracle, table: ProbeTable, rows: Sequence[int], written: Sequence[Sequence[int]]
-) -> Float[Tensor, "batch tokens vocab"]:
-    """Return the logits from which each completion token was chosen, right-padded."""
-    pad = pad_token_id(oracle.tokenizer, end_token_ids(oracle.model, oracle.tokenizer))
-    prompt_BL, prompt_mask_BL, _ = pad_prompts([table.prompts[row] for row in rows], pad)
-    longest = max(map(len, written))
-    tail_BC = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in written])
-    tail_mask_BC = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in written])
-    injection = table.injection(rows, padded_length=prompt_BL.shape[1])
-    device = input_device(oracle.model)
-    with oracle.hook.serving(injection.to(device)):
-        logits_BCV = oracle.model(
-            input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),
-            attention_mask=torch.cat([prompt_mask_BL, tail_mask_BC], dim=1).to(device),
-            logits_to_keep=longest + 1,
-        ).logits
-    return logits_BCV[:, :-1]
-
-
-def _sequence_probability(logp_CV: Tensor, ids: Sequence[int]) -> float:
-    return logp_CV.gather(1, torch.tensor([ids], device=logp_CV.device).T).sum().exp().item()
 
 
 def _yes_probability(logp_V: Tensor, yes: Sequence[int], no: Sequence[int]) -> float:

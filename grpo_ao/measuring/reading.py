@@ -18,7 +18,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import bootstrap_intervals
 from grpo_ao.judges.protocol import Judge
 from grpo_ao.judges.reference import ReferenceJudge, named
-from grpo_ao.measuring.ask import Asking, ask, say_the_same
+from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.confidences import METHODS
 from grpo_ao.measuring.controls import CONTROLS, Control, control_rows, control_table
 from grpo_ao.measuring.elicited import (
@@ -38,6 +38,7 @@ from grpo_ao.measuring.predicted import predicted_confidences
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
+from grpo_ao.wording import say_the_same
 
 # Of noise, so much more confidence than accuracy is an alert.
 MOST_TOO_SURE = 0.1
@@ -179,7 +180,8 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
 def _same_answers(
     own: Sequence[Answer], other: Sequence[Answer], draws: int
 ) -> dict[str, dict[str, float]]:
-    same_N = np.array([say_the_same(*pair) for pair in zip(own, other, strict=True)], dtype=float)
+    pairs = zip(own, other, strict=True)
+    same_N = np.array([say_the_same(a.answer, b.answer, a.probe.kind) for a, b in pairs], float)
     kind_N, text_N = (np.array([getattr(a.probe, of) for a in own]) for of in ("kind", "text"))
     kinds = sorted(set(kind_N.tolist()))
 

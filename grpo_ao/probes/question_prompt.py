@@ -11,8 +11,9 @@ from grpo_ao.chat import Connection, EndpointError
 from grpo_ao.chat_completion import ReplyError, Usage, content_of, usage_of
 from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.probes.filters import wrong_language
-from grpo_ao.probes.rows import parse_row, question_kind
+from grpo_ao.probes.rows import parse_row
 from grpo_ao.probes.sources import SourceText
+from grpo_ao.wording import question_kind
 
 CLOSED = {"yes": "Yes", "no": "No"}
 CLOSED_EACH = 2

@@ -5,7 +5,6 @@ One row holds a text and its questions. Columns: ``wildchat_question`` (the text
 ``question_families`` and ``reference_answers``, lists of the same length.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,7 @@ from typing import Any
 from grpo_ao.errors import UserError
 from grpo_ao.probe import Layers, Positions, Probe, QuestionKind, unit_draw
 from grpo_ao.probes.sources import read_rows
-
-# A question that opens with an auxiliary verb asks for yes or no, unless it offers a choice.
-_AUXILIARY = re.compile(
-    r"(is|are|was|were|am|do|does|did|has|have|had|can|could|will|would|should|may|might|must)\b",
-    re.IGNORECASE,
-)
-_ORDER = re.compile(r"answer\s+only\s+with\s+yes\s+or\s+no", re.IGNORECASE)
+from grpo_ao.wording import question_kind
 
 
 @dataclass(frozen=True)
@@ -31,18 +24,6 @@ class QuestionRow:
     kinds: tuple[QuestionKind, ...]
     references: tuple[str | None, ...]
     families: tuple[str, ...]
-
-
-def question_kind(question: str) -> QuestionKind:
-    """Tell a yes/no question from an open one by its words.
-
-    Closed: it says "answer only with yes or no", or opens with an auxiliary verb and offers no
-    choice ("formal or casual").
-    """
-    if _ORDER.search(question):
-        return "closed"
-    opens = _AUXILIARY.match(question.strip()) is not None
-    return "closed" if opens and " or " not in question.lower() else "open"
 
 
 def parse_row(row: Any) -> QuestionRow:

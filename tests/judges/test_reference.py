@@ -12,11 +12,10 @@ from grpo_ao.judges.reference import (
     closed_score,
     named,
     open_score,
-    said,
     says_neither,
-    words,
 )
 from grpo_ao.probe import Positions, Probe, QuestionKind
+from grpo_ao.wording import words
 
 
 def request(answer: str, reference: str | None, kind: QuestionKind = "closed") -> GradeRequest:
@@ -25,29 +24,6 @@ def request(answer: str, reference: str | None, kind: QuestionKind = "closed") -
 
 def grade(*requests: GradeRequest) -> list[Grade]:
     return asyncio.run(ReferenceJudge().grade(requests))
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("The user is moving.", ["user", "is", "moving"]),
-        ("A cat, an owl and THE dog!", ["cat", "owl", "and", "dog"]),
-        ("It's the users' plan", ["it's", "users", "plan"]),
-        ("It\u2019s late", ["it's", "late"]),
-        ("'Yes'", ["yes"]),
-        ("\u2018Yes\u2019", ["yes"]),
-        ("**Yes**", ["yes"]),
-        ("Él está en Zürich", ["él", "está", "en", "zürich"]),
-        (" ?! ", []),
-        ("The", ["the"]),
-        ("A.", ["a"]),
-        ("-5, \u22125 and 2-5, 3.5", ["-5", "-5", "and", "2", "5", "3", "5"]),
-        ("C++, C# (or F#?)", ["c++", "c#", "or", "f#"]),
-        ("#1 in x++y", ["1", "in", "x", "y"]),
-    ],
-)
-def test_words_are_lower_case_without_punctuation_and_articles(answer, expected):
-    assert words(answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -188,25 +164,6 @@ def test_probes_with_references_pass():
     probes = iter([probe("Late?", "Yes"), probe("Early?", "No")])
     check_references(probes)
     assert next(probes, None) is None  # all were looked at
-
-
-@pytest.mark.parametrize(
-    "answer, meant",
-    [
-        ("Yes", "Yes"),
-        (" yes.", "Yes"),
-        ("NO!", "No"),
-        ("Yes, it is", "Yes"),
-        ("I would say no", "No"),
-        ("I know", None),
-        ("Not now", None),
-        ("yesterday", None),
-        ("Yes and no", None),
-        ("", None),
-    ],
-)
-def test_an_answer_is_matched_as_a_whole_word(answer, meant):
-    assert said(answer) == meant
 
 
 def test_only_a_question_of_yes_or_no_can_be_answered_by_neither():

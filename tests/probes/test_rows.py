@@ -14,7 +14,6 @@ from grpo_ao.probes.rows import (
     load_rows,
     parse_row,
     probes_of,
-    question_kind,
 )
 
 LAST = Positions.parse("last:20")
@@ -31,37 +30,6 @@ def write(tmp_path, *lines):
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(text + "\n" for text in texts))
     return str(path)
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "Is it late?",
-        "does the user code?",
-        "  Can it be seen?",
-        "HAS the user asked?",
-        "Is the order normal?",
-        "ANSWER ONLY WITH YES OR NO: What if it were late?",
-        "Does the user want one or two? Answer only  with yes or no.",
-    ],
-)
-def test_closed_questions(question):
-    assert question_kind(question) == "closed"
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "What time is it?",
-        "How is it?",
-        "Is the tone formal or casual?",
-        "Issues of the user?",
-        "Dover lies where?",
-        "",
-    ],
-)
-def test_open_questions(question):
-    assert question_kind(question) == "open"
 
 
 def test_a_row_without_kinds_and_references():

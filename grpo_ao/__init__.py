@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from grpo_ao.discrimination import within_family_auroc
     from grpo_ao.epistemic import parse_oracle_output
     from grpo_ao.errors import UserError
-    from grpo_ao.oracle.oracle import Oracle, OracleAnswer
+    from grpo_ao.oracle.asking import OracleAnswer
+    from grpo_ao.oracle.oracle import Oracle
     from grpo_ao.probe import Positions, Probe
     from grpo_ao.reward import calibrated_reward
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 _MODULES = {
     "Oracle": "oracle.oracle",
-    "OracleAnswer": "oracle.oracle",
+    "OracleAnswer": "oracle.asking",
     "Positions": "probe",
     "Probe": "probe",
     "UserError": "errors",

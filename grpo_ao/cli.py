@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import os
 import shlex
 import signal
@@ -19,6 +20,7 @@ from grpo_ao import __version__
 from grpo_ao.config import (
     EVAL_PRESETS,
     PRESETS,
+    AskConfig,
     Config,
     EvalConfig,
     TrainConfig,
@@ -31,7 +33,6 @@ from grpo_ao.files import holds_run
 from grpo_ao.interruption import Interrupted, interruptible
 from grpo_ao.judges.flags import PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
-from grpo_ao.probe import Positions, parse_layers
 from grpo_ao.terminal import take_any_text
 
 Request = TypeVar("Request")
@@ -237,66 +238,16 @@ def evaluate(arguments: list[str]) -> None:
     evaluate(config)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ask:
-    """One question about one text."""
-
-    text: str
-    """Text that the subject reads."""
-    question: str
-    """Question about it; the oracle sees the activations only."""
-    model: str | None = None
-    """Base model (default: the mini model)."""
-    oracle_lora_path: str | None = None
-    """Adapter (default: the mini oracle)."""
-    subject_lora: str | None = None
-    """Adapter with which the text is read: a fine-tuned subject."""
-    layers: str | None = None
-    """Layer that is read, or several together, as 21,22,23 (default: as the adapter was trained;
-    the middle one where it reads one of several)."""
-    positions: str = "last:20"
-    """Token positions that are read: last:K, window:K@OFFSET, token@OFFSET or all."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-
-    def __post_init__(self) -> None:
-        Positions.parse(self.positions)
-        if (self.model is None) != (self.oracle_lora_path is None):
-            raise UserError(
-                "give both --model and --oracle_lora_path, or neither for the mini oracle."
-            )
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"the temperature must be 0 (greedy) or more, got {self.temperature}.")
-        if self.layers is not None:
-            parse_layers(self.layers)
-
-
 def ask(arguments: list[str]) -> None:
     """Ask an oracle a question about the activations of a text."""
-    request = _parse(Ask, "ask", arguments)
+    request = _parse(AskConfig, "ask", arguments)
+    # Looking for garbage while libraries are imported takes a tenth of the time until the answer.
+    gc.disable()
     _quiet()
-    from grpo_ao.oracle.oracle import Oracle
-    from grpo_ao.oracle.subject import check_subject
+    from grpo_ao.asking import ask
 
-    if request.subject_lora is not None:
-        check_subject(request.model or make_defaults("mini").model, request.subject_lora)
-    if request.model is None or request.oracle_lora_path is None:
-        oracle = Oracle.mini()
-    else:
-        oracle = Oracle.from_pretrained(request.model, request.oracle_lora_path)
-    (answer,) = oracle.ask(
-        [request.text],
-        [request.question],
-        layers=None if request.layers is None else parse_layers(request.layers),
-        positions=request.positions,
-        temperature=request.temperature,
-        subject_lora=request.subject_lora,
-    )
-    said = "no well-formed confidence"
-    if answer.confidence is not None:
-        note = "" if answer.calibrated else ", not trained"
-        said = f"confidence {answer.confidence:.2f}{note}"
-    print(f"{answer.answer}   ({said})")
+    gc.enable()
+    ask(request)
 
 
 def questions(arguments: list[str]) -> None:
@@ -380,7 +331,8 @@ class Push:
 def push(arguments: list[str]) -> None:
     """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
     request = _parse(Push, "push", arguments)
-    from grpo_ao.report.card import adapter_of, check_push, push_adapter, write_card
+    from grpo_ao.files import adapter_of
+    from grpo_ao.report.card import check_push, push_adapter, write_card
     from grpo_ao.report.headline import headline_of
     from grpo_ao.report.run_record import read_run
 

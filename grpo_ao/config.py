@@ -394,3 +394,58 @@ def combined(
     if "trl" in from_file:
         from_file["trl"] = values.get("trl", {}) | from_file["trl"]
     return kind(**{**values, **from_file})
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """What is asked of whom. Every field is a flag."""
+
+    text: str | None = None
+    """Text that the subject reads."""
+    question: str | None = None
+    """Question about it; the oracle sees the activations only."""
+    input: Path | None = None
+    """JSONL file of rows with `text` and `question`, instead of one of each."""
+    output: Path | None = None
+    """JSONL file that the rows and their answers are appended to (default: they are printed)."""
+    run: Path | None = None
+    """Folder of a run: its model and its adapter answer, at the layers and positions it read."""
+    model: str | None = None
+    """Base model (default: the mini model)."""
+    oracle_lora_path: str | None = None
+    """Adapter (default: the mini oracle)."""
+    subject_lora: str | None = None
+    """Adapter with which the text is read: a fine-tuned subject (default: the run's, or none)."""
+    layers: str | None = None
+    """Layer that is read, or several together, as 21,22,23 (default: as the adapter was trained;
+    the middle one where it reads one of several)."""
+    positions: str | None = None
+    """Token positions that are read: last:K, window:K@OFFSET, token@OFFSET or all (default: the
+    run's, or last:20)."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    samples: int = 0
+    """Answer so many times more, at temperature 1, and tell how many agree."""
+    show_tokens: bool = False
+    """Print the tokens at whose positions the subject is read."""
+
+    def __post_init__(self) -> None:
+        if self.positions is not None:
+            Positions.parse(self.positions)
+        if self.run is not None and (self.model or self.oracle_lora_path):
+            raise UserError("--run names its own model and adapter: leave out the others.")
+        if (self.model is None) != (self.oracle_lora_path is None):
+            raise UserError(
+                "give both --model and --oracle_lora_path, or neither for the mini oracle."
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"the temperature must be 0 (greedy) or more, got {self.temperature}.")
+        if self.samples < 0:
+            raise UserError(f"--samples must be 0 or more, got {self.samples}.")
+        if self.layers is not None:
+            parse_layers(self.layers)
+        given = [value is not None for value in (self.text, self.question, self.input)]
+        if given not in ([True, True, False], [False, False, True]):
+            raise UserError("give --text and --question, or --input with rows of both.")
+        if self.output is not None and self.input is None:
+            raise UserError("--output takes the answers to the rows of --input: give both.")

@@ -407,6 +407,16 @@ def _check_same(
                 )
 
 
+def adapter_of(folder: Path) -> Path:
+    """Return a run's final adapter; UserError if there is none."""
+    if not (folder / "adapter" / "adapter_config.json").is_file():
+        raise UserError(
+            f"there is no trained adapter in {folder}: a run writes it when training ends; "
+            "go on with it by --resume."
+        )
+    return folder / "adapter"
+
+
 def record_judge(folder: Path, identity: str) -> None:
     """Write the judge's identity (JSON) into ``run.json``; on resuming, refuse another judge.
 

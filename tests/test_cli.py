@@ -1,10 +1,8 @@
 """The commands, as a user types them."""
 
 import dataclasses
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,64 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_ao.cli import COMMANDS, main, parse_train_config
-from grpo_ao.config import MINI_WEIGHTS, TrainConfig
+from grpo_ao.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = "My name is Anna and I live in Rome. How do I fix the pipe? I am in a hurry, please answer."
-QUESTION = "What is the topic?"
-
-
-def ask(capsys, *arguments: str) -> str:
-    main(["ask", "--text", TEXT, "--question", QUESTION, *arguments])
-    return capsys.readouterr().out
-
-
-def test_ask_answers_with_a_confidence_by_the_mini_oracle(capsys):
-    said = ask(capsys)
-    found = re.fullmatch(r"(\S.*)   \(confidence ([01]\.\d\d), not trained\)\n", said)
-    assert found, said
-    assert 0 <= float(found[2]) <= 1
-    # Greedy: the same words at every time, and with the mini model's own paths.
-    weights = ["--model", str(MINI_WEIGHTS / "base")]
-    weights += ["--oracle-lora-path", str(MINI_WEIGHTS / "oracle")]
-    assert ask(capsys, *weights) == said
-
-
-def test_ask_tells_a_confidence_that_was_trained(capsys, tmp_path):
-    copied = shutil.copytree(MINI_WEIGHTS / "oracle", tmp_path / "oracle")
-    spec = json.loads((copied / "ao_config.json").read_text())
-    (copied / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
-    said = ask(capsys, "--model", str(MINI_WEIGHTS / "base"), "--oracle_lora_path", str(copied))
-    assert re.fullmatch(r"\S.*   \(confidence [01]\.\d\d\)\n", said)
-
-
-def test_ask_reads_other_layers_and_positions(capsys):
-    said = {
-        ask(capsys, "--layers", layers, "--positions", positions)
-        for layers in ("2", "2,6")
-        for positions in ("last:20", "token@-3")
-    }
-    assert len(said) > 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--layers", "8"], "there is no layer 8: the model has layers 0 to 7"),
-        (["--layers", "2,2"], "the layers 2,2 hold one twice"),
-        (["--positions", "first"], "positions 'first' are not understood"),
-        (["--model", "some/model"], "both --model and --oracle_lora_path, or neither"),
-        (["--temperature", "-1"], "the temperature must be 0"),
-        (["--text", "word " * 3000], "tokens, more than the model's 1,024 positions: shorten it"),
-        (["--question", "why " * 3000], "more than the model's 1,024 positions: shorten it, or"),
-    ],
-)
-def test_what_cannot_be_asked_is_one_sentence(capsys, arguments, message):
-    with pytest.raises(SystemExit) as caught:
-        main(["ask", "--text", TEXT, "--question", QUESTION, *arguments])
-    # The parser says it in a frame, and ends with 2.
-    framed = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert message in (framed if caught.value.code == 2 else str(caught.value.code))
 
 
 def test_the_help_of_train_shows_every_default(capsys):

@@ -23,7 +23,7 @@ FLOORS = (
     {"training"},
     {"config"},
     {"checks"},
-    {"run", "evaluate", "budget", "inspect_task"},
+    {"run", "evaluate", "budget", "asking", "inspect_task"},
     {"cli"},
     {"__main__"},
 )

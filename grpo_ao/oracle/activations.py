@@ -62,14 +62,18 @@ def select_positions(
     positions: Positions,
     text: str,
     strict: bool = False,
+    start: int | None = None,
 ) -> range:
     """Return the positions that are read of a tokenised text, all of them within it.
+
+    The text begins at ``start``, by default behind what the template writes in front of a user's.
 
     Raises UserError for a text of which none can be read and, with ``strict``, for one that has
     fewer than the positions ask for.
     """
     try:
-        chosen = positions.select(len(token_ids), content_start(tokenizer))
+        first = content_start(tokenizer) if start is None else start
+        chosen = positions.select(len(token_ids), first)
         if strict and positions.count is not None and len(chosen) < positions.count:
             raise UserError(
                 f"it has {len(chosen)} of the {positions.count} positions of '{positions}': ask "

@@ -1,7 +1,7 @@
 """The oracle: a language model with a LoRA adapter that answers questions about activations."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,15 +10,24 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from grpo_ao.credit import tag_lengths
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, as_umask_says, writing
-from grpo_ao.oracle.activations import extract_activations
-from grpo_ao.oracle.context import check_prompt, context_length
+from grpo_ao.oracle.activations import read_residuals
+from grpo_ao.oracle.asking import (
+    OracleAnswer,
+    Reading,
+    checked_vectors,
+    one_each,
+    readings,
+    unlike_activations,
+    written_prompts,
+)
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.injection import InjectionHook
-from grpo_ao.oracle.layers import decoder_layers, unwrap
+from grpo_ao.oracle.layers import decoder_layers, hidden_width, unwrap
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
     choose_device,
@@ -26,28 +35,16 @@ from grpo_ao.oracle.loading import (
     load_peft_model,
     load_tokenizer,
 )
+from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
 from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 from grpo_ao.oracle.stream import check_stream
 from grpo_ao.oracle.subject import with_subject
+from grpo_ao.oracle.turn import Conversation
 from grpo_ao.probe import Layers, Positions, rising
-
-
-@dataclass(frozen=True)
-class OracleAnswer:
-    """An answer, with the stated confidence in [0, 1].
-
-    It is None where the completion does not open with a well-formed tag, and the answer is then the
-    whole completion. ``calibrated`` is False where the oracle was never trained to state a
-    confidence (``OracleSpec``): the number is then not to be believed.
-    """
-
-    confidence: float | None
-    answer: str
-    calibrated: bool
-    completion: str
+from grpo_ao.wording import question_kind, say_the_same
 
 
 class Oracle:
@@ -147,8 +144,7 @@ class Oracle:
 
         By default those that the adapter was trained on, of several such the middle ones.
         """
-        trained = self.spec.act_layer_combinations
-        chosen = trained[len(trained) // 2] if layers is None else layers
+        chosen = self.spec.middle_layers(self.num_layers) if layers is None else layers
         return rising([chosen] if isinstance(chosen, int) else chosen)
 
     def complete(
@@ -197,40 +193,97 @@ class Oracle:
 
     def ask(
         self,
-        texts: Sequence[str],
-        questions: Sequence[str],
+        texts: Sequence[str | Conversation] = (),
+        questions: str | Sequence[str] = (),
         layers: int | Sequence[int] | None = None,
-        positions: Positions | str = "last:20",
+        positions: Positions | str | Sequence[Positions | str] = "last:20",
         temperature: int | float = 0.0,
         max_new_tokens: int = 64,
         subject_lora: str | Path | None = None,
+        vectors: Sequence[Tensor] | None = None,
+        samples: int = 0,
+        batch_size: int = 64,
     ) -> list[OracleAnswer]:
-        """Ask ``questions[i]`` about the subject's activations over ``texts[i]``.
+        """Ask questions about the subject's activations over texts, or about vectors.
 
-        ``layers`` are those of ``layers_read``; ``subject_lora`` is the adapter of a fine-tuned
-        subject, with which the texts are read. Raises UserError for a text that is too short
-        or too long for the model, and for a question that leaves its answer no room.
+        A text is what a user says, or a conversation: messages with ``role`` and ``content``. One
+        question, or positions, serve for all texts; a list has one for each. ``layers`` are those
+        of ``layers_read``; ``subject_lora`` is the adapter of a fine-tuned subject, with which the
+        texts are read. ``vectors[i]``, (K, D) or (D), stands in place of text i: any directions of
+        the residual stream, told to the oracle as K activations, as many of each layer.
+        ``samples`` more answers, at temperature 1, tell the agreement; ``batch_size`` counts
+        sequences. Raises UserError for a text that is too short or too long for the model, a
+        question that leaves its answer no room, and vectors of another width.
         """
-        if isinstance(texts, str) or isinstance(questions, str):
-            raise UserError("give a list of texts and a list of questions, one for each text.")
-        if len(texts) != len(questions):
-            raise UserError(f"{len(texts)} texts, but {len(questions)} questions: give pairs.")
-        read = self.layers_read(layers)
-        positions = Positions.parse(positions) if isinstance(positions, str) else positions
-        with with_subject(self.model, subject_lora):
-            activations = extract_activations(self.model, self.tokenizer, texts, read, positions)
-        vectors = [torch.cat([by_layer[layer] for layer in read]) for by_layer in activations]
-        prompts = [
-            self.prompt(read, len(row_KD), question)
-            for row_KD, question in zip(vectors, questions, strict=True)
-        ]
-        context = context_length(unwrap(self.model).config)
-        for prompt, question in zip(prompts, questions, strict=True):
-            check_prompt(context, len(prompt.input_ids), max_new_tokens, question)
+        if isinstance(texts, str):
+            raise UserError("give a list of texts, and one question or one for each text.")
+        if vectors is not None and texts:
+            raise UserError("give texts or vectors, not both.")
+        config = unwrap(self.model).config
+        chosen = self.layers_read(layers)
+        count = len(texts if vectors is None else vectors)
+        questions = one_each(questions, count, "questions")
+        read = readings(self.tokenizer, config, texts, one_each(positions, len(texts), "positions"))
+        if vectors is None:
+            with with_subject(self.model, subject_lora):
+                vectors = self._activations(read, chosen, batch_size)
+        else:
+            vectors = checked_vectors(vectors, hidden_width(config))
+            self._warn_of_norms(vectors, chosen)
+        prompts = written_prompts(
+            *(self.tokenizer, config, self.spec, chosen),
+            [len(given_KD) for given_KD in vectors],
+            questions,
+            max_new_tokens,
+        )
         sampling = Sampling(1, temperature, max_new_tokens)
-        completions = self.complete(prompts, vectors, sampling)
-        return [self._answer(token_ids) for (token_ids,) in completions]
+        completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
+        others = [[] for _ in prompts]
+        if samples:
+            sampling = Sampling(samples, 1.0, max_new_tokens)
+            others = self.complete(prompts, vectors, sampling, batch_size)
+        tokens = [reading.tokens for reading in read] or [()] * count
+        model, tokenizer, hook = self.model, self.tokenizer, self.hook
+        logp = completion_logp(model, tokenizer, hook, prompts, vectors, completions, batch_size)
+        rows = zip(questions, completions, logp, others, tokens, strict=True)
+        return [self._answer(*row) for row in rows]
 
-    def _answer(self, token_ids: list[int]) -> OracleAnswer:
-        (completion,) = self.tokenizer.batch_decode([token_ids], skip_special_tokens=True)
-        return OracleAnswer(*parse_oracle_output(completion), self.spec.calibrated, completion)
+    def _activations(
+        self, read: Sequence[Reading], layers: Layers, batch_size: int
+    ) -> list[Tensor]:
+        rows = [reading.token_ids for reading in read]
+        reads = [[(layers, reading.where)] for reading in read]
+        return [row_KD for (row_KD,) in read_residuals(self.model, rows, reads, batch_size)]
+
+    def _warn_of_norms(self, vectors: Sequence[Tensor], layers: Layers) -> None:
+        config = unwrap(self.model).config
+        (sample,) = readings(self.tokenizer, config, ["How are you today?"], ["all"])
+        (usual_KD,) = self._activations([sample], layers, 1)
+        if (warning := unlike_activations(vectors, usual_KD)) is not None:
+            warnings.warn(warning, stacklevel=3)
+
+    def _answer(
+        self,
+        question: str,
+        token_ids: list[int],
+        logp_CV: Tensor,
+        others: Sequence[Sequence[int]],
+        read: tuple[str, ...],
+    ) -> OracleAnswer:
+        completion, *sampled = self.tokenizer.batch_decode(
+            [token_ids, *others], skip_special_tokens=True
+        )
+        confidence, answer = parse_oracle_output(completion)
+        (tag,) = tag_lengths(self.tokenizer, [token_ids])
+        start = tag if confidence is not None else 0
+        kind = question_kind(question)
+        same = [say_the_same(answer, parse_oracle_output(other).answer, kind) for other in sampled]
+        return OracleAnswer(
+            confidence,
+            answer,
+            self.spec.calibrated,
+            completion,
+            probability_of(logp_CV[start:], token_ids[start:]),
+            sum(same) / len(same) if same else None,
+            read,
+        )

@@ -92,6 +92,11 @@ class OracleSpec:
             check_layer(num_layers, layer)
         return found
 
+    def middle_layers(self, num_layers: int) -> Layers:
+        """Return what a question is asked of where nothing else is said: the middle of ``layers``."""
+        trained = self.for_model(num_layers).act_layer_combinations
+        return trained[len(trained) // 2]
+
     def trained_on(self, layers: tuple[Layers, ...]) -> "OracleSpec":
         """Return the spec of an adapter that was trained to read these layers."""
         if layers == self.act_layer_combinations:

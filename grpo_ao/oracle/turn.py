@@ -1,16 +1,21 @@
 """One user turn through the chat template: its text and its tokens, other people's text in it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
 
+Conversation = Sequence[Mapping[str, str]]
+"""Messages, each with its role and its content, as chat templates take them."""
+
 
 @dataclass(frozen=True)
 class Turn:
-    """A rendered user turn. ``offsets[i]`` is the part of ``text`` that token i stands for."""
+    """Rendered turns. ``offsets[i]`` is the part of ``text`` that token i stands for."""
 
     text: str
     input_ids: list[int]
@@ -47,15 +52,40 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
     return plain
 
 
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> tuple[Turn, int]:
+    """Render and tokenise messages; also return the token at which the first one's content begins.
+
+    Raises UserError for messages that the template does not take, and for a control token in one.
+    """
+    if not messages or any(message.keys() != {"role", "content"} for message in messages):
+        raise UserError("a conversation is a list of messages, each with a role and its content.")
+    _check_template(tokenizer)
+    contents = [message["content"] for message in messages]
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if found := [token for token in control if any(token in content for content in contents)]:
+        raise UserError(f"a message holds the control token {found[0]}: leave it out.")
+    try:
+        text = str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False))
+    except TemplateError as error:
+        raise UserError(f"the chat template does not take this conversation: {error}.") from error
+    turn = _tokenised(tokenizer, text)
+    first = max(0, text.find(contents[0].strip()))
+    return turn, sum(stop <= first for _, stop in turn.offsets)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template: an instruction-tuned one is needed.")
+
+
 def render_user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: bool) -> str:
     """Render one user turn through the chat template; ``answer_next`` opens the assistant's.
 
     Where the template opens ``<think>`` with it, whatever it is told, the thought is closed, empty.
     """
-    if not tokenizer.is_fast:
-        raise UserError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed.")
-    if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template: an instruction-tuned one is needed.")
+    _check_template(tokenizer)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         tokenize=False,

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import atomic_write_text
+from grpo_ao.files import adapter_of, atomic_write_text
 from grpo_ao.probe import format_layers
 from grpo_ao.report.formats import number
 from grpo_ao.report.headline import METRICS, Headline
@@ -79,16 +79,6 @@ def _judge(record: RunRecord) -> str:
     model = record.run.get("judge", {}).get("model")
     judge = record.config["judge"]
     return f"{model} (`{judge}`)" if judge == "api" and model else f"`{judge}`"
-
-
-def adapter_of(folder: Path) -> Path:
-    """Return a run's final adapter; UserError if there is none."""
-    if not (folder / "adapter" / "adapter_config.json").is_file():
-        raise UserError(
-            f"there is no trained adapter in {folder}: a run writes it when training ends; "
-            "go on with it by --resume."
-        )
-    return folder / "adapter"
 
 
 def check_push(repository: str) -> None:

@@ -1,0 +1,162 @@
+"""The command ``ask``: whom, what of it can be refused before a model is loaded, what is told."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_ao.config import AskConfig
+from grpo_ao.errors import UserError
+from grpo_ao.files import (
+    MINI_WEIGHTS,
+    adapter_of,
+    append_jsonl,
+    read_foreign_jsonl,
+    read_json,
+    read_jsonl,
+)
+from grpo_ao.oracle.asking import OracleAnswer, readings, written_prompts
+from grpo_ao.oracle.gguf import local_base
+from grpo_ao.oracle.layers import num_decoder_layers
+from grpo_ao.oracle.loading import ADAPTER_FILES, load_config, load_tokenizer
+from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.spec import load_spec
+from grpo_ao.oracle.subject import check_subject
+from grpo_ao.probe import Layers, Positions, format_layers, parse_layers
+
+_MAX_NEW_TOKENS = 64
+# Rows that are asked together and appended: what a killed command loses at most.
+_CHUNK = 64
+
+Row = dict[str, Any]
+
+
+class Whom(NamedTuple):
+    """The oracle that is asked, and where it reads the subject."""
+
+    model: str
+    adapter: str
+    layers: Layers
+    positions: str
+    subject: str | None
+
+
+def ask(request: AskConfig) -> None:
+    """Answer the question, or those of the input's rows, in print or in the output file."""
+    whom, rows = _whom(request), _rows(request)
+    _check(whom, rows)
+    if request.output is not None:
+        rows = rows[_answered(request.output, rows) :]
+    if not rows:
+        return
+    oracle = Oracle.from_pretrained(whom.model, whom.adapter)
+    for first in range(0, len(rows), _CHUNK):
+        part = rows[first : first + _CHUNK]
+        answers = oracle.ask(
+            [row["text"] for row in part],
+            [row["question"] for row in part],
+            whom.layers,
+            whom.positions,
+            request.temperature,
+            _MAX_NEW_TOKENS,
+            subject_lora=whom.subject,
+            samples=request.samples,
+        )
+        _tell(request, whom, part, answers)
+
+
+def _whom(request: AskConfig) -> Whom:
+    model, adapter = request.model, request.oracle_lora_path
+    positions, subject = "last:20", request.subject_lora
+    if request.run is not None:
+        if not (request.run / "run.json").is_file():
+            raise UserError(f"there is no run in {request.run}: it holds no run.json.")
+        settings = read_json(request.run / "run.json")["config"]
+        model, adapter = settings["model"], str(adapter_of(request.run))
+        positions = settings["positions"]
+        subject = subject or settings.get("subject_lora")
+    model = str(local_base(model or MINI_WEIGHTS / "base"))
+    adapter = adapter or str(MINI_WEIGHTS / "oracle")
+    spec = load_spec(resolve_files(adapter, ADAPTER_FILES))
+    layers = spec.middle_layers(num_decoder_layers(load_config(model)))
+    if request.layers is not None:
+        layers = parse_layers(request.layers)
+    if subject is not None:
+        check_subject(model, subject)
+    return Whom(model, adapter, layers, request.positions or positions, subject)
+
+
+def _rows(request: AskConfig) -> list[Row]:
+    if request.input is None:
+        return [{"text": request.text, "question": request.question}]
+    rows = []
+    for number, row in read_foreign_jsonl(request.input):
+        if isinstance(row, ValueError):
+            raise UserError(f"row {number} of {request.input} cannot be read: {row}.")
+        sound = isinstance(row, dict) and all(
+            isinstance(row.get(name), str) for name in ("text", "question")
+        )
+        if not sound:
+            raise UserError(f"row {number} of {request.input} needs a 'text' and a 'question'.")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{request.input} has no rows.")
+    return rows
+
+
+def _check(whom: Whom, rows: Sequence[Row]) -> None:
+    """Refuse what cannot be read or asked before the model's weights are loaded."""
+    tokenizer, config = load_tokenizer(whom.model), load_config(whom.model)
+    spec = load_spec(resolve_files(whom.adapter, ADAPTER_FILES))
+    read = readings(tokenizer, config, [row["text"] for row in rows], [whom.positions] * len(rows))
+    written_prompts(
+        *(tokenizer, config, spec, whom.layers),
+        [len(reading.where) * len(whom.layers) for reading in read],
+        [row["question"] for row in rows],
+        _MAX_NEW_TOKENS,
+    )
+
+
+def _answered(path: Path, rows: Sequence[Row]) -> int:
+    """Count the rows that the output holds already; UserError where they are of another input."""
+    done = read_jsonl(path)
+    same = all(row.items() <= answered.items() for row, answered in zip(rows, done, strict=False))
+    if len(done) > len(rows) or not same:
+        raise UserError(f"{path} holds answers to other rows: give another --output.")
+    return len(done)
+
+
+def _tell(
+    request: AskConfig, whom: Whom, rows: Sequence[Row], answers: Sequence[OracleAnswer]
+) -> None:
+    where = {"layers": list(whom.layers), "positions": whom.positions, "subject": whom.subject}
+    found = [
+        row | where | vars(answer) | {"read": list(answer.read)}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    if request.output is not None:
+        append_jsonl(request.output, found)
+    elif request.input is not None:
+        for row in found:
+            print(json.dumps(row))
+    else:
+        _print(request, whom, answers[0])
+
+
+def _print(request: AskConfig, whom: Whom, answer: OracleAnswer) -> None:
+    said = "no well-formed confidence"
+    if answer.confidence is not None:
+        note = "" if answer.calibrated else ", not trained"
+        said = f"confidence {answer.confidence:.2f}{note}"
+    if answer.agreement is not None:
+        said += f"; {answer.agreement:.0%} of {request.samples} samples agree"
+    print(f"{answer.answer}   ({said})")
+    asked = Positions.parse(whom.positions).count
+    if asked is not None and len(answer.read) < asked:
+        fewer = f"note: the text has {len(answer.read)} positions, all of which were read"
+        print(f"{fewer}: fewer than '{whom.positions}'.", file=sys.stderr)
+    if request.show_tokens:
+        layers = format_layers(whom.layers)
+        print(f"read at layer {layers}:", *map(json.dumps, answer.read))

@@ -1,0 +1,178 @@
+"""The command ``ask``, as a user types it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_ao.cli import main
+from grpo_ao.config import MINI_WEIGHTS
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "My name is Anna and I live in Rome. How do I fix the pipe? I am in a hurry, please answer."
+QUESTION = "What is the topic?"
+
+
+def ask(capsys, *arguments: str) -> str:
+    main(["ask", "--text", TEXT, "--question", QUESTION, *arguments])
+    return capsys.readouterr().out
+
+
+def test_ask_answers_with_a_confidence_by_the_mini_oracle(capsys):
+    said = ask(capsys)
+    found = re.fullmatch(r"(\S.*)   \(confidence ([01]\.\d\d), not trained\)\n", said)
+    assert found, said
+    assert 0 <= float(found[2]) <= 1
+    # Greedy: the same words at every time, and with the mini model's own paths.
+    weights = ["--model", str(MINI_WEIGHTS / "base")]
+    weights += ["--oracle-lora-path", str(MINI_WEIGHTS / "oracle")]
+    assert ask(capsys, *weights) == said
+
+
+def test_ask_tells_a_confidence_that_was_trained(capsys, tmp_path):
+    copied = shutil.copytree(MINI_WEIGHTS / "oracle", tmp_path / "oracle")
+    spec = json.loads((copied / "ao_config.json").read_text())
+    (copied / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
+    said = ask(capsys, "--model", str(MINI_WEIGHTS / "base"), "--oracle_lora_path", str(copied))
+    assert re.fullmatch(r"\S.*   \(confidence [01]\.\d\d\)\n", said)
+
+
+def test_ask_reads_other_layers_and_positions(capsys):
+    said = {
+        ask(capsys, "--layers", layers, "--positions", positions)
+        for layers in ("2", "2,6")
+        for positions in ("last:20", "token@-3")
+    }
+    assert len(said) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "2,2"], "the layers 2,2 hold one twice"),
+        (["--layers", "8"], "there is no layer 8: the model has layers 0 to 7"),
+        (["--positions", "first"], "positions 'first' are not understood"),
+        (["--run", "nowhere"], "there is no run in nowhere"),
+        (["--run", "a", "--model", "b"], "--run names its own model"),
+        (["--output", "a.jsonl"], "--output takes the answers to the rows of --input"),
+        (["--input", "a.jsonl"], "give --text and --question, or --input"),
+        (["--model", "some/model"], "both --model and --oracle_lora_path, or neither"),
+        (["--temperature", "-1"], "the temperature must be 0"),
+        (["--text", "word " * 3000], "tokens, more than the model's 1,024 positions: shorten it"),
+        (["--question", "why " * 3000], "more than the model's 1,024 positions: shorten it, or"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence_and_no_model_is_loaded(
+    capsys, monkeypatch, arguments, message
+):
+    monkeypatch.setattr("grpo_ao.oracle.oracle.load_peft_model", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["ask", "--text", TEXT, "--question", QUESTION, *arguments])
+    # The parser says it in a frame, and ends with 2.
+    framed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in (framed if caught.value.code == 2 else str(caught.value.code))
+
+
+def test_the_tokens_that_were_read_are_shown_and_a_short_text_is_told(capsys):
+    main(["ask", "--text", "I live in Rome.", "--question", QUESTION, "--show_tokens"])
+    shown = capsys.readouterr()
+    line = shown.out.splitlines()[1].removeprefix("read at layer 4: ")
+    tokens = [json.loads(token) for token in re.findall(r'"[^"]*"', line)]
+    assert "".join(tokens) == "I live in Rome.<|im_end|>\n"
+    assert f"the text has {len(tokens)} positions, all of which were read" in shown.err
+    assert ask(capsys).count("\n") == 1
+
+
+def test_samples_tell_how_many_agree(capsys):
+    assert re.search(r"; (0|25|50|75|100)% of 4 samples agree\)", ask(capsys, "--samples", "4"))
+
+
+@pytest.fixture
+def a_run(tmp_path):
+    """A run's folder, as far as ``ask`` reads it: an adapter whose number was trained."""
+    folder = tmp_path / "run"
+    adapter = shutil.copytree(MINI_WEIGHTS / "oracle", folder / "adapter")
+    spec = json.loads((adapter / "ao_config.json").read_text())
+    (adapter / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
+    config = {
+        "model": str(MINI_WEIGHTS / "base"),
+        "layer_percents": [25, 75],
+        "positions": "last:7",
+    }
+    (folder / "run.json").write_text(json.dumps({"config": config}))
+    return folder
+
+
+def test_a_run_answers_where_it_read(capsys, a_run):
+    said = ask(capsys, "--run", str(a_run), "--show_tokens")
+    answer, tokens = said.splitlines()
+    assert re.fullmatch(r"\S.*   \(confidence [01]\.\d\d\)", answer)
+    assert tokens.startswith("read at layer 2:")
+    assert len(re.findall(r'"[^"]*"', tokens)) == 7
+    by_hand = ("--layers", "2", "--positions", "last:7")
+    assert ask(capsys, *by_hand).split("   ")[0] == answer.split("   ")[0]
+    shutil.rmtree(a_run / "adapter")
+    with pytest.raises(SystemExit, match="there is no trained adapter"):
+        ask(capsys, "--run", str(a_run))
+
+
+@pytest.fixture
+def questions(tmp_path):
+    rows = [{"text": TEXT, "question": f"Is it {n}?", "number": n} for n in range(3)]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_are_answered_in_order_with_all_that_they_held(capsys, tmp_path, questions):
+    output = tmp_path / "answers.jsonl"
+    main(["ask", "--input", str(questions), "--output", str(output)])
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["number"] for row in found] == [0, 1, 2]
+    assert [row["layers"] for row in found] == [[4]] * 3
+    assert all(0 <= row["answer_probability"] <= 1 and row["read"] for row in found)
+    main(["ask", "--input", str(questions)])
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["answer"] for row in printed] == [row["answer"] for row in found]
+
+
+def test_a_killed_command_goes_on_behind_its_last_answer(tmp_path, questions):
+    output = tmp_path / "answers.jsonl"
+    arguments = ["ask", "--input", str(questions), "--output", str(output)]
+    main(arguments)
+    first, *_ = output.read_text().splitlines()
+    marked = json.dumps(json.loads(first) | {"answer": "of the first command"}) + "\n"
+    output.write_text(marked)
+    main(arguments)
+    lines = output.read_text().splitlines(keepends=True)
+    assert (lines[0], len(lines)) == (marked, 3)
+    output.write_text(json.dumps({"text": "another", "question": "one"}) + "\n")
+    with pytest.raises(SystemExit, match="holds answers to other rows"):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "row 1 of .* cannot be read: it is not valid JSON"),
+        ('{"text": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
+        ("", "has no rows"),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_one_sentence(tmp_path, line, message):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(line)
+    with pytest.raises(SystemExit, match=message):
+        main(["ask", "--input", str(path)])
+
+
+def test_nothing_is_said_but_the_answer():
+    asked = ["ask", "--text", TEXT, "--question", QUESTION]
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_ao", *asked], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)

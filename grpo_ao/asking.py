@@ -12,7 +12,7 @@ from grpo_ao.files import (
     MINI_WEIGHTS,
     adapter_of,
     append_jsonl,
-    read_foreign_jsonl,
+    read_foreign_rows,
     read_json,
     read_jsonl,
 )
@@ -92,7 +92,7 @@ def _rows(request: AskConfig) -> list[Row]:
     if request.input is None:
         return [{"text": request.text, "question": request.question}]
     rows = []
-    for number, row in read_foreign_jsonl(request.input):
+    for number, row in read_foreign_rows(request.input):
         if isinstance(row, ValueError):
             raise UserError(f"row {number} of {request.input} cannot be read: {row}.")
         sound = isinstance(row, dict) and all(

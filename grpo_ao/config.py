@@ -75,7 +75,10 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     )
     """Adapter of the oracle to start from: a Hub id or a local folder."""
     questions: str = "ceselder/wildchat-oracle-questions"
-    """Question set: a Hub id, a JSONL file, or `mini` for the mini world."""
+    """Question set: a Hub id, a file (JSONL, JSON, CSV, parquet), or `mini` for the mini world."""
+    heldout: str | None = None
+    """Question set that is measured before and after (default: a fifth of the texts of
+    `questions`); its texts are left out of all stages of training."""
     strict: bool = False
     """Make a row that is broken, or too long for the model, an error; else it is left out."""
     output_dir: Path = field(default=Path("runs/qwen3-8b"), metadata=CHANGEABLE)

@@ -1,6 +1,7 @@
 """The folder of a run: one writer at a time, a record of what was run, files written whole."""
 
 import codecs
+import csv
 import errno
 import fcntl
 import hashlib
@@ -214,21 +215,52 @@ def _parse_line(line: bytes) -> Any:
         return ValueError("it holds an integer of too many digits")
 
 
-def read_foreign_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a JSONL file that a user gives, as ``parse_jsonl`` does.
+def read_foreign_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file that a user gives, with their numbers, from 1.
 
-    Raises UserError where there is no file, where it cannot be read, and where it is a JSON array.
+    By its ending CSV, whose first line names the columns, or parquet; anything else is JSONL, as
+    ``parse_jsonl`` reads it, or one JSON array. Raises UserError where there is no file and where
+    it cannot be read.
     """
+    if not path.is_file():
+        raise UserError(f"there is no file at {path}: give JSONL, JSON, CSV or parquet.")
     try:
-        if not path.is_file():
-            raise UserError(f"there is no file at {path}: give a JSONL file.")
-        with path.open("rb") as file:
-            if file.read(1_000).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-                raise UserError(f"{path} is one JSON array: write its entries one a line.")
-            file.seek(0)
-            yield from parse_jsonl(file)
+        if path.suffix == ".parquet":
+            yield from enumerate(_parquet_rows(path), start=1)
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield from enumerate(csv.DictReader(file, strict=True), start=1)
+        else:
+            with path.open("rb") as file:
+                yield from _json_rows(path, file)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no CSV of UTF-8: {error}.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    # A library that takes half a second to import.
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        for batch in ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except ArrowInvalid as error:
+        raise UserError(f"{path} is no parquet file: {error}.") from error
+
+
+def _json_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    array = file.read(1_000).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    file.seek(0)
+    if not array:
+        yield from parse_jsonl(file)
+        return
+    entries = _parse_line(file.read())
+    if isinstance(entries, ValueError):
+        raise UserError(f"{path} cannot be read as a JSON array: {entries}.")
+    yield from enumerate(entries, start=1)
 
 
 def text_digest(texts: Sequence[str]) -> str:

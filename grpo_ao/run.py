@@ -49,7 +49,7 @@ from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.probes.division import shortage
+from grpo_ao.probes.division import few_texts, shortage
 from grpo_ao.probes.load import (
     Context,
     RunProbes,
@@ -156,7 +156,6 @@ def prepare(config: TrainConfig) -> Prepared:
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
-        judge = None if config.judge == "local" else tried_judge(config, _grades(config))
         check_start(config, processes, sharded)
         num_layers = num_decoder_layers(load_config(config.model))
         probes, benchmarks = probes_of_run(config, num_layers, console)
@@ -168,6 +167,7 @@ def prepare(config: TrainConfig) -> Prepared:
             console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
             check_push(config.push_to_hub)
+        judge = None if config.judge == "local" else tried_judge(config, _grades(config))
         if folder is not None:
             _record(config, folder, probes, benchmarks, judge)
     return Prepared(processes, console, sharded, probes, benchmarks, judge)
@@ -186,7 +186,8 @@ def questions_asked(config: TrainConfig) -> tuple[int, int]:
 def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
     found = (len(probes.warm_start), len(probes.grpo))
     stages = zip(("the warm start", "GRPO"), questions_asked(config), found, strict=True)
-    return [warning for stage in stages if (warning := shortage(*stage))]
+    warnings = [*(shortage(*stage) for stage in stages), few_texts(probes.heldout)]
+    return [warning for warning in warnings if warning]
 
 
 def probes_of_run(
@@ -206,6 +207,7 @@ def probes_of_run(
         grpo,
         config.validation_probes,
         config.eval_probes,
+        heldout_questions=config.heldout,
         train_texts=config.num_prompts,
         strict=config.strict,
         strict_positions=config.strict_positions,
@@ -268,6 +270,7 @@ class Run:
         self.processes = prepared.processes
         self.console = prepared.console
         self.progress = PhaseProgress(self.console)
+        self.monitor: Monitor | None = None  # of GRPO, in the main process
         self.stopwatch = Stopwatch(self.folder / "seconds.json", started)
         self.oracle = Oracle.from_pretrained(
             config.model,
@@ -521,6 +524,8 @@ class Run:
         ahead = config.judge != "local"
         rule = reward_rule(config.calibration_lambda, config.reward)
         reward = CalibratedReward(self.judge, probes, rule, ahead)
+        if self.processes.is_main:
+            self.monitor = self._monitor(done)
         free_captures()  # what measuring and the warm start sampled with
         with self.progress.phase("GRPO", config.max_steps) as bar, held_back() as come:
             bar.advance(done)
@@ -533,7 +538,7 @@ class Run:
                 config.credit,
                 config.scale_rewards,
                 config.tag_outcome,
-                self._monitor(done) if self.processes.is_main else None,
+                self.monitor,
                 config.max_unscored,
                 [
                     selection,
@@ -556,7 +561,10 @@ class Run:
         if self.processes.is_main:
             path.parent.mkdir(exist_ok=True)
         judge = LimitedJudge(self.judge, self.config.max_unscored)
-        return ask(self.oracle, self.validation_table, judge, how, self.processes, path)
+        answers = ask(self.oracle, self.validation_table, judge, how, self.processes, path)
+        if self.monitor is not None:
+            self.monitor.validated(step, answers)
+        return answers
 
     def _warn(self, sentence: str) -> None:
         self.console.print(headed("warning:", sentence))

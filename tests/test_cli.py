@@ -171,7 +171,7 @@ BEGINNINGS = {
     "train": ["--preset", "mini"],
     "budget": ["--preset", "mini"],
     "evaluate": ["--preset", "mini"],
-    "ask": ["--text", TEXT, "--question", QUESTION],
+    "ask": ["--text", "It is late.", "--question", "Is it?"],
     "make-oracle": ["--model", "m", "--output_dir", "o"],
     "vllm-serve": ["--model", "m", "--oracle_lora_path", "a"],
 }

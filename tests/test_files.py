@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pandas import DataFrame
 from safetensors import SafetensorError
 
 from grpo_ao import __version__
@@ -29,7 +30,7 @@ from grpo_ao.files import (
     finite,
     git_commit,
     keep_rows,
-    read_foreign_jsonl,
+    read_foreign_rows,
     read_json,
     read_jsonl,
     record_activations,
@@ -189,7 +190,7 @@ def test_a_broken_row_costs_itself_alone(tmp_path, marked, lines, ended):
     data = b"".join(body + end for body, (_, end) in zip(bodies, lines, strict=True))
     path = tmp_path / "rows.jsonl"
     path.write_bytes((codecs.BOM_UTF8 if marked else b"") + (data if ended else data.rstrip()))
-    number, found = 1, dict(read_foreign_jsonl(path))
+    number, found = 1, dict(read_foreign_rows(path))
     for name, end in lines:
         row = found.pop(number)
         if name is None:
@@ -202,11 +203,33 @@ def test_a_broken_row_costs_itself_alone(tmp_path, marked, lines, ended):
 
 
 @pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8, b"\n  "])
-def test_an_array_is_no_jsonl_and_is_named(tmp_path, start):
+def test_the_entries_of_an_array_are_rows(tmp_path, start):
     path = tmp_path / "rows.json"
     path.write_bytes(start + b'[\n{"text": "a"},\n{"text": "b"}\n]')
-    with pytest.raises(UserError, match=r"rows\.json is one JSON array: write its entries one a"):
-        list(read_foreign_jsonl(path))
+    assert list(read_foreign_rows(path)) == [(1, {"text": "a"}), (2, {"text": "b"})]
+    path.write_bytes(start + b'[{"text": "a"},')
+    with pytest.raises(UserError, match=r"rows\.json cannot be read as a JSON array: it is not"):
+        list(read_foreign_rows(path))
+
+
+def test_rows_of_csv_and_parquet_are_those_of_jsonl(tmp_path):
+    rows = [
+        {"text": "a, b", "question": "Is it\nso?"},
+        {"text": "Z\u00fcrich", "question": "What?"},
+    ]
+    for name, write in {"a.csv": DataFrame.to_csv, "a.parquet": DataFrame.to_parquet}.items():
+        write(DataFrame(rows), tmp_path / name, index=False)
+        assert list(read_foreign_rows(tmp_path / name)) == [*enumerate(rows, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.parquet", b"no parquet"), ("a.csv", b'a\n"b'), ("a.csv", b"a\n\xff\xfe\n")],
+)
+def test_a_file_of_another_format_is_one_sentence(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.\w+ is no (parquet file|CSV of UTF-8): "):
+        list(read_foreign_rows(tmp_path / name))
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
@@ -214,7 +237,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     below.write_text("{}")
     for path in (tmp_path / "absent.jsonl", tmp_path, below / "rows.jsonl", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match=r"no file at|cannot be read") as caught:
-            list(read_foreign_jsonl(path))
+            list(read_foreign_rows(path))
         assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
-from grpo_ao.files import parse_jsonl, read_foreign_jsonl
+from grpo_ao.files import parse_jsonl, read_foreign_rows
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import Grade, GradeRequest, Judge
 from grpo_ao.judges.rubric import GRADES
@@ -89,7 +89,7 @@ def load_items(path: Path | None = None) -> list[GradedItem]:
 
 def _item_rows(path: Path | None) -> Iterator[tuple[int, Any]]:
     if path is not None:
-        yield from read_foreign_jsonl(path)
+        yield from read_foreign_rows(path)
         return
     with (files("grpo_ao.judges") / "data" / "agreement_items.jsonl").open("rb") as file:
         yield from parse_jsonl(file)

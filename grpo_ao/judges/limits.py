@@ -19,9 +19,10 @@ def tried_judge(flags: JudgeFlags, cache: Path, local: LocalJudge | None = None)
     ``local`` is the judge of that name: the run's own base model. Raises JudgeError or ChatError,
     in one sentence, where the judge cannot grade.
     """
-    judge = make_judge(flags, local, cache)
+    judge = make_judge(flags, local)
     asyncio.run(judge.check())
-    return judge
+    # A judge that cannot grade leaves no file behind.
+    return judge if isinstance(judge, ReferenceJudge) else make_judge(flags, local, cache)
 
 
 class LimitedJudge:

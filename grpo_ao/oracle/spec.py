@@ -93,7 +93,7 @@ class OracleSpec:
         return found
 
     def middle_layers(self, num_layers: int) -> Layers:
-        """Return what a question is asked of where nothing else is said: the middle of ``layers``."""
+        """Return what is read where nothing else is said: the middle of what was trained on."""
         trained = self.for_model(num_layers).act_layer_combinations
         return trained[len(trained) // 2]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import read_foreign_jsonl
+from grpo_ao.files import read_foreign_rows
 from grpo_ao.mini.probes import mini_items
 from grpo_ao.probe import QuestionKind, Split, split_of, stable_hash, text_key, unit_draw
 from grpo_ao.probes.benchmark_sources import Context, Templates, load_contexts, load_templates
@@ -73,7 +73,7 @@ def load_own_items(path: Path) -> list[Item]:
     any text where its ``kind`` is open. A family is measured as a benchmark is. Raises UserError,
     in one sentence, for the first row that is none.
     """
-    items = [_own_item(path, number, row) for number, row in read_foreign_jsonl(path)]
+    items = [_own_item(path, number, row) for number, row in read_foreign_rows(path)]
     if not items:
         raise UserError(f"{path} has no rows: give {', '.join(_OWN_COLUMNS)} in each.")
     return items

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from grpo_ao.probe import Probe, text_key, unit_draw
 
+# An interval over fewer texts says little; reports show it grey.
+LEAST_TEXTS = 30
+
 
 def divide(probes: Sequence[Probe], warm_start: int, grpo: int) -> tuple[list[int], list[int]]:
     """Divide rows by their texts between the warm start and GRPO, by how many each asks for.
@@ -38,4 +41,15 @@ def shortage(stage: str, needed: int, found: int) -> str | None:
         f"{stage} asks {needed} questions but has texts for {found}, so that each is asked "
         f"{needed / max(1, found):.1f} times: confidence then follows the accuracy on known "
         "questions, which is higher than that on new ones. Give a larger question set, or ask less."
+    )
+
+
+def few_texts(heldout: Sequence[Probe]) -> str | None:
+    """Return a warning where intervals would be over fewer than 30 held-out texts."""
+    texts = len({text_key(probe.text) for probe in heldout})
+    if texts >= LEAST_TEXTS:
+        return None
+    return (
+        f"only {texts} texts are held out, so that the intervals of what is measured say little: "
+        "give a larger question set, or texts of your own by --heldout."
     )

@@ -82,6 +82,7 @@ def load_probes(
     grpo: int,
     validation: int,
     heldout: int,
+    heldout_questions: str | None = None,
     train_texts: int | None = None,
     strict: bool = False,
     strict_positions: bool = False,
@@ -92,6 +93,7 @@ def load_probes(
     The mini world makes them. A question set's texts come in the order of a draw, since a file may
     be sorted by family. Its training texts, or the first ``train_texts`` of them, are divided
     between the warm start and GRPO (``division``): all that they have.
+    ``heldout_questions`` is a set of its own to hold out, instead of a fifth of the texts.
     ``strict`` refuses a broken row and a probe that does not fit into ``context``,
     ``strict_positions`` a text that has fewer tokens than are read.
     """
@@ -101,6 +103,14 @@ def load_probes(
         long_enough = _long_enough(context.tokenizer, lengths, probes, strict_positions, report)
         return _fitting(context, lengths, long_enough, strict, report)
 
+    def of_set(source: str) -> list[Probe]:
+        loaded = load_rows(source, strict)
+        for problem in loaded.problems:
+            report(problem)
+        probes = usable(probes_of(loaded.rows, layers, positions))
+        return sorted(probes, key=lambda probe: unit_draw("order", text_key(probe.text)))
+
+    own = of_set(heldout_questions) if heldout_questions else []
     if questions == "mini":
         asked, most = warm_start + grpo, _MINI_QUESTIONS * (train_texts or sys.maxsize)
         if asked > most:
@@ -108,18 +118,13 @@ def load_probes(
         # The warm start may end inside of a text, whose other questions are left to none.
         counts = (warm_start, grpo)
         made = mini_probes("train", sum(counts) + _MINI_QUESTIONS, layers, positions)
-        found = [
+        training = (
             *_in_turn(made, counts),
             mini_probes("validation", validation, layers, positions),
-            mini_probes("heldout", heldout, layers, positions),
-        ]
-        return RunProbes._make(usable(probes) for probes in found)
-    loaded = load_rows(questions, strict)
-    for problem in loaded.problems:
-        report(problem)
-    probes = usable(probes_of(loaded.rows, layers, positions))
-    probes.sort(key=lambda probe: unit_draw("order", text_key(probe.text)))
-    of_split = {name: [p for p in probes if split_of(p.text) == name] for name in get_args(Split)}
+        )
+        of_mini = own[:heldout] or usable(mini_probes("heldout", heldout, layers, positions))
+        return RunProbes(*map(usable, training), of_mini)
+    of_split = _of_split(of_set(questions), own)
     if not all(of_split.values()):
         counts = ", ".join(f"{len(found)} {name}" for name, found in of_split.items())
         raise UserError(
@@ -133,6 +138,17 @@ def load_probes(
     first, second = ([train[row] for row in rows] for rows in divide(train, warm_start, grpo))
     rest = (of_split["validation"][:validation], of_split["heldout"][:heldout])
     return RunProbes(first, second, *rest)
+
+
+def _of_split(probes: Sequence[Probe], own: Sequence[Probe]) -> dict[Split, list[Probe]]:
+    """Divide probes by their texts; ``own`` are held out where there are any, and no others."""
+    of_split: dict[Split, list[Probe]] = {name: [] for name in get_args(Split)}
+    taken = {text_key(probe.text) for probe in own}
+    for probe in probes:
+        split = split_of(probe.text)
+        if text_key(probe.text) not in taken:
+            of_split["train" if own and split == "heldout" else split].append(probe)
+    return of_split | ({"heldout": list(own)} if own else {})
 
 
 def _in_turn(probes: Sequence[Probe], counts: Sequence[int]) -> Iterator[Sequence[Probe]]:

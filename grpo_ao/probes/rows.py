@@ -1,8 +1,9 @@
-"""Question sets in the format of ``ceselder/wildchat-oracle-questions``.
+"""Question sets: rows of a text and its questions, in files or on the Hub.
 
-One row holds a text and its questions. Columns: ``wildchat_question`` (the text), ``language``,
-``oracle_questions`` (a list of strings) and, where they are known, ``question_kinds``,
-``question_families`` and ``reference_answers``, lists of the same length.
+Columns are ``text`` and ``questions``, a list, and, where they are known, ``kinds``, ``families``
+and ``answers``, lists of the same length. A row of one question may have ``question``, ``kind``,
+``family`` and ``answer``, as in CSV. ``ceselder/wildchat-oracle-questions`` has names of its own
+for them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,42 +27,63 @@ class QuestionRow:
     families: tuple[str, ...]
 
 
+_NAMES = {
+    "text": ("text", "wildchat_question"),
+    "questions": ("questions", "question", "oracle_questions"),
+    "kinds": ("kinds", "kind", "question_kinds"),
+    "answers": ("answers", "answer", "reference_answers"),
+    "families": ("families", "family", "question_families"),
+}
+
+
 def parse_row(row: Any) -> QuestionRow:
     """Validate one row; raise ``ValueError`` with the reason if it is broken."""
     if not isinstance(row, dict):
         raise UserError(f"it is a {type(row).__name__}, not an object with columns")
-    for column in ("wildchat_question", "oracle_questions"):
-        if column not in row:
-            raise UserError(f"the column '{column}' is missing")
-    text, questions = row["wildchat_question"], row["oracle_questions"]
+    name, text = _column(row, "text")
     if not isinstance(text, str) or not text.strip():
-        raise UserError("'wildchat_question' is not a text or is empty")
+        raise UserError(f"'{name}' is not a text or is empty")
+    name, questions = _column(row, "questions")
+    questions = [questions] if isinstance(questions, str) else questions
     if not isinstance(questions, list) or not all(isinstance(q, str) for q in questions):
-        raise UserError("'oracle_questions' is not a list of texts")
+        raise UserError(f"'{name}' is not a list of texts")
     asked = tuple(q.strip() for q in questions)
     if not asked or not all(asked):
-        raise UserError("'oracle_questions' has no questions or an empty one")
-    kinds = _optional(row, "question_kinds", len(asked)) or [question_kind(q) for q in asked]
+        raise UserError(f"'{name}' has no questions or an empty one")
+    name, kinds = _optional(row, "kinds", len(asked))
+    kinds = kinds or [question_kind(q) for q in asked]
     if not all(kind in ("closed", "open") for kind in kinds):
-        raise UserError("'question_kinds' holds something other than 'closed' and 'open'")
-    references = _optional(row, "reference_answers", len(asked)) or [None] * len(asked)
+        raise UserError(f"'{name}' holds something other than 'closed' and 'open'")
+    name, references = _optional(row, "answers", len(asked))
+    references = references or [None] * len(asked)
     if not all(reference is None or isinstance(reference, str) for reference in references):
-        raise UserError("'reference_answers' holds something other than texts and null")
-    families = _optional(row, "question_families", len(asked)) or kinds
+        raise UserError(f"'{name}' holds something other than texts and null")
+    name, families = _optional(row, "families", len(asked))
+    families = families or kinds
     if not all(isinstance(family, str) and family for family in families):
-        raise UserError("'question_families' holds something other than names")
+        raise UserError(f"'{name}' holds something other than names")
     # Half of a surrogate pair is valid in JSON, but no tokenizer takes it.
     "".join((text, *asked, *filter(None, references))).encode()
     return QuestionRow(text, asked, tuple(kinds), tuple(references), tuple(families))
 
 
-def _optional(row: dict, column: str, length: int) -> list | None:
-    values = row.get(column)
-    if values is None:
-        return None
+def _column(row: dict, column: str) -> tuple[str, Any]:
+    """Return the name that a row has for a column, and what is there."""
+    for name in _NAMES[column]:
+        if name in row:
+            return name, row[name]
+    raise UserError(f"the column '{column}' is missing")
+
+
+def _optional(row: dict, column: str, length: int) -> tuple[str, list | None]:
+    name = next((name for name in _NAMES[column] if name in row), column)
+    values = row.get(name)
+    if values is None or values == "":
+        return name, None
+    values = [values] if isinstance(values, str) else values
     if not isinstance(values, list) or len(values) != length:
-        raise UserError(f"'{column}' is not a list of {length} entries, one for each question")
-    return values
+        raise UserError(f"'{name}' is not a list of {length} entries, one for each question")
+    return name, values
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ class LoadedRows:
 
 
 def load_rows(source: str, strict: bool = False) -> LoadedRows:
-    """Load a question set from a JSONL path or, if ``source`` is no path, from the Hub.
+    """Load a question set from a file or, if ``source`` is no path, from the Hub.
 
     Every broken row is reported by its number and reason in ``problems``; with ``strict`` the
     first is an error. Raises UserError if no sound row is left.

@@ -1,4 +1,4 @@
-"""Rows of a JSONL file or of a data set on the Hub, and the texts in them."""
+"""Rows of a file or of a data set on the Hub, and the texts in them."""
 
 import os
 from collections.abc import Iterator
@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 from datasets import load_dataset
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import read_foreign_jsonl
+from grpo_ao.files import read_foreign_rows
+
+FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_rows(source: str, streaming: bool = False) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a JSONL path or, if ``source`` is no path, of a Hub id's split ``train``.
+    """Yield the rows of a file or, if ``source`` is no path, of a Hub id's split ``train``.
 
-    Rows count from 1; a line that cannot be read comes as the ValueError that says why. With
+    Rows count from 1; one that cannot be read comes as the ValueError that says why. With
     ``streaming`` a data set of the Hub is read as it is downloaded. Raises UserError.
     """
-    if source.endswith((".jsonl", ".json")) or os.path.exists(source):  # noqa: PTH110
-        return read_foreign_jsonl(Path(source))
+    if source.endswith(FILES) or os.path.exists(source):  # noqa: PTH110
+        return read_foreign_rows(Path(source))
     return _read_hub(source, streaming)
 
 
@@ -29,7 +31,7 @@ def _read_hub(name: str, streaming: bool) -> Iterator[tuple[int, Any]]:
     except Exception as error:
         raise UserError(
             f"'{name}' could not be read from the Hugging Face Hub ({_first_line(error)}): "
-            f"{_advice(str(error))}, or give the path of a JSONL file."
+            f"{_advice(str(error))}, or give the path of a file."
         ) from error
 
 

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean, median, pstdev
 
 Metrics = dict[str, float | int | None]
 WINDOW = 10
+_AGAINST_COLLAPSE = (
+    "start from a measured warm start, lower --lr, or raise the entropy_coef of trl:"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,20 @@ def _collapse(history: Sequence[Metrics]) -> Alert | None:
     return Alert(
         "confidence_collapse",
         f"confidences are all alike: confidence_std is {mean(known):.3g}, below 0.1",
-        "start from a measured warm start, lower --lr, or raise the entropy_coef of trl:",
+        _AGAINST_COLLAPSE,
+    )
+
+
+def greedy_collapse(confidences: Sequence[float]) -> Alert | None:
+    """Standard deviation of greedy confidences under .05, where those that are sampled may vary."""
+    spread = pstdev(confidences) if len(confidences) > 1 else 1.0
+    if spread >= 0.05:
+        return None
+    return Alert(
+        "greedy_collapse",
+        "greedy confidences on validation texts are all alike: their standard deviation is "
+        f"{spread:.3g}, below 0.05",
+        _AGAINST_COLLAPSE,
     )
 
 

@@ -14,7 +14,7 @@ from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import Reporter
-from grpo_ao.training.alerts import Metrics, check_alerts
+from grpo_ao.training.alerts import Metrics, check_alerts, greedy_collapse
 
 _ECE_WINDOW = 2000
 _TABLE_ROWS = 16
@@ -77,6 +77,7 @@ class Monitor:
         rows = read_jsonl(self._metrics)
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
+        self._collapsed = False
         self._window: deque[tuple[float, float]] = deque(maxlen=_ECE_WINDOW)
         for row in read_jsonl(self._windows):
             self._window.extend(zip(row["confidence"], row["informativeness"], strict=True))
@@ -131,6 +132,14 @@ class Monitor:
                 continue
             self.say(step, alert.name, f"{alert.message}. What to do: {alert.what_to_do}.")
         self._active = {alert.name for alert in alerts}
+
+    def validated(self, step: int, answers: Sequence[Answer]) -> None:
+        """Take in greedy answers to validation probes; alert once where their numbers collapse."""
+        stated = [answer.confidence for answer in answers if answer.confidence is not None]
+        alert = greedy_collapse(stated)
+        if alert is not None and not self._collapsed:
+            self.say(step, alert.name, f"{alert.message}. What to do: {alert.what_to_do}.")
+        self._collapsed = alert is not None
 
     def say(self, step: int, alert: str, text: str) -> None:
         """Log an alert, wherever alerts go."""

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.probes.division import divide, shortage
+from grpo_ao.probes.division import divide, few_texts, shortage
 
 
 def probes_about(texts):
@@ -58,3 +58,8 @@ def test_a_shortage_says_what_it_means():
     assert said is not None
     assert "asks 300 questions but has texts for 120" in said
     assert "2.5 times" in said
+
+
+def test_few_held_out_texts_are_told_by_their_number():
+    assert few_texts(probes_about([f"text {n // 2}" for n in range(60)])) is None
+    assert "only 29 texts are held out" in str(few_texts(TWO_EACH[:58]))

@@ -53,13 +53,13 @@ def test_a_broken_row_is_reported_by_its_number_and_left_out(questions):
     with console.capture() as printed:
         train, heldout = load(config_of(questions, strict=False), console, num_layers=8)
     assert "row 3 of" in printed.get()
-    assert "the column 'wildchat_question' is missing" in printed.get()
+    assert "the column 'text' is missing" in printed.get()
     assert len(train) > 60 and len(heldout) > 10
     assert not {probe.text for probe in train} & {probe.text for probe in heldout}
 
 
 def test_with_strict_a_broken_row_is_an_error(questions):
-    with pytest.raises(ValueError, match=r"row 3 of .* the column 'wildchat_question' is missing"):
+    with pytest.raises(ValueError, match=r"row 3 of .* the column 'text' is missing"):
         load(config_of(questions, strict=True), Console(), num_layers=8)
 
 
@@ -238,3 +238,20 @@ def test_the_paper_s_questions_are_asked_in_both_modes_at_one_layer(shared, ques
     assert [str(p.positions) for p in probes] == ["token@-3", "window:50@-1"] * 10
     assert {p.layers for p in probes} <= {(2,), (4,), (6,)}
     assert len({p.text for p in probes}) == 10
+
+
+def test_a_set_of_ones_own_is_held_out_and_asked_in_no_other_stage(questions, tmp_path):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    texts = [row["wildchat_question"] for row in rows if "wildchat_question" in row]
+    own = [*texts[:5], "A text that is in no other set, and is long enough to be read here."]
+    path = tmp_path / "heldout.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "question": "Why?"}) + "\n" for t in own))
+    config = config_of(questions, strict=False)
+    probes, _ = probes_of_run(dataclasses.replace(config, heldout=str(path)), 8, quiet())
+    assert sorted(probe.text for probe in probes.heldout) == sorted(own)
+    trained = {probe.text for probe in [*probes.warm_start, *probes.grpo]}
+    validation = {probe.text for probe in probes.validation}
+    # What would be held out of the question set is trained on, as it is measured no more.
+    assert trained | validation == set(texts[5:])
+    assert {split_of(text) for text in trained} == {"train", "heldout"}
+    assert {split_of(text) for text in validation} == {"validation"}

@@ -69,8 +69,8 @@ BROKEN = [
     ('{"wildchat_question": ', r"it is not valid JSON \("),
     ("[1, 2]", "it is a list, not an object with columns"),
     ("null", "it is a NoneType, not an object"),
-    ({"oracle_questions": ["Late?"]}, "the column 'wildchat_question' is missing"),
-    ({"wildchat_question": "Late."}, "the column 'oracle_questions' is missing"),
+    ({"oracle_questions": ["Late?"]}, "the column 'text' is missing"),
+    ({"wildchat_question": "Late."}, "the column 'questions' is missing"),
     (SOUND | {"wildchat_question": None}, "'wildchat_question' is not a text or is empty"),
     (SOUND | {"wildchat_question": " \n"}, "'wildchat_question' is not a text or is empty"),
     (SOUND | {"wildchat_question": "a \ud800"}, "surrogates not allowed"),
@@ -91,6 +91,30 @@ BROKEN = [
     (SOUND | {"reference_answers": ["Yes", "\ud800"]}, "surrogates not allowed"),
     (SOUND | {"reference_answers": ["Yes", 12]}, "holds something other than texts and null"),
 ]
+
+
+def test_columns_may_have_plain_names(tmp_path):
+    plain = {"text": "It is late.", "questions": SOUND["oracle_questions"]}
+    assert parse_row(plain) == parse_row(SOUND)
+    known = {"kinds": ["open", "open"], "answers": ["Yes", "Noon"], "families": ["a", "b"]}
+    assert parse_row(plain | known) == QuestionRow(
+        "It is late.",
+        ("Is it late?", "What time is it?"),
+        ("open", "open"),
+        ("Yes", "Noon"),
+        ("a", "b"),
+    )
+    with pytest.raises(ValueError, match="'answers' is not a list of 2 entries"):
+        parse_row(plain | {"answers": ["Yes"]})
+
+
+def test_a_row_of_csv_has_one_question(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text('text,question,answer,family\n"It is late, I know.",Is it late?,Yes,\n')
+    (row,) = load_rows(str(path), strict=True).rows
+    assert row == QuestionRow(
+        "It is late, I know.", ("Is it late?",), ("closed",), ("Yes",), ("closed",)
+    )
 
 
 @pytest.mark.parametrize(("line", "reason"), BROKEN)
@@ -152,7 +176,7 @@ def test_a_set_of_broken_rows_is_refused_with_the_first_reason(tmp_path):
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.json"])
 def test_a_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.setattr(module, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(UserError, match=rf"no file at .*{name}.*JSONL file"):
+    with pytest.raises(UserError, match=rf"no file at .*{name}: give JSONL"):
         load_rows(str(tmp_path / name))
 
 
@@ -173,7 +197,7 @@ def test_a_hub_id_is_loaded_from_its_train_split(monkeypatch):
     assert asked == [("someone/questions", "train", False)]
     assert loaded.rows == [parse_row(SOUND)]
     assert loaded.problems == [
-        "row 2 of someone/questions is left out: the column 'wildchat_question' is missing."
+        "row 2 of someone/questions is left out: the column 'text' is missing."
     ]
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from grpo_ao.training.alerts import check_alerts
+from grpo_ao.training.alerts import check_alerts, greedy_collapse
 
 NAN = math.nan
 # A step of a healthy run.
@@ -145,3 +145,11 @@ def test_an_explosion_is_not_told_again_by_a_step_without_kl(value):
 
 def test_infinite_kl_explodes():
     assert names([*run(10), *run(kl=math.inf)]) == ["kl_explodes"]
+
+
+def test_greedy_numbers_that_are_all_alike_are_an_alert():
+    found = greedy_collapse([0.8, 0.8, 0.84])
+    assert found is not None
+    assert (found.name, "0.0189" in found.message) == ("greedy_collapse", True)
+    assert greedy_collapse([0.7, 0.9]) is None
+    assert greedy_collapse([0.8]) is None

@@ -9,11 +9,18 @@ from trl.trainer.grpo_config import GRPOConfig
 from grpo_ao.config import RolloutFlags, TrainConfig
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.context import context_length
-from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, check_sources, load_config
+from grpo_ao.oracle.loading import (
+    ADAPTER_FILES,
+    adapter_config,
+    check_sources,
+    load_config,
+    load_tokenizer,
+)
 from grpo_ao.oracle.merging import reason_not_plain
 from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.subject import check_subject
+from grpo_ao.oracle.turn import writes_the_date
 from grpo_ao.oracle.vllm.client import check_servers
 from grpo_ao.oracle.vllm.engine import check_architecture, check_arguments, check_installed
 from grpo_ao.probe import Layers
@@ -183,6 +190,11 @@ def warnings_of(config: TrainConfig, layers: Iterable[Layers]) -> list[str]:
         )
     if (notice := check_destination(config.report_to)) is not None:
         found.append(notice)
+    if writes_the_date(load_tokenizer(config.model)):
+        found.append(
+            f"the chat template of {config.model} writes today's date, so that activations are "
+            "others tomorrow: a run that is killed can be resumed today alone."
+        )
     if (unknown := load_spec(config.oracle_lora_path).warning_of(layers)) is not None:
         found.append(unknown)
     return found

@@ -27,6 +27,7 @@ from grpo_ao.config import (
     combined,
     load_config_file,
     make_defaults,
+    recorded_config,
 )
 from grpo_ao.errors import UserError
 from grpo_ao.files import holds_run
@@ -148,9 +149,23 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def parse_train_config(arguments: list[str], prog: str = "grpo-ao train") -> TrainConfig:
-    """Read the flags of a training run."""
+    """Read the flags of a training run; ``--resume FOLDER`` has those of its start."""
     what = "Train a calibrated activation oracle with GRPO."
-    return _parse_config(TrainConfig, PRESETS, arguments, prog, what)
+    folder, arguments = _take_run(arguments)
+    if folder is None:
+        return _parse_config(TrainConfig, PRESETS, arguments, prog, what)
+    if found := [flag for flag in ("--preset", "--config") if _take(arguments, flag)[0]]:
+        raise UserError(f"--resume {folder} has the settings of its run.json: drop {found[0]}.")
+    return _parse_flags(recorded_config(folder), arguments, prog, what)
+
+
+def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Take the folder behind ``--resume``, which may also stand alone."""
+    after = arguments[arguments.index("--resume") + 1 :] if "--resume" in arguments else ["-"]
+    if not after or after[0].startswith("-"):
+        return None, arguments
+    folder, arguments = _take(arguments, "--resume")
+    return Path(str(folder)), arguments
 
 
 def parse_eval_config(arguments: list[str]) -> EvalConfig:
@@ -170,15 +185,19 @@ def _parse_config(
     preset, arguments = _take(arguments, "--preset")
     path, arguments = _take(arguments, "--config")
     defaults = combined(kind, presets, preset, Path(path) if path else None)
+    before = f"Before all other flags: --preset {{{','.join(presets)}}} and --config FILE (YAML)"
+    return _parse_flags(defaults, arguments, prog, f"{what} {before} set the defaults shown here.")
+
+
+def _parse_flags(defaults: Config, arguments: list[str], prog: str, description: str) -> Config:
     sections = {name: value for name, value in vars(defaults).items() if isinstance(value, dict)}
     config = tyro.cli(
-        tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[kind]],
+        tyro.conf.SuppressFixed[tyro.conf.OmitArgPrefixes[type(defaults)]],
         # Fields of the sections would be flags, and clash with ours of the same name.
         default=dataclasses.replace(defaults, **{name: {} for name in sections}),
         args=arguments,
         prog=prog,
-        description=f"{what} Before all other flags: --preset {{{','.join(presets)}}} and --config "
-        "FILE (YAML) set the defaults shown here.",
+        description=description,
         use_underscores=True,
     )
     return dataclasses.replace(config, **sections)

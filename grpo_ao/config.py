@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS
+from grpo_ao.files import MINI_WEIGHTS, holds_run, read_json
 from grpo_ao.judges.flags import CHANGEABLE, PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import Positions, parse_layers
@@ -82,9 +82,10 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     strict: bool = False
     """Make a row that is broken, or too long for the model, an error; else it is left out."""
     output_dir: Path = field(default=Path("runs/qwen3-8b"), metadata=CHANGEABLE)
-    """Folder of this run. An existing run is refused unless --resume is given."""
+    """Folder of this run. An existing run is refused unless it is resumed."""
     resume: bool = field(default=False, metadata=CHANGEABLE)
-    """Go on with the run in output_dir from its last checkpoint."""
+    """Go on with a run from its last checkpoint: `--resume FOLDER`, with the settings that it has,
+    or `--resume` beside all the flags of its start."""
     seed: int = 0
     """Seed of sampling, of the order of probes and of the warm start."""
 
@@ -266,7 +267,22 @@ def load_config_file(path: Path, kind: type) -> dict[str, Any]:
 
     Raises UserError for a field that does not exist or holds a value of another type.
     """
-    values = _read_yaml(path)
+    return _typed(_read_yaml(path), path, kind)
+
+
+def recorded_config(folder: Path) -> TrainConfig:
+    """Read the settings of a run from its ``run.json``, to go on with it.
+
+    Raises UserError where there is no run, and for a setting of another version.
+    """
+    path = folder / "run.json"
+    if not holds_run(folder):
+        raise UserError(f"there is no run to resume in {folder}: it holds no run.json.")
+    values = _typed(read_json(path)["config"], path, TrainConfig)
+    return TrainConfig(**values | {"resume": True, "output_dir": folder})
+
+
+def _typed(values: dict[Any, Any], path: Path, kind: type) -> dict[str, Any]:
     types = get_type_hints(kind)
     for name, value in values.items():
         if name not in types:

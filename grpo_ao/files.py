@@ -302,24 +302,37 @@ def why_not_whole(mark: Path) -> str | None:
 
 
 class Stopwatch:
-    """The seconds of a run: this process's, and those before it up to their last ``keep``.
+    """The seconds of a run, in ``run.json``: of this process, and of those before it.
 
-    ``started`` is this process's ``time.perf_counter`` at its start.
+    Those before count up to their last ``keep``. ``started`` is this process's
+    ``time.perf_counter`` at its start.
     """
 
     def __init__(self, path: Path, started: float) -> None:
         self._path = path
         self._started = started
-        self._before = read_json(path)["seconds"] if path.exists() else 0.0
+        record = read_json(path)
+        self._before: float = record.get("seconds", 0.0)
+        self._phases_before: dict[str, float] = record.get("phases", {})
 
     @property
     def seconds(self) -> float:
         """All seconds so far."""
         return self._before + time.perf_counter() - self._started
 
-    def keep(self) -> None:
-        """Write the seconds so far, for the process that comes after this one."""
-        atomic_write_json(self._path, {"seconds": self.seconds})
+    def keep(self, phases: Mapping[str, float], device: str) -> None:
+        """Write the seconds so far, this process's by phase, and the device that they were on."""
+        record = read_json(self._path)
+        before = self._phases_before
+        kept = {
+            "seconds": round(self.seconds, 1),
+            "phases": {
+                name: round(before.get(name, 0.0) + phases.get(name, 0.0), 1)
+                for name in {**before, **phases}
+            },
+            "devices": sorted({*record.get("devices", []), device}),
+        }
+        atomic_write_json(self._path, record | kept)
 
 
 class RunFolder:
@@ -430,13 +443,14 @@ def _check_same(
     known = json.loads(json.dumps(dict(defaults), default=str))
     version = record["versions"].get("grpo_ao", "an older version")
     by = "" if version == __version__ else f", by grpo_ao {version} (this is {__version__}),"
-    for part in ("config", "data"):
-        for name, value in now[part].items():
-            before = record[part].get(name, known.get(name))
-            if before != value and name not in changeable:
-                raise UserError(
-                    f"cannot resume: '{name}' was {before!r} in this run{by} and is {value!r} now."
-                )
+    differences = [
+        f"'{name}' was {before!r} in this run{by} and is {value!r} now"
+        for part in ("config", "data")
+        for name, value in now[part].items()
+        if (before := record[part].get(name, known.get(name))) != value and name not in changeable
+    ]
+    if differences:
+        raise UserError(f"cannot resume: {'; '.join(differences)}.")
 
 
 def adapter_of(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """The processes of a run that ``accelerate launch`` started, and how they share its work."""
 
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,6 +47,13 @@ def take_over_fsdp() -> bool:
                 f"{remedy}."
             )
     return True
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called: a GPU's model, or the processor's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {platform.machine()}"
 
 
 class Processes:

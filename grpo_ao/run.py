@@ -45,6 +45,7 @@ from grpo_ao.oracle.sources import adapter_name
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.subject import with_subject
 from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.oracle.turn import template_digest
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
 from grpo_ao.probe import Positions, Probe
@@ -59,7 +60,7 @@ from grpo_ao.probes.load import (
     readable,
 )
 from grpo_ao.probes.names import Suite
-from grpo_ao.processes import Processes, take_over_fsdp
+from grpo_ao.processes import Processes, device_name, take_over_fsdp
 from grpo_ao.report.card import check_push, push_adapter, write_card
 from grpo_ao.report.headline import headline_of
 from grpo_ao.report.meaning import findings_of
@@ -247,6 +248,7 @@ def _record(
         free |= {"trl"}
     data = {name: data_digest(found) for name, found in probes._asdict().items()}
     data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
+    data["chat template"] = template_digest(load_tokenizer(config.model))
     defaults = dataclasses.asdict(TrainConfig())
     folder.write_record(dataclasses.asdict(config), data, free, defaults)
     if judge is not None:
@@ -271,7 +273,7 @@ class Run:
         self.console = prepared.console
         self.progress = PhaseProgress(self.console)
         self.monitor: Monitor | None = None  # of GRPO, in the main process
-        self.stopwatch = Stopwatch(self.folder / "seconds.json", started)
+        self.stopwatch = Stopwatch(self.folder / "run.json", started)
         self.oracle = Oracle.from_pretrained(
             config.model,
             config.oracle_lora_path,
@@ -356,7 +358,8 @@ class Run:
 
     def _keep_time(self) -> None:
         if self.processes.is_main:
-            self.stopwatch.keep()
+            device = device_name(self.processes.device)
+            self.stopwatch.keep(self.progress.seconds(), device)
 
     def _ask_controls(self, answers: Sequence[Answer]) -> None:
         count = min(CONTROL_PROBES, len(answers))
@@ -625,8 +628,8 @@ class Run:
             "seconds": round(self.stopwatch.seconds, 1),
             "baselines": baseline_summaries(measured["after"]["greedy"]),
         }
+        self._keep_time()
         if self.processes.is_main:
-            self.stopwatch.keep()
             atomic_write_json(self.folder / "summary.json", found)
             draw_run(self.folder / "reliability.png", measured)
             self.console.print(summary_table(summaries))

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
@@ -187,18 +188,29 @@ class PhaseProgress:
             console=console,
         )
         self._task = None
+        self._past: dict[str, float] = {}
+        self._now: tuple[str, float] | None = None
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator["PhaseProgress"]:
         """Show one phase of ``total`` units while the block runs."""
         self._task = self._progress.add_task(name, total=total)
         self._progress.start()
+        self._now = name, time.perf_counter()
         try:
             yield self
         finally:
+            self._past, self._now = self.seconds(), None
             self._progress.stop()
             self._progress.remove_task(self._task)
             self._task = None
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase so far, the one under way included."""
+        if self._now is None:
+            return dict(self._past)
+        name, began = self._now
+        return self._past | {name: self._past.get(name, 0.0) + time.perf_counter() - began}
 
     def advance(self, units: int) -> None:
         """Count ``units`` more as done."""

@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from grpo_ao.cli import COMMANDS, main, parse_train_config
 from grpo_ao.config import TrainConfig
+from grpo_ao.errors import UserError
+from grpo_ao.files import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -152,6 +155,41 @@ def test_a_budget_counts_what_a_run_of_these_flags_does(capsys):
 def test_a_time_of_no_size_is_refused(value):
     with pytest.raises(SystemExit, match="--step_seconds must be a number above 0"):
         main(["budget", "--preset", "mini", "--step_seconds", value])
+
+
+@pytest.fixture
+def a_run(tmp_path):
+    """A run's folder as its start leaves it, and the settings that it was started with."""
+    flags = ["--preset", "mini", "--lr", "0.001", "--positions", "last:7", "--benchmarks"]
+    config = parse_train_config([*flags, "--output_dir", str(tmp_path / "run")])
+    RunFolder(config.output_dir, resume=False).write_record(dataclasses.asdict(config), {})
+    return config
+
+
+@pytest.mark.parametrize("form", ["--resume {}", "--resume={}"])
+def test_a_run_goes_on_by_its_folder_alone(a_run, form):
+    found = parse_train_config(form.format(a_run.output_dir).split())
+    assert found == dataclasses.replace(a_run, resume=True)
+
+
+def test_flags_beside_a_resumed_run_change_its_settings(a_run):
+    found = parse_train_config(["--resume", str(a_run.output_dir), "--lr", "0.1"])
+    assert (found.lr, found.positions, found.trl) == (0.1, "last:7", a_run.trl)
+    # Alone it is a flag, as it was.
+    alone = parse_train_config(["--preset", "mini", "--resume", "--lr", "0.1"])
+    assert (alone.resume, alone.output_dir) == (True, Path("runs/mini"))
+
+
+def test_what_is_no_run_to_resume_is_one_sentence(a_run, tmp_path):
+    with pytest.raises(UserError, match=r"there is no run to resume in .*: it holds no run\.json"):
+        parse_train_config(["--resume", str(tmp_path)])
+    with pytest.raises(UserError, match=r"has the settings of its run\.json: drop --preset"):
+        parse_train_config(["--resume", str(a_run.output_dir), "--preset", "mini"])
+    record = json.loads((a_run.output_dir / "run.json").read_text())
+    record["config"]["of_old"] = 1
+    (a_run.output_dir / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="sets 'of_old', which is no setting of this command"):
+        parse_train_config(["--resume", str(a_run.output_dir)])
 
 
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(monkeypatch, capsys):

@@ -429,6 +429,11 @@ def test_a_changed_setting_is_refused_by_name(stopped, name, value, was, now):
         resume(stopped, CONFIG | {name: value})
 
 
+def test_all_that_differs_is_named_at_once(stopped):
+    with pytest.raises(UserError, match=r"'lr' was .* now; 'seed' was .* now; 'train' was .* now"):
+        resume(stopped, {"lr": 1.0, "seed": 8}, {"train": "cccc"})
+
+
 def test_what_no_result_depends_on_may_change_and_is_recorded(stopped):
     resume(stopped, CONFIG | {"report_to": "wandb", "new_setting": 3})
     assert record(stopped)["config"]["report_to"] == "wandb"
@@ -539,13 +544,19 @@ def test_activations_from_another_source_are_refused_on_resuming(tmp_path):
     assert read_json(tmp_path / "run.json") == expected
 
 
-def test_the_seconds_of_a_run_are_those_of_all_of_its_processes(tmp_path):
-    started = time.perf_counter()
-    Stopwatch(tmp_path / "seconds.json", started - 100).keep()
-    second = Stopwatch(tmp_path / "seconds.json", started - 20)
+def test_a_run_counts_the_seconds_of_all_its_processes(tmp_path):
+    path, started = tmp_path / "run.json", time.perf_counter()
+    atomic_write_json(path, {"id": "of the run"})
+    Stopwatch(path, started - 100).keep({"warm start": 30.0, "GRPO": 50.0}, "H100")
+    second = Stopwatch(path, started - 20)
     assert second.seconds >= 120
-    second.keep()
-    assert Stopwatch(tmp_path / "seconds.json", time.perf_counter()).seconds >= 120
+    second.keep({"GRPO": 15.0}, "H200")
+    second.keep({"GRPO": 16.0}, "H200")
+    kept = read_json(path)
+    assert kept.pop("seconds") >= 120
+    phases = {"warm start": 30.0, "GRPO": 66.0}
+    assert kept == {"id": "of the run", "phases": phases, "devices": ["H100", "H200"]}
+    assert Stopwatch(path, time.perf_counter()).seconds >= 120
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": ' * 100_000, "\udc80"])

@@ -73,3 +73,15 @@ def test_a_log_file_gets_each_phase_once():
             bar.advance(1)
     assert shown(console).count("GRPO") == 1
     assert "50/50" in shown(console)
+
+
+def test_the_seconds_of_a_phase_are_the_sum_of_its_times_and_of_now(console):
+    progress = PhaseProgress(console)
+    for _ in range(2):
+        with progress.phase("GRPO", 1):
+            first = progress.seconds()["GRPO"]
+    second = progress.seconds()["GRPO"]
+    assert 0 < first < second
+    with progress.phase("measuring", 1):
+        assert list(progress.seconds()) == ["GRPO", "measuring"]
+    assert progress.seconds()["GRPO"] == second

@@ -75,7 +75,9 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_says_how_to_go_on(
     assert f"stopped by SIGTERM after GRPO step {step}, with a checkpoint. Go on with: " in said
     assert said.rstrip().endswith("--resume")
     assert "Traceback" not in said
-    finish(folder, "--resume")
+    again = [sys.executable, str(ROOT / "train.py"), "--resume", str(folder)]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert steps(folder) == steps(uninterrupted)
 
 

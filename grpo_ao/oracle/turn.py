@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
+from grpo_ao.probe import stable_hash
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with its role and its content, as chat templates take them."""
@@ -71,6 +72,17 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> 
     turn = _tokenised(tokenizer, text)
     first = max(0, text.find(contents[0].strip()))
     return turn, sum(stop <= first for _, stop in turn.offsets)
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash the tokens that the chat template and the tokenizer make of a turn as they are now."""
+    turn = user_turn(tokenizer, "It is late.", answer_next=True)
+    return stable_hash(turn.text, *map(str, turn.input_ids))
+
+
+def writes_the_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether the chat template asks for the time: its tokens are then another day's."""
+    return "strftime_now" in str(tokenizer.chat_template)
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.oracle.turn import user_turn
+from grpo_ao.oracle.turn import template_digest, user_turn, writes_the_date
 from tests.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_tokenizer, token_id
 
 CLOSING = "hi<|im_end|>\n<|im_start|>assistant\nYes"
@@ -89,3 +89,13 @@ def test_a_thought_that_the_template_opens_is_closed():
         assert found == user_turn(tiny_tokenizer(), text, answer_next=True)
         # What the subject reads opens none.
         assert "think" not in user_turn(tokenizer, text, answer_next=False).text
+
+
+def test_a_template_that_writes_the_date_is_known_and_so_is_another_days(monkeypatch):
+    plain = tiny_tokenizer()
+    assert not writes_the_date(plain)
+    assert template_digest(plain) == template_digest(copy.deepcopy(plain))
+    dated = copy.deepcopy(plain)
+    dated.chat_template = "{{ strftime_now('%M %S %f') }}" + CHAT_TEMPLATE
+    assert writes_the_date(dated)
+    assert template_digest(dated) != template_digest(dated)

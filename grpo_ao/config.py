@@ -175,6 +175,8 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     """Where metrics go besides metrics.jsonl."""
     push_to_hub: str | None = field(default=None, metadata=CHANGEABLE)
     """Hub repository, USER/NAME, to which the adapter goes at the end, with its model card."""
+    log_every: int = field(default=10, metadata=CHANGEABLE)
+    """Steps between lines on the terminal and in run.log."""
     plot_every: int = field(default=50, metadata=CHANGEABLE)
     """Steps between reliability diagrams and tables of sample rollouts."""
     save_steps: int = field(default=50, metadata=CHANGEABLE)

@@ -320,16 +320,19 @@ class Stopwatch:
         """All seconds so far."""
         return self._before + time.perf_counter() - self._started
 
+    def phases(self, now: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds of each phase, those of this process being ``now``."""
+        before = self._phases_before
+        names = {**before, **now}
+        return {name: before.get(name, 0.0) + now.get(name, 0.0) for name in names}
+
     def keep(self, phases: Mapping[str, float], device: str) -> None:
         """Write the seconds so far, this process's by phase, and the device that they were on."""
         record = read_json(self._path)
-        before = self._phases_before
+        sums = self.phases(phases)
         kept = {
             "seconds": round(self.seconds, 1),
-            "phases": {
-                name: round(before.get(name, 0.0) + phases.get(name, 0.0), 1)
-                for name in {**before, **phases}
-            },
+            "phases": {name: round(seconds, 1) for name, seconds in sums.items()},
             "devices": sorted({*record.get("devices", []), device}),
         }
         atomic_write_json(self._path, record | kept)

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -103,6 +104,8 @@ _CONTROLS: tuple[Control, ...] = ("same_family", "noise")
 # Where the paper's evaluation, for which the public oracles were trained, reads the subject.
 _POSITIONS = ("token@-3", "window:50@-1")
 _WARM_START_BATCH = 512
+# Phases that come again after training.
+_BEFORE = "measuring before"
 
 
 def run(config: TrainConfig) -> dict:
@@ -585,7 +588,21 @@ class Run:
     def _monitor(self, done: int) -> Monitor:
         settings = dataclasses.asdict(self.config)
         reporter = make_reporter(self.config.report_to, self.folder, settings)
-        return Monitor(self.folder, reporter, self.config.plot_every, resume_at=done)
+        return Monitor(
+            self.folder,
+            reporter,
+            self.config.plot_every,
+            resume_at=done,
+            log_every=self.config.log_every,
+            seconds_left=partial(self._seconds_left, done),
+        )
+
+    def _seconds_left(self, begun_at: int, step: int) -> float:
+        """Estimate how long the run goes on after ``step``, measurements included."""
+        phases = self.stopwatch.phases(self.progress.seconds())
+        each = self.progress.seconds()["GRPO"] / (step - begun_at)
+        measured = [seconds for name, seconds in phases.items() if name.startswith(_BEFORE)]
+        return each * (self.config.max_steps - step) + sum(measured)
 
     # The end
 

@@ -60,6 +60,7 @@ CURVES = {
     "informativeness": "Informativeness",
     "brier": "Brier",
     "ece_window": "ECE of the last 2000 answers",
+    "auroc_within_window": "AUROC within families, of the last 2000 answers",
     "auroc": "AUROC of the step",
     "confidence": "Confidence, mean",
     "confidence_std": "Confidence, standard deviation",

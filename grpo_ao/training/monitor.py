@@ -1,7 +1,10 @@
 """Watch a run: metrics of every step, alerts, reliability diagrams, sample rollouts."""
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +12,32 @@ from transformers import TrainerCallback
 
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, brier, ece
-from grpo_ao.files import append_jsonl, keep_rows, read_jsonl
+from grpo_ao.discrimination import within_family_auroc
+from grpo_ao.files import append_jsonl, keep_rows, read_jsonl, writing
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
-from grpo_ao.terminal import headed, terminal
+from grpo_ao.terminal import terminal
 from grpo_ao.tracking import Reporter
 from grpo_ao.training.alerts import Metrics, check_alerts, greedy_collapse
 
 _ECE_WINDOW = 2000
+_WINDOW = ("confidence", "informativeness", "family")
+# What TRL logs of a step, and what it is called here.
+_OF_TRL = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clip_ratio",
+}
+_IN_A_LINE = {
+    "reward": "reward",
+    "informativeness": "informativeness",
+    "auroc_within_window": "AUROC within families",
+    "brier": "Brier",
+    "confidence": "confidence",
+    "confidence_std": "\u00b1",
+}
 _TABLE_ROWS = 16
 
 
@@ -59,17 +80,27 @@ def _logs(folder: Path) -> tuple[Path, Path, Path]:
 
 
 class Monitor:
-    """Writes ``metrics.jsonl``, ``rollouts.jsonl``, ``plots/`` and the alerts of a run.
+    """Writes a run's ``metrics.jsonl``, ``rollouts.jsonl``, ``run.log``, ``plots/`` and alerts.
 
     ``resume_at`` is the step of the checkpoint that a run goes on from: rows of later steps are
-    dropped, since those steps are made again.
+    dropped, since those steps are made again. Every ``log_every`` steps it prints a line, and keeps
+    it in ``run.log``; ``seconds_left`` tells of a step how long the run goes on after it.
     """
 
     def __init__(
-        self, folder: Path, reporter: Reporter, plot_every: int, resume_at: int = 0
+        self,
+        folder: Path,
+        reporter: Reporter,
+        plot_every: int,
+        resume_at: int = 0,
+        log_every: int = 10,
+        seconds_left: Callable[[int], float] = lambda step: math.nan,
     ) -> None:
         self._metrics, self._rollouts, self._windows = _logs(folder)
         self._plots = folder / "plots"
+        self._log = folder / "run.log"
+        self._log_every = log_every
+        self._seconds_left = seconds_left
         self._reporter = reporter
         self._plot_every = plot_every
         self._console = terminal()
@@ -78,9 +109,9 @@ class Monitor:
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
         self._collapsed = False
-        self._window: deque[tuple[float, float]] = deque(maxlen=_ECE_WINDOW)
+        self._window: deque[tuple[float, float, str]] = deque(maxlen=_ECE_WINDOW)
         for row in read_jsonl(self._windows):
-            self._window.extend(zip(row["confidence"], row["informativeness"], strict=True))
+            self._window.extend(zip(*(row[name] for name in _WINDOW), strict=True))
 
     def record(
         self,
@@ -91,38 +122,66 @@ class Monitor:
         kl: float | None,
         seconds: Mapping[str, float],
         sampling_gap: float | None = None,
+        logs: Mapping[str, float] | None = None,
     ) -> Metrics:
         """Take in the answers that a step made; ``seconds`` by phase, ``truncated`` their share.
 
-        ``sampling_gap`` is the mean difference, a token, between the policy's log-probabilities
-        and those that the rollout engine sampled by; None where the policy sampled itself.
+        ``logs`` is what TRL says of the step. ``sampling_gap`` is the mean difference, a token,
+        between the policy's log-probabilities and those that the rollout engine sampled by; None
+        where the policy sampled itself.
         """
-        confidence, outcome = (known.tolist() for known in Columns.of(answers).known)
-        self._window.extend(zip(confidence, outcome, strict=True))
+        columns = Columns.of(answers)
+        families = columns.family_N[columns.is_known].tolist()
+        columns_of_window = (*(known.tolist() for known in columns.known), families)
+        self._window.extend(zip(*columns_of_window, strict=True))
         tokens = sum(len(answer.token_ids) for answer in answers)
         metrics: Metrics = {"step": step, **step_metrics(answers)}
-        metrics |= {"ece_window": ece(*self._window_arrays()), "advantage_std": advantages_std}
+        confidence, outcome, family = self._window_arrays()
+        metrics |= {"ece_window": ece(confidence, outcome), "advantage_std": advantages_std}
+        within = within_family_auroc(confidence, outcome >= 0.5, family)
+        metrics["auroc_within_window"] = within.auroc
         metrics["truncated"] = truncated
         metrics |= {"kl": kl, "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9)}
         if sampling_gap is not None:
             metrics["sampling_gap"] = sampling_gap
         metrics |= {f"seconds_{phase}": value for phase, value in seconds.items()}
+        metrics |= {_OF_TRL[name]: value for name, value in (logs or {}).items() if name in _OF_TRL}
         before = int(self.history[-1]["step"] or 0) if self.history else 0
         self.history.append(metrics)
         append_jsonl(self._metrics, [metrics])
-        window = {"step": step, "confidence": confidence, "informativeness": outcome}
-        append_jsonl(self._windows, [window])
+        window = dict(zip(_WINDOW, columns_of_window, strict=True))
+        append_jsonl(self._windows, [{"step": step, **window}])
         numbers = {k: float(v) for k, v in metrics.items() if v is not None and k != "step"}
         self._reporter.scalars(step, numbers)
         self._raise_alerts(step)
+        if step // self._log_every > before // self._log_every:
+            self._tell(self._line(step))
         # Not every step makes answers: the first that does, at or behind a multiple, is shown.
         if step // self._plot_every > before // self._plot_every:
             self._show(step, answers)
         return metrics
 
-    def _window_arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        pairs = np.array(self._window, dtype=float).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
+    def _window_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        confidence, outcome, family = zip(*self._window, strict=True) if self._window else ((),) * 3
+        return np.array(confidence, float), np.array(outcome, float), np.array(family, str)
+
+    def _line(self, step: int) -> str:
+        """Return what the steps since the last line were like, in the mean."""
+        recent = self.history[-self._log_every :]
+
+        def of(name: str) -> float:
+            values = [row[name] for row in recent if row.get(name) is not None]
+            return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+
+        told = "  ".join(f"{title} {of(name):.3f}" for name, title in _IN_A_LINE.items())
+        left = self._seconds_left(step)
+        ends = "" if math.isnan(left) else f"  {timedelta(seconds=round(left))} left of the run"
+        return f"step {step}  {told}  {of('seconds_step'):.2f} s/step{ends}"
+
+    def _tell(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+        with writing(self._log), self._log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def _raise_alerts(self, step: int) -> None:
         """Say each alert when its condition begins, not again while it lasts."""
@@ -144,7 +203,7 @@ class Monitor:
     def say(self, step: int, alert: str, text: str) -> None:
         """Log an alert, wherever alerts go."""
         append_jsonl(self._metrics, [{"step": step, "alert": alert, "message": text}])
-        self._console.print(headed(f"alert at step {step}:", text))
+        self._tell(f"alert at step {step}: {text}")
         self._reporter.alert(alert, text)
 
     def _show(self, step: int, answers: Sequence[Answer]) -> None:
@@ -154,7 +213,8 @@ class Monitor:
         if self._window:
             path = self._plots / f"reliability_{step:06d}.png"
             title = f"training, up to step {step}"
-            save(reliability_diagram([Panel(title, *self._window_arrays())]), path)
+            confidence, outcome, _ = self._window_arrays()
+            save(reliability_diagram([Panel(title, confidence, outcome)]), path)
             self._reporter.image(step, "reliability", path)
 
 

@@ -403,6 +403,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 advantages_std=_spread(*self._advantages_3.tolist()),
                 kl=logs.get("kl"),
                 sampling_gap=logs.get(_SAMPLING_GAP),
+                logs=logs,
                 seconds=dict(self._seconds),
             )
         self._forget_rounds()

@@ -108,6 +108,7 @@ def test_a_step_is_a_row_of_metrics_and_is_reported(tmp_path):
     expected = {"step": 1, **step_metrics(ALL)} | {
         "ece_window": pytest.approx(0.25),  # (|.9 - 1| + |.4 - 0|) / 2
         "advantage_std": 0.2,
+        "auroc_within_window": 1.0,
         "truncated": 0.125,
         "kl": 0.01,
         "tokens_per_second": 21.0,
@@ -296,3 +297,42 @@ def test_greedy_numbers_that_collapse_are_said_when_that_begins(tmp_path):
     ((name, text),) = reporter.alerts
     assert (name, "is 0, below 0.05" in text) == ("greedy_collapse", True)
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [50]
+
+
+def test_what_trl_logs_of_a_step_is_among_its_metrics(tmp_path):
+    logs = {"loss": 0.5, "clip_ratio/region_mean": 0.25, "completions/mean_length": 9.0}
+    found = record(monitor_at(tmp_path), 1, logs=logs)
+    assert (found["loss"], found["clip_ratio"]) == (0.5, 0.25)
+    assert "completions/mean_length" not in found
+
+
+def test_the_windows_auroc_compares_answers_of_one_family(tmp_path):
+    other = replace(PROBE, family="other")
+    monitor = monitor_at(tmp_path)
+    # Between the families the number is right; inside of each it is wrong.
+    low = [replace(a, probe=other) for a in (RIGHT, replace(RIGHT, informativeness=0.0))]
+    record(monitor, 1, low)
+    metrics = record(monitor, 2, [replace(WRONG, confidence=0.95), RIGHT])
+    assert metrics["auroc_within_window"] == pytest.approx(0.25)  # .5 and 0
+    resumed = monitor_at(tmp_path, resume_at=1)
+    assert record(resumed, 2, [WRONG, RIGHT])["auroc_within_window"] == pytest.approx(0.75)
+
+
+def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, capsys):
+    monitor = Monitor(
+        tmp_path, NoReporter(), 1000, log_every=2, seconds_left=lambda step: 100 - step
+    )
+    for step, rollouts in enumerate([ALL, [RIGHT, WRONG], [RIGHT]], start=1):
+        record(monitor, step, rollouts)
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(
+        "step 2  reward 0.131  informativeness 0.417  AUROC within families 1.000"
+    )
+    assert line.endswith("1.00 s/step  0:01:38 left of the run")
+    (kept,) = (tmp_path / "run.log").read_text().splitlines()
+    assert kept.endswith(line)
+
+
+def test_an_alert_is_in_the_log(tmp_path):
+    monitor_at(tmp_path).say(7, "unscored", "The judge is away.")
+    assert "alert at step 7: The judge is away." in (tmp_path / "run.log").read_text()

@@ -1,6 +1,7 @@
 """The command ``grpo-ao``: its parsing; what it does is imported when it is known what is asked."""
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import os
@@ -9,7 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +63,7 @@ def _overview() -> str:
     return "\n".join(["usage: grpo-ao COMMAND [--help] ...", "", *lines])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _errors_told() -> Iterator[None]:
     """Tell in one sentence what the user must mend; a fault of the program keeps its traceback."""
     # Every process of `accelerate launch` finds the same error; one of them says it.
@@ -338,6 +338,25 @@ def report(arguments: list[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Watch(Report):
+    """Which run, and where its report is to be seen."""
+
+    port: int = 8080
+    """Port of 127.0.0.1 to listen on."""
+
+
+def watch(arguments: list[str]) -> None:
+    """Serve a run's report on this machine, made anew as the run goes on, until it is stopped."""
+    request = _parse(Watch, "watch", arguments)
+    from grpo_ao.report.live import ReportServer
+
+    server = ReportServer(request.run_dir, request.port)
+    print(f"the report of {request.run_dir}: http://127.0.0.1:{request.port}   (Ctrl-C ends this)")
+    with contextlib.suppress(Interrupted):
+        server.serve_forever()
+
+
+@dataclasses.dataclass(frozen=True)
 class Push:
     """What goes where."""
 
@@ -433,6 +452,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "questions": questions,
     "judge-check": judge_check,
     "report": report,
+    "watch": watch,
     "push": push,
     "vllm-serve": vllm_serve,
 }

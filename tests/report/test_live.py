@@ -54,5 +54,5 @@ def test_what_cannot_be_served_is_one_sentence(served, tmp_path_factory):
     folder, address = served
     with pytest.raises(UserError, match="there is no run in"):
         ReportServer(tmp_path_factory.mktemp("empty"), 0)
-    with pytest.raises(UserError, match="cannot be listened at .* give another --port"):
+    with pytest.raises(UserError, match=r"cannot be listened at .*: give another --port"):
         ReportServer(folder, int(address.rstrip("/").split(":")[-1]))

@@ -160,6 +160,36 @@ def test_a_refused_start_leaves_no_run_behind(tmp_path, no_load):
     assert not (tmp_path / "run").exists()
 
 
+AWAY = """
+from grpo_ao.errors import UserError
+
+class Away:
+    identity = '{"judge": "away"}'
+
+    async def check(self):
+        raise UserError("the judge is away.")
+
+    async def grade(self, requests, store=None):
+        return []
+"""
+
+
+def test_a_judge_that_cannot_grade_leaves_no_file_behind(tmp_path, no_load, monkeypatch):
+    (tmp_path / "away_judge.py").write_text(AWAY)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refusal(tmp_path / "runs" / "mini", "--judge", "away_judge:Away")
+    assert said == "error: the judge is away."
+    assert not (tmp_path / "runs").exists()
+
+
+def test_few_held_out_texts_are_warned_of(tmp_path, no_load, capsys):
+    row = {"questions": ["Late?"], "answers": ["No"]}
+    rows = [{"text": text, **row} for text in TEXTS]
+    with pytest.raises(AssertionError, match="the weights were loaded"):
+        refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    assert "only 4 texts are held out" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_oracle_without_the_tag_does_not_start_grpo(tmp_path, adapter, capsys):
     path = adapter / "adapter_model.safetensors"
     weights = load_file(path)

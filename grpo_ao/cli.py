@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,11 +162,10 @@ def parse_train_config(arguments: list[str], prog: str = "grpo-ao train") -> Tra
 
 def _take_run(arguments: list[str]) -> tuple[Path | None, list[str]]:
     """Take the folder behind ``--resume``, which may also stand alone."""
-    after = arguments[arguments.index("--resume") + 1 :] if "--resume" in arguments else ["-"]
-    if not after or after[0].startswith("-"):
-        return None, arguments
-    folder, arguments = _take(arguments, "--resume")
-    return Path(str(folder)), arguments
+    after = dict(pairwise([*arguments, "-"])).get("--resume", "-")
+    alone = after.startswith("-") and not any(a.startswith("--resume=") for a in arguments)
+    folder, arguments = (None, arguments) if alone else _take(arguments, "--resume")
+    return None if folder is None else Path(folder), arguments
 
 
 def parse_eval_config(arguments: list[str]) -> EvalConfig:

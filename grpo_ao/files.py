@@ -222,9 +222,9 @@ def read_foreign_rows(path: Path) -> Iterator[tuple[int, Any]]:
     ``parse_jsonl`` reads it, or one JSON array. Raises UserError where there is no file and where
     it cannot be read.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file at {path}: give JSONL, JSON, CSV or parquet.")
     try:
+        if not path.is_file():
+            raise UserError(f"there is no file at {path}: give JSONL, JSON, CSV or parquet.")
         if path.suffix == ".parquet":
             yield from enumerate(_parquet_rows(path), start=1)
         elif path.suffix == ".csv":

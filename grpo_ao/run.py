@@ -27,6 +27,7 @@ from grpo_ao.files import (
     why_not_whole,
 )
 from grpo_ao.interruption import Interrupted, held_back
+from grpo_ao.judges.factory import with_cache
 from grpo_ao.judges.limits import LimitedJudge, tried_judge
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
@@ -160,6 +161,7 @@ def prepare(config: TrainConfig) -> Prepared:
     # What is downloaded is downloaded once; and no process goes on where the folder is refused.
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
+        judge = None if config.judge == "local" else tried_judge(config)
         check_start(config, processes, sharded)
         num_layers = num_decoder_layers(load_config(config.model))
         probes, benchmarks = probes_of_run(config, num_layers, console)
@@ -171,7 +173,8 @@ def prepare(config: TrainConfig) -> Prepared:
             console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
             check_push(config.push_to_hub)
-        judge = None if config.judge == "local" else tried_judge(config, _grades(config))
+        if judge is not None:
+            judge = with_cache(judge, _grades(config))
         if folder is not None:
             _record(config, folder, probes, benchmarks, judge)
     return Prepared(processes, console, sharded, probes, benchmarks, judge)
@@ -307,7 +310,7 @@ class Run:
 
     def _local_judge(self, base: str) -> CheckedJudge:
         local = LocalJudge(self.oracle.model, self.oracle.tokenizer, base)
-        judge = tried_judge(self.config, _grades(self.config), local)
+        judge = with_cache(tried_judge(self.config, local), _grades(self.config))
         if self.processes.is_main:
             record_judge(self.folder, judge.identity)
         return judge

@@ -13,7 +13,7 @@ import pytest
 from grpo_ao.answer import Answer
 from grpo_ao.errors import UserError
 from grpo_ao.extensions import load_function
-from grpo_ao.judges.factory import make_judge
+from grpo_ao.judges.factory import make_judge, with_cache
 from grpo_ao.judges.flags import JudgeFlags
 from grpo_ao.judges.protocol import GradeRequest
 from grpo_ao.probe import Positions, Probe
@@ -34,7 +34,8 @@ def written(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_judge_of_ones_own_grades_and_its_grades_are_kept(written):
-    judge = make_judge(JudgeFlags(judge="my_judge:make_judge"), cache=written / "grades.sqlite")
+    own = make_judge(JudgeFlags(judge="my_judge:make_judge"))
+    judge = with_cache(own, written / "grades.sqlite")
     asyncio.run(judge.check())
     requests = [
         GradeRequest("Hi.", "What is it?", "a greeting", "open", reference)

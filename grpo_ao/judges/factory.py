@@ -13,13 +13,10 @@ from grpo_ao.judges.protocol import CheckedJudge, PaidJudge
 from grpo_ao.judges.reference import ReferenceJudge
 
 
-def make_judge(
-    flags: JudgeFlags, local: LocalJudge | None = None, cache: Path | None = None
-) -> CheckedJudge:
-    """Return the judge that the flags name, its grades kept in the file ``cache`` if there is one.
+def make_judge(flags: JudgeFlags, local: LocalJudge | None = None) -> CheckedJudge:
+    """Return the judge that the flags name; call its ``check`` before relying on it.
 
-    ``MODULE:FUNCTION`` is called without arguments. The judge ``local`` needs its model; reference
-    grades cost nothing and are never kept. Call ``check`` of the judge before relying on it.
+    ``MODULE:FUNCTION`` is called without arguments. The judge ``local`` needs its model.
     """
     if flags.judge == "reference":
         return ReferenceJudge()
@@ -29,7 +26,14 @@ def make_judge(
         judge = local if flags.judge == "local" else ApiJudge(flags.chat_settings())
     if judge is None:
         raise UserError("the judge 'local' cannot be made without its model.")
-    return judge if cache is None else CachedJudge(judge, cache)
+    return judge
+
+
+def with_cache(judge: CheckedJudge, cache: Path) -> CheckedJudge:
+    """Let a judge keep its grades in the file ``cache``; the reference judge's cost nothing."""
+    return (
+        judge if isinstance(judge, ReferenceJudge) else CachedJudge(cast("PaidJudge", judge), cache)
+    )
 
 
 def _own_judge(name: str) -> PaidJudge:

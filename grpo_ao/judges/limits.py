@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from grpo_ao.judges.factory import make_judge
 from grpo_ao.judges.flags import JudgeFlags
@@ -13,16 +12,15 @@ from grpo_ao.judges.protocol import CheckedJudge, Grade, GradeRequest, Judge, Ju
 ADVICE = "No grade is lost: mend the judge and go on with --resume, or raise --max_unscored."
 
 
-def tried_judge(flags: JudgeFlags, cache: Path, local: LocalJudge | None = None) -> CheckedJudge:
-    """Make the run's judge and let it grade one answer for trial; ``cache`` keeps its grades.
+def tried_judge(flags: JudgeFlags, local: LocalJudge | None = None) -> CheckedJudge:
+    """Make the run's judge and let it grade one answer for trial.
 
     ``local`` is the judge of that name: the run's own base model. Raises JudgeError or ChatError,
     in one sentence, where the judge cannot grade.
     """
     judge = make_judge(flags, local)
     asyncio.run(judge.check())
-    # A judge that cannot grade leaves no file behind.
-    return judge if isinstance(judge, ReferenceJudge) else make_judge(flags, local, cache)
+    return judge
 
 
 class LimitedJudge:

@@ -35,6 +35,8 @@ _NAMES = {
     "families": ("families", "family", "question_families"),
 }
 
+_OF_ONE = ("question", "kind", "answer", "family")
+
 
 def parse_row(row: Any) -> QuestionRow:
     """Validate one row; raise ``ValueError`` with the reason if it is broken."""
@@ -44,7 +46,7 @@ def parse_row(row: Any) -> QuestionRow:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"'{name}' is not a text or is empty")
     name, questions = _column(row, "questions")
-    questions = [questions] if isinstance(questions, str) else questions
+    questions = [questions] if name in _OF_ONE else questions
     if not isinstance(questions, list) or not all(isinstance(q, str) for q in questions):
         raise UserError(f"'{name}' is not a list of texts")
     asked = tuple(q.strip() for q in questions)
@@ -80,7 +82,7 @@ def _optional(row: dict, column: str, length: int) -> tuple[str, list | None]:
     values = row.get(name)
     if values is None or values == "":
         return name, None
-    values = [values] if isinstance(values, str) else values
+    values = [values] if name in _OF_ONE else values
     if not isinstance(values, list) or len(values) != length:
         raise UserError(f"'{name}' is not a list of {length} entries, one for each question")
     return name, values

@@ -39,12 +39,13 @@ def test_the_flags_are_the_endpoints_settings():
 
 def test_grades_are_kept_where_a_file_is_given(tmp_path):
     path = tmp_path / "grades.sqlite"
-    judge = make_judge(JudgeFlags(), cache=path)
+    judge = with_cache(make_judge(JudgeFlags()), path)
     assert isinstance(judge, CachedJudge)
     assert judge.identity == ApiJudge(ChatSettings()).identity
     assert path.exists()
     # The reference judge grades at once and for nothing.
-    assert isinstance(make_judge(JudgeFlags(judge="reference"), cache=path), ReferenceJudge)
+    reference = with_cache(make_judge(JudgeFlags(judge="reference")), path)
+    assert isinstance(reference, ReferenceJudge)
 
 
 def test_a_local_judge_without_its_model_is_refused():
@@ -54,7 +55,7 @@ def test_a_local_judge_without_its_model_is_refused():
 
 def test_a_cached_local_judge_reads_once(tmp_path):
     local = LocalJudge(tiny_model(), tiny_tokenizer(), "tiny")
-    judge = make_judge(JudgeFlags(judge="local"), local, tmp_path / "grades.sqlite")
+    judge = with_cache(make_judge(JudgeFlags(judge="local"), local), tmp_path / "grades.sqlite")
     request = GradeRequest("Hi", "Is it a greeting?", "Yes", "closed", None)
     asyncio.run(judge.check())
     first, second = (asyncio.run(judge.grade([request]))[0] for _ in range(2))

@@ -9,6 +9,7 @@ import pytest
 
 from grpo_ao import run as run_module
 from grpo_ao.cli import main, parse_train_config
+from grpo_ao.judges.factory import with_cache
 from grpo_ao.judges.flags import JudgeFlags
 from grpo_ao.judges.limits import LimitedJudge, tried_judge
 from grpo_ao.judges.local import LocalJudge
@@ -61,7 +62,7 @@ def test_the_judge_is_tried_before_anything_is_loaded(tmp_path, monkeypatch):
 def test_a_judge_that_was_tried_keeps_its_grades_in_the_file_it_was_given(tmp_path):
     oracle = make_oracle()
     local = LocalJudge(oracle.model, oracle.tokenizer, "tiny")
-    judge = tried_judge(JudgeFlags(judge="local"), tmp_path / "mine.sqlite", local)
+    judge = with_cache(tried_judge(JudgeFlags(judge="local"), local), tmp_path / "mine.sqlite")
     (found,) = asyncio.run(judge.grade([request(0)]))
     (direct,) = asyncio.run(local.grade([request(0)]))
     assert found.score == direct.score

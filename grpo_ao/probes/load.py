@@ -118,12 +118,10 @@ def load_probes(
         # The warm start may end inside of a text, whose other questions are left to none.
         counts = (warm_start, grpo)
         made = mini_probes("train", sum(counts) + _MINI_QUESTIONS, layers, positions)
-        training = (
-            *_in_turn(made, counts),
-            mini_probes("validation", validation, layers, positions),
-        )
-        of_mini = own[:heldout] or usable(mini_probes("heldout", heldout, layers, positions))
-        return RunProbes(*map(usable, training), of_mini)
+        first, second = map(usable, _in_turn(made, counts))
+        checked = usable(mini_probes("validation", validation, layers, positions))
+        held = own[:heldout] or usable(mini_probes("heldout", heldout, layers, positions))
+        return RunProbes(first, second, checked, held)
     of_split = _of_split(of_set(questions), own)
     if not all(of_split.values()):
         counts = ", ".join(f"{len(found)} {name}" for name, found in of_split.items())

@@ -67,9 +67,10 @@ def readings(
             turn, start = user_turn(tokenizer, text, answer_next=False), content_start(tokenizer)
         else:
             turn, start = conversation(tokenizer, text)
-        check_text(context_length(config), len(turn.input_ids), turn.text)
+        said = text if isinstance(text, str) else turn.text
+        check_text(context_length(config), len(turn.input_ids), said)
         where = Positions.parse(where) if isinstance(where, str) else where
-        chosen = select_positions(tokenizer, turn.input_ids, where, turn.text, start=start)
+        chosen = select_positions(tokenizer, turn.input_ids, where, said, start=start)
         tokens = tuple(turn.text[slice(*turn.offsets[place])] for place in chosen)
         found.append(Reading(turn.input_ids, chosen, tokens))
     return found

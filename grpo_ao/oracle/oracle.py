@@ -238,13 +238,13 @@ class Oracle:
         )
         sampling = Sampling(1, temperature, max_new_tokens)
         completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
+        model, tokenizer, hook = self.model, self.tokenizer, self.hook
+        logp = completion_logp(model, tokenizer, hook, prompts, vectors, completions, batch_size)
         others = [[] for _ in prompts]
         if samples:
             sampling = Sampling(samples, 1.0, max_new_tokens)
             others = self.complete(prompts, vectors, sampling, batch_size)
         tokens = [reading.tokens for reading in read] or [()] * count
-        model, tokenizer, hook = self.model, self.tokenizer, self.hook
-        logp = completion_logp(model, tokenizer, hook, prompts, vectors, completions, batch_size)
         rows = zip(questions, completions, logp, others, tokens, strict=True)
         return [self._answer(*row) for row in rows]
 
@@ -259,7 +259,8 @@ class Oracle:
         config = unwrap(self.model).config
         (sample,) = readings(self.tokenizer, config, ["How are you today?"], ["all"])
         (usual_KD,) = self._activations([sample], layers, 1)
-        if (warning := unlike_activations(vectors, usual_KD)) is not None:
+        warning = unlike_activations(vectors, usual_KD) if vectors else None
+        if warning is not None:
             warnings.warn(warning, stacklevel=3)
 
     def _answer(

@@ -272,7 +272,7 @@ class Oracle:
         read: tuple[str, ...],
     ) -> OracleAnswer:
         completion, *sampled = self.tokenizer.batch_decode(
-            [token_ids, *others], skip_special_tokens=True
+            [token_ids, *map(list, others)], skip_special_tokens=True
         )
         confidence, answer = parse_oracle_output(completion)
         (tag,) = tag_lengths(self.tokenizer, [token_ids])

@@ -146,7 +146,9 @@ def _of_split(probes: Sequence[Probe], own: Sequence[Probe]) -> dict[Split, list
         split = split_of(probe.text)
         if text_key(probe.text) not in taken:
             of_split["train" if own and split == "heldout" else split].append(probe)
-    return of_split | ({"heldout": list(own)} if own else {})
+    if own:
+        of_split["heldout"] = list(own)
+    return of_split
 
 
 def _in_turn(probes: Sequence[Probe], counts: Sequence[int]) -> Iterator[Sequence[Probe]]:

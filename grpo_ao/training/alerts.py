@@ -49,7 +49,8 @@ def _known(step: Metrics, key: str) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _series(history: Sequence[Metrics], key: str) -> list[float]:
+def series(history: Sequence[Metrics], key: str) -> list[float]:
+    """Return a metric's values at the steps at which it is known."""
     return [value for step in history if (value := _known(step, key)) is not None]
 
 
@@ -65,7 +66,7 @@ def _collapse(history: Sequence[Metrics]) -> Alert | None:
 
     One step asks few questions: by chance it may have easy ones only.
     """
-    known = _series(history, "confidence_std")[-WINDOW:]
+    known = series(history, "confidence_std")[-WINDOW:]
     if len(known) < WINDOW or mean(known) >= 0.1:
         return None
     return Alert(
@@ -97,7 +98,7 @@ def _above(last: Metrics, key: str, limit: float, name: str, what: str, todo: st
 
 def _short_answers(history: Sequence[Metrics]) -> Alert | None:
     """Mean length of the last ten steps under 60 % of that of the first ten."""
-    lengths = _series(history, "answer_length")
+    lengths = series(history, "answer_length")
     if len(lengths) < 2 * WINDOW:
         return None
     start, now = mean(lengths[:WINDOW]), mean(lengths[-WINDOW:])
@@ -112,7 +113,7 @@ def _short_answers(history: Sequence[Metrics]) -> Alert | None:
 
 def _exploding_kl(history: Sequence[Metrics]) -> Alert | None:
     """KL above 0.5 nats a token and above ten times the median of the ten steps before."""
-    values = _series(history, "kl")
+    values = series(history, "kl")
     if len(values) <= WINDOW or _known(history[-1], "kl") is None:
         return None
     before = median(values[-WINDOW - 1 : -1])

@@ -18,7 +18,7 @@ from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import terminal
 from grpo_ao.tracking import Reporter
-from grpo_ao.training.alerts import Metrics, check_alerts, greedy_collapse
+from grpo_ao.training.alerts import Metrics, check_alerts, greedy_collapse, series
 
 _ECE_WINDOW = 2000
 _WINDOW = ("confidence", "informativeness", "family")
@@ -170,8 +170,7 @@ class Monitor:
         recent = self.history[-self._log_every :]
 
         def of(name: str) -> float:
-            values = [row[name] for row in recent if row.get(name) is not None]
-            return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+            return _mean(series(recent, name))
 
         told = "  ".join(f"{title} {of(name):.3f}" for name, title in _IN_A_LINE.items())
         left = self._seconds_left(step)

@@ -97,12 +97,9 @@ def a_run(tmp_path):
     folder = tmp_path / "run"
     adapter = shutil.copytree(MINI_WEIGHTS / "oracle", folder / "adapter")
     spec = json.loads((adapter / "ao_config.json").read_text())
-    (adapter / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
-    config = {
-        "model": str(MINI_WEIGHTS / "base"),
-        "layer_percents": [25, 75],
-        "positions": "last:7",
-    }
+    spec |= {"calibrated": True, "act_layer_combinations": [[2]]}
+    (adapter / "ao_config.json").write_text(json.dumps(spec))
+    config = {"model": str(MINI_WEIGHTS / "base"), "positions": "last:7"}
     (folder / "run.json").write_text(json.dumps({"config": config}))
     return folder
 

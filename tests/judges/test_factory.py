@@ -6,7 +6,7 @@ import pytest
 from grpo_ao.chat import ChatSettings
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.judges.cache import CachedJudge
-from grpo_ao.judges.factory import JudgeFlags, make_judge
+from grpo_ao.judges.factory import JudgeFlags, make_judge, with_cache
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge, GradeRequest
 from grpo_ao.judges.reference import ReferenceJudge

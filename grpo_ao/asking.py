@@ -12,6 +12,7 @@ from grpo_ao.files import (
     MINI_WEIGHTS,
     adapter_of,
     append_jsonl,
+    holds_run,
     read_foreign_rows,
     read_json,
     read_jsonl,
@@ -71,7 +72,7 @@ def _whom(request: AskConfig) -> Whom:
     model, adapter = request.model, request.oracle_lora_path
     positions, subject = "last:20", request.subject_lora
     if request.run is not None:
-        if not (request.run / "run.json").is_file():
+        if not holds_run(request.run):
             raise UserError(f"there is no run in {request.run}: it holds no run.json.")
         settings = read_json(request.run / "run.json")["config"]
         model, adapter = settings["model"], str(adapter_of(request.run))
@@ -90,20 +91,27 @@ def _whom(request: AskConfig) -> Whom:
 
 def _rows(request: AskConfig) -> list[Row]:
     if request.input is None:
-        return [{"text": request.text, "question": request.question}]
-    rows = []
-    for number, row in read_foreign_rows(request.input):
-        if isinstance(row, ValueError):
-            raise UserError(f"row {number} of {request.input} cannot be read: {row}.")
-        sound = isinstance(row, dict) and all(
-            isinstance(row.get(name), str) for name in ("text", "question")
-        )
-        if not sound:
-            raise UserError(f"row {number} of {request.input} needs a 'text' and a 'question'.")
-        rows.append(row)
+        return [_sound({"text": request.text, "question": request.question}, "what is asked")]
+    rows = [
+        _sound(row, f"row {number} of {request.input}")
+        for number, row in read_foreign_rows(request.input)
+    ]
     if not rows:
         raise UserError(f"{request.input} has no rows.")
     return rows
+
+
+def _sound(row: Any, name: str) -> Row:
+    if isinstance(row, ValueError):
+        raise UserError(f"{name} cannot be read: {row}.")
+    asked = [row.get(column) for column in ("text", "question")] if isinstance(row, dict) else []
+    if not asked or not all(isinstance(value, str) for value in asked):
+        raise UserError(f"{name} needs a 'text' and a 'question'.")
+    try:
+        "".join(asked).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} has half of a surrogate pair: take it out.") from error
+    return row
 
 
 def _check(whom: Whom, rows: Sequence[Row]) -> None:

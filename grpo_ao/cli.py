@@ -234,6 +234,11 @@ def budget(arguments: list[str]) -> None:
     show_budget(config, Times(*measured) if measured else None)
 
 
+def _check_port(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port must lie between 1 and 65535, got {port}.")
+
+
 def _positive(flag: str, value: str) -> float:
     try:
         number = float(value)
@@ -344,6 +349,9 @@ class Watch(Report):
     port: int = 8080
     """Port of 127.0.0.1 to listen on."""
 
+    def __post_init__(self) -> None:
+        _check_port(self.port)
+
 
 def watch(arguments: list[str]) -> None:
     """Serve a run's report on this machine, made anew as the run goes on, until it is stopped."""
@@ -401,8 +409,7 @@ class VllmServe:
     """YAML file with further arguments of vLLM's LLM in its section `vllm:`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise UserError(f"--port must lie between 1 and 65535, got {self.port}.")
+        _check_port(self.port)
         check_numbers(self, shares=("gpu_memory",))
         if not 0 < self.gpu_memory < 1:
             raise UserError(f"--gpu_memory must lie between 0 and 1, got {self.gpu_memory}.")

@@ -459,10 +459,7 @@ class AskConfig:
             raise UserError(
                 "give both --model and --oracle_lora_path, or neither for the mini oracle."
             )
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"the temperature must be 0 (greedy) or more, got {self.temperature}.")
-        if self.samples < 0:
-            raise UserError(f"--samples must be 0 or more, got {self.samples}.")
+        check_numbers(self, may_be_zero=("temperature", "samples"))
         if self.layers is not None:
             parse_layers(self.layers)
         given = [value is not None for value in (self.text, self.question, self.input)]

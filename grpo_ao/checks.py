@@ -26,7 +26,7 @@ from grpo_ao.oracle.vllm.engine import check_architecture, check_arguments, chec
 from grpo_ao.probe import Layers
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
-from grpo_ao.tracking import check_destination
+from grpo_ao.tracking import check_destinations
 from grpo_ao.training.trl_args import grpo_config
 
 
@@ -37,7 +37,7 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
         check_sharded(config, processes.count)
     trainer_config(config, processes)
     reward_rule(config.calibration_lambda, config.reward)
-    check_destination(config.report_to)
+    check_destinations(config.report_to)
     _check_context(config)
     if config.rollout == "vllm" and config.load_in_4bit:
         raise UserError(
@@ -188,7 +188,7 @@ def warnings_of(config: TrainConfig, layers: Iterable[Layers]) -> list[str]:
             f"better than the stated confidence by more than {least:.2f} loses reward, so that "
             "the oracle learns to answer worse than it can; 0.5 or less never does that."
         )
-    if (notice := check_destination(config.report_to)) is not None:
+    if (notice := check_destinations(config.report_to)) is not None:
         found.append(notice)
     if writes_the_date(load_tokenizer(config.model)):
         found.append(

@@ -254,9 +254,9 @@ def evaluate(arguments: list[str]) -> None:
     config = parse_eval_config(arguments)
     _quiet()
     from grpo_ao.evaluate import evaluate
-    from grpo_ao.tracking import check_destination
+    from grpo_ao.tracking import check_destinations
 
-    if (notice := check_destination(config.report_to)) is not None:
+    if (notice := check_destinations(config.report_to)) is not None:
         print(f"warning: {notice}", file=sys.stderr)
 
     evaluate(config)

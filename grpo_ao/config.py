@@ -171,8 +171,8 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     """Contexts of each benchmark."""
     eval_steps: int = 250
     """Steps between measurements on the benchmarks."""
-    report_to: Destination = field(default="none", metadata=CHANGEABLE)
-    """Where metrics go besides metrics.jsonl."""
+    report_to: tuple[Destination, ...] = field(default=(), metadata=CHANGEABLE)
+    """Where metrics go besides metrics.jsonl: one or several."""
     push_to_hub: str | None = field(default=None, metadata=CHANGEABLE)
     """Hub repository, USER/NAME, to which the adapter goes at the end, with its model card."""
     log_every: int = field(default=10, metadata=CHANGEABLE)
@@ -359,7 +359,7 @@ class EvalConfig(RolloutFlags):
     """Longest completion, in tokens."""
     batch_size: int = 256
     """Sequences that are completed together: only speed and memory depend on it."""
-    report_to: Destination = "none"
+    report_to: tuple[Destination, ...] = ()
     """Where metrics, figures and tables go besides the output folder."""
 
     def __post_init__(self) -> None:

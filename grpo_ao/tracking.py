@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -58,6 +58,33 @@ class NoReporter:
 
     def alert(self, title: str, text: str) -> None:
         """Do nothing."""
+
+
+class Reporters:
+    """Several destinations at once."""
+
+    def __init__(self, each: Sequence[Reporter]) -> None:
+        self._each = each
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log numbers of a step."""
+        for reporter in self._each:
+            reporter.scalars(step, values)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Log a PNG file."""
+        for reporter in self._each:
+            reporter.image(step, name, path)
+
+    def table(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
+        """Log rows with equal keys."""
+        for reporter in self._each:
+            reporter.table(step, name, rows)
+
+    def alert(self, title: str, text: str) -> None:
+        """Notify the user."""
+        for reporter in self._each:
+            reporter.alert(title, text)
 
 
 class ModuleReporter:
@@ -115,25 +142,29 @@ class TensorBoardReporter:
         self._writer.add_text(f"alert/{title}", text)
 
 
-def check_destination(destination: Destination) -> str | None:
-    """Return what the user should know of a destination before a run, if there is anything.
+def check_destinations(destinations: Sequence[Destination]) -> str | None:
+    """Return what the user should know of the destinations before a run, if there is anything.
 
-    Raises UserError where its package is absent or what it logs in with cannot be read.
+    Raises UserError where a package is absent or what it logs in with cannot be read.
     """
-    if destination == "none":
-        return None
-    try:
-        importlib.import_module(destination)
-    except ImportError as error:
-        raise UserError(
-            f"--report_to {destination} needs its package: pip install {destination}."
-        ) from error
-    if destination == "wandb" and "WANDB_MODE" not in os.environ and not _has_wandb_key():
+    for destination in destinations:
+        try:
+            if destination != "none":
+                importlib.import_module(destination)
+        except ImportError as error:
+            raise UserError(
+                f"--report_to {destination} needs its package: pip install {destination}."
+            ) from error
+    if "wandb" in destinations and not _logs_in():
         return (
             f"wandb has no key for {_wandb_host()}, so the run is logged offline in its folder: "
             "`wandb login` before a run, or `wandb sync` after it, sends it there."
         )
     return None
+
+
+def _logs_in() -> bool:
+    return "WANDB_MODE" in os.environ or _has_wandb_key()
 
 
 def _wandb_host() -> str:
@@ -152,25 +183,29 @@ def _has_wandb_key() -> bool:
         ) from error
 
 
-def make_reporter(destination: Destination, folder: Path, config: dict) -> Reporter:
-    """Open a destination for the run in ``folder``, which goes on in its wandb run if resumed.
+def make_reporter(destinations: Sequence[Destination], folder: Path, config: dict) -> Reporter:
+    """Open the destinations of the run in ``folder``, which goes on in its wandb run if resumed.
 
-    WANDB_PROJECT names another project than grpo_ao. Raises UserError as ``check_destination``.
+    WANDB_PROJECT names another project than grpo_ao, WANDB_RUN_ID another run. Raises UserError as
+    ``check_destinations``.
     """
-    notice = check_destination(destination)
-    if destination == "none":
-        return NoReporter()
+    check_destinations(destinations)
+    return Reporters([_opened(d, folder, config) for d in destinations if d != "none"])
+
+
+def _opened(destination: Destination, folder: Path, config: dict) -> Reporter:
     if destination == "tensorboard":
         return TensorBoardReporter(folder)
     settings: dict[str, Any] = {"name": folder.name, "config": config}
     settings["project"] = os.environ.get("WANDB_PROJECT", "grpo_ao")
     if destination == "wandb":
-        if notice is not None:
+        if not _logs_in():
             os.environ["WANDB_MODE"] = "offline"
         os.environ.setdefault("WANDB_DIR", str(folder))
         record = folder / "run.json"
         if record.exists():
-            settings |= {"id": json.loads(record.read_text()).get("id"), "resume": "allow"}
+            own = json.loads(record.read_text()).get("id")
+            settings |= {"id": os.environ.get("WANDB_RUN_ID", own), "resume": "allow"}
     return ModuleReporter(importlib.import_module(destination), **settings)
 
 

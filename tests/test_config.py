@@ -54,7 +54,7 @@ def test_what_the_plain_command_does():
     assert (config.num_generations, config.kl_penalty, config.calibration_lambda) == (8, 0.05, 0.5)
     assert (config.lr, config.temperature) == (1e-6, 0.9)
     assert (config.num_prompts, config.seed, config.resume) == (None, 0, False)
-    assert (config.initial_eval, config.report_to, config.trl) == (True, "none", {})
+    assert (config.initial_eval, config.report_to, config.trl) == (True, (), {})
     # The default question set has no reference answers.
     assert (config.judge, config.judge_model) == ("api", "google/gemini-2.5-flash")
     assert config.judge_base_url == "https://openrouter.ai/api/v1"

@@ -13,10 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from grpo_ao.errors import UserError
 from grpo_ao.tracking import (
     ModuleReporter,
-    NoReporter,
     Reporter,
-    TensorBoardReporter,
-    check_destination,
+    check_destinations,
     make_reporter,
 )
 
@@ -46,8 +44,7 @@ def files_below(folder: Path) -> set[Path]:
 
 def test_none_reports_nowhere(tmp_path, picture):
     before = files_below(tmp_path)
-    reporter = make_reporter("none", tmp_path / "run", {})
-    assert isinstance(reporter, NoReporter)
+    reporter = make_reporter(["none"], tmp_path / "run", {})
     report_all(reporter, picture)
     assert files_below(tmp_path) == before
 
@@ -60,8 +57,7 @@ def events_of(folder: Path) -> EventAccumulator:
 
 
 def test_tensorboard_has_scalars_at_once(tmp_path):
-    reporter = make_reporter("tensorboard", tmp_path, {})
-    assert isinstance(reporter, TensorBoardReporter)
+    reporter = make_reporter(["tensorboard"], tmp_path, {})
     reporter.scalars(1, {"reward": 0.25, "kl": 0.5})
     reporter.scalars(2, {"reward": 0.75, "kl": float("nan")})
     events = events_of(tmp_path)
@@ -73,7 +69,7 @@ def test_tensorboard_has_scalars_at_once(tmp_path):
 
 
 def test_tensorboard_has_the_picture_the_rollouts_and_the_alert(tmp_path, picture):
-    reporter = make_reporter("tensorboard", tmp_path, {})
+    reporter = make_reporter(["tensorboard"], tmp_path, {})
     report_all(reporter, picture)
     reporter.scalars(3, {"reward": 1.0})  # which flushes
     events = events_of(tmp_path)
@@ -146,7 +142,7 @@ def test_wandb_without_a_key_writes_an_offline_run_into_the_folder(
     folder = tmp_path / "run"
     folder.mkdir()
     config = {"lr": 1e-6, "output_dir": folder, "layer_percents": (25, 50)}
-    reporter = make_reporter("wandb", folder, config)
+    reporter = make_reporter(["wandb"], folder, config)
     wandb = importlib.import_module("wandb")
     try:
         assert wandb.run.settings.mode == "offline"
@@ -184,7 +180,7 @@ def test_wandb_is_offline_only_where_it_has_no_key(environment, monkeypatch, key
         monkeypatch.setenv("WANDB_API_KEY", key)
     if netrc:
         (environment / ".netrc").write_text(netrc)
-    make_reporter("wandb", environment, {})
+    make_reporter(["wandb"], environment, {})
     assert os.environ.get("WANDB_MODE") == mode
 
 
@@ -192,7 +188,7 @@ def test_a_mode_and_a_folder_that_the_user_has_set_stay(environment, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", StandIn())
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_DIR", "/elsewhere")
-    make_reporter("wandb", environment, {})
+    make_reporter(["wandb"], environment, {})
     assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("disabled", "/elsewhere")
 
 
@@ -200,7 +196,7 @@ def test_a_mode_and_a_folder_that_the_user_has_set_stay(environment, monkeypatch
 def test_a_missing_package_is_named_with_how_to_get_it(tmp_path, monkeypatch, destination):
     monkeypatch.setitem(sys.modules, destination, None)
     with pytest.raises(UserError) as caught:
-        make_reporter(destination, tmp_path, {})
+        make_reporter([destination], tmp_path, {})
     assert str(caught.value) == (
         f"--report_to {destination} needs its package: pip install {destination}."
     )
@@ -217,20 +213,39 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(environment, monkeypatch
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     (environment / "run").mkdir()
     (environment / "run" / "run.json").write_text('{"id": "0a1b"}')
-    make_reporter("wandb", environment / "run", {})
+    make_reporter(["wandb"], environment / "run", {})
     assert (module.settings["id"], module.settings["resume"]) == ("0a1b", "allow")
     assert (module.settings["project"], module.settings["name"]) == ("mine", "run")
+
+
+def test_the_environment_names_another_run_of_wandb(environment, monkeypatch):
+    module = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    (environment / "run.json").write_text('{"id": "0a1b"}')
+    make_reporter(["wandb"], environment, {})
+    assert module.settings["id"] == "mine"
+
+
+def test_several_destinations_are_told_the_same(environment, monkeypatch, picture):
+    module = RecordingModule()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    report_all(make_reporter(["wandb", "tensorboard"], environment, {}), picture)
+    events = events_of(environment)
+    assert [event.value for event in events.Scalars("reward")] == [0.25, 0.75]
+    assert ("log", 1, {"reward": 0.25, "kl": 0.5}) in module.calls
+    assert module.calls[-1] == ("alert", "parse_rate", "completions lack a tag")
 
 
 def test_a_server_of_ones_own_has_its_own_key(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Recorder())
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com/api")
     (environment / ".netrc").write_text("machine api.wandb.ai login user password x")
-    notice = check_destination("wandb")
+    notice = check_destinations(["wandb"])
     assert notice is not None
     assert "no key for wandb.example.com, so the run is logged offline" in notice
     (environment / ".netrc").write_text("machine wandb.example.com login user password x")
-    assert check_destination("wandb") is None
+    assert check_destinations(["wandb"]) is None
 
 
 def test_a_netrc_that_cannot_be_read_is_one_sentence(environment, monkeypatch):
@@ -239,4 +254,4 @@ def test_a_netrc_that_cannot_be_read_is_one_sentence(environment, monkeypatch):
     with pytest.raises(
         UserError, match=r"cannot read its key from .*\.netrc .*set WANDB_API_KEY\.$"
     ):
-        check_destination("wandb")
+        check_destinations(["wandb"])

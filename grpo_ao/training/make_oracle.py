@@ -49,7 +49,7 @@ from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import Item, load_items
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.processes import Processes
-from grpo_ao.tracking import PhaseProgress, check_destination, make_reporter
+from grpo_ao.tracking import PhaseProgress, check_destinations, make_reporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.example_batches import Batch, Curriculum
 from grpo_ao.training.examples import (
@@ -88,7 +88,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
     processes = Processes()
     console = Console(stderr=True, quiet=not processes.is_main, highlight=False)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    check_destination(config.report_to)
+    check_destinations(config.report_to)
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
         config = dataclasses.replace(config, model=str(local_base(config.model)))

@@ -77,7 +77,7 @@ class MakeOracleConfig:
     """Steps between measurements of the held-out accuracy."""
     save_steps: int = 500
     """Steps between checkpoints."""
-    report_to: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
+    report_to: tuple[Literal["none", "wandb", "tensorboard", "trackio"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:

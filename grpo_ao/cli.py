@@ -359,7 +359,8 @@ def watch(arguments: list[str]) -> None:
     from grpo_ao.report.live import ReportServer
 
     server = ReportServer(request.run_dir, request.port)
-    print(f"the report of {request.run_dir}: http://127.0.0.1:{request.port}   (Ctrl-C ends this)")
+    address = f"http://127.0.0.1:{request.port}"
+    print(f"the report of {request.run_dir}: {address}   (Ctrl-C ends this)", flush=True)
     with contextlib.suppress(Interrupted):
         server.serve_forever()
 

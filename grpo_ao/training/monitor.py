@@ -16,7 +16,7 @@ from grpo_ao.discrimination import within_family_auroc
 from grpo_ao.files import append_jsonl, keep_rows, read_jsonl, writing
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
-from grpo_ao.terminal import terminal
+from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import Reporter
 from grpo_ao.training.alerts import Metrics, check_alerts, greedy_collapse, series
 
@@ -155,7 +155,9 @@ class Monitor:
         self._reporter.scalars(step, numbers)
         self._raise_alerts(step)
         if step // self._log_every > before // self._log_every:
-            self._tell(self._line(step))
+            line = self._line(step)
+            self._console.print(line, soft_wrap=True)
+            self._keep(line)
         # Not every step makes answers: the first that does, at or behind a multiple, is shown.
         if step // self._plot_every > before // self._plot_every:
             self._show(step, answers)
@@ -177,8 +179,7 @@ class Monitor:
         ends = "" if math.isnan(left) else f"  {timedelta(seconds=round(left))} left of the run"
         return f"step {step}  {told}  {of('seconds_step'):.2f} s/step{ends}"
 
-    def _tell(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+    def _keep(self, line: str) -> None:
         with writing(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
@@ -202,7 +203,9 @@ class Monitor:
     def say(self, step: int, alert: str, text: str) -> None:
         """Log an alert, wherever alerts go."""
         append_jsonl(self._metrics, [{"step": step, "alert": alert, "message": text}])
-        self._tell(f"alert at step {step}: {text}")
+        heading = f"alert at step {step}:"
+        self._console.print(headed(heading, text))
+        self._keep(f"{heading} {text}")
         self._reporter.alert(alert, text)
 
     def _show(self, step: int, answers: Sequence[Answer]) -> None:

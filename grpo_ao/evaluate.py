@@ -64,8 +64,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     subjects = adapter_names(config.subject_lora)
     for subject in subjects.values():
         check_subject(config.model, subject)
-    probes = _probes(config, [*adapters.values()], console)
-    probes = [replace(probe, subject=name) for name in subjects or [""] for probe in probes]
+    probes = _probes(config, [*adapters.values()], [*subjects] or [""], console)
     digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}
     digests |= {f"of subject {n}": _adapter_digest(config.model, p) for n, p in subjects.items()}
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
@@ -99,8 +98,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return metrics
 
 
-def _probes(config: EvalConfig, adapters: Sequence[str], console: Console) -> list[Probe]:
-    items = load_items(config.suite, config.benchmarks, config.num_contexts, config.data_dir)
+def _probes(
+    config: EvalConfig, adapters: Sequence[str], subjects: Sequence[str], console: Console
+) -> list[Probe]:
     tokenizer = load_tokenizer(config.model)
     contexts = [
         Context.of(tokenizer, config.model, path, config.max_new_tokens) for path in adapters
@@ -110,7 +110,13 @@ def _probes(config: EvalConfig, adapters: Sequence[str], console: Console) -> li
     for warning in filter(None, (context.spec.warning_of(layers) for context in contexts)):
         console.print(headed("warning:", warning))
     positions = [Positions.parse(spec) for spec in config.positions]
-    probes = probes_of_items(items, layers, positions, config.one_layer and not config.layers)
+    asked = (config.suite, config.benchmarks, config.num_contexts, config.data_dir)
+    one_layer = config.one_layer and not config.layers
+    probes = [
+        replace(probe, subject=subject)
+        for subject in subjects
+        for probe in probes_of_items(load_items(*asked, subject), layers, positions, one_layer)
+    ]
     return readable(contexts, probes, report=console.print)
 
 

@@ -224,7 +224,8 @@ def probes_of_run(
     if not config.benchmarks:
         return probes, []
     suite = _suite(config)
-    items = load_items(suite, config.benchmarks, config.eval_contexts, config.data_dir)
+    of_subject = (config.eval_contexts, config.data_dir, _subject_name(config))
+    items = load_items(suite, config.benchmarks, *of_subject)
     specs = (config.positions,) if suite == "mini" else _POSITIONS
     positions = [Positions.parse(spec) for spec in specs]
     benchmarks = probes_of_items(items, layers, positions, one_layer=True)
@@ -233,8 +234,11 @@ def probes_of_run(
 
 
 def _of_subject(config: TrainConfig, probes: Sequence[Probe]) -> list[Probe]:
-    name = "" if config.subject_lora is None else adapter_name(config.subject_lora)
-    return [dataclasses.replace(probe, subject=name) for probe in probes]
+    return [dataclasses.replace(probe, subject=_subject_name(config)) for probe in probes]
+
+
+def _subject_name(config: TrainConfig) -> str:
+    return "" if config.subject_lora is None else adapter_name(config.subject_lora)
 
 
 def _suite(config: TrainConfig) -> Suite:

@@ -122,9 +122,8 @@ def load_items(
 ) -> list[Item]:
     """Return the held-out items of each benchmark, in order.
 
-    ``subject`` is the adapter of a fine-tuned subject, of which secrets are asked.
-
-    Raises UserError, in one sentence, where data is missing or too little.
+    ``subject`` is the name of a fine-tuned subject, of which secrets are asked. Raises UserError,
+    in one sentence, where data is missing or too little.
     """
     check_benchmarks(benchmarks)
     if data_dir is not None and not data_dir.is_dir():

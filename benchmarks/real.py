@@ -50,11 +50,8 @@ from grpo_ao.training.targets import expected_grades, pools_of
 POSITIONS = "window:50@-1"
 # What every run is told; a seed's own flags and an arm's come behind.
 TRAIN = (
-    "--judge reference --benchmarks --no_initial_eval --eval_probes 500 --validation_probes 1000 "
-    f"--positions {POSITIONS} --temperature 1.0 --max_new_tokens 16 --num_generations 8 "
-    "--warm_start_probes 24000 --warm_start_samples 4 --warm_start_steps 500 "
-    "--warm_start_batch 48 --warm_start_lr 2e-4 --questions_per_step 32 --max_steps 100 "
-    "--save_steps 20 --lr 2e-5 --kl_penalty 0.02 --no_gradient_checkpointing"
+    "--preset smollm2-135m --no_initial_eval --eval_probes 500 "
+    f"--validation_probes 1000 --positions {POSITIONS} --num_generations 8"
 )
 
 

@@ -126,10 +126,13 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def _parse(kind: type[Request], command: str, arguments: list[str]) -> Request:
+def _parse(
+    kind: type[Request], command: str, arguments: list[str], default: Request | None = None
+) -> Request:
     description = " ".join((COMMANDS[command].__doc__ or "").split())
     return tyro.cli(
         tyro.conf.OmitArgPrefixes[kind],
+        default=default,
         args=arguments,
         prog=f"grpo-ao {command}",
         description=description,
@@ -417,10 +420,15 @@ class VllmServe:
 
 
 def make_oracle(arguments: list[str]) -> None:
-    """Make an oracle for a chat model: the supervised stage, before training."""
-    from grpo_ao.training.make_oracle_config import MakeOracleConfig
+    """Make an oracle for a chat model: the supervised stage, before training.
 
-    config = _parse(MakeOracleConfig, "make-oracle", arguments)
+    --preset smollm2-135m sets what made the oracle that ships.
+    """
+    from grpo_ao.training.make_oracle_config import MakeOracleConfig, make_oracle_preset
+
+    preset, arguments = _take(arguments, "--preset")
+    default = None if preset is None else make_oracle_preset(preset)
+    config = _parse(MakeOracleConfig, "make-oracle", arguments, default)
     _quiet()
     from grpo_ao.training.make_oracle import make_oracle as make
 

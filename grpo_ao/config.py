@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS, holds_run, read_json
+from grpo_ao.files import MINI_WEIGHTS, SMOLLM2, SMOLLM2_ORACLE, holds_run, read_json
 from grpo_ao.judges.flags import CHANGEABLE, PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import Positions, parse_layers
@@ -215,6 +215,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "oracle_lora_path": "adamkarvonen/checkpoints_latentqa_cls_past_lens_gemma-3-27b-it",
         "output_dir": Path("runs/gemma-3-27b"),
     },
+    # What calibrated the oracle that ships, with `--oracle_lora_path` and `--questions` of
+    # `make-oracle`. Alone it goes on with that oracle, on questions of one's own.
+    "smollm2-135m": {
+        "model": SMOLLM2,
+        "oracle_lora_path": str(SMOLLM2_ORACLE),
+        "judge": "reference",
+        "benchmarks": (),
+        "output_dir": Path("runs/smollm2-135m"),
+        "positions": "window:50@-1",
+        "temperature": 1.0,
+        "max_new_tokens": 16,
+        "warm_start_probes": 24_000,
+        "warm_start_samples": 4,
+        "warm_start_steps": 500,
+        "warm_start_batch": 48,
+        "warm_start_lr": 2e-4,
+        "questions_per_step": 32,
+        "max_steps": 100,
+        "save_steps": 20,
+        "lr": 2e-5,
+        "kl_penalty": 0.02,
+        "gradient_checkpointing": False,
+    },
     "mini": {
         "model": str(MINI_WEIGHTS / "base"),
         "oracle_lora_path": str(MINI_WEIGHTS / "oracle"),
@@ -380,6 +403,14 @@ class EvalConfig(RolloutFlags):
 
 
 EVAL_PRESETS: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model": SMOLLM2,
+        "oracle_lora_path": str(SMOLLM2_ORACLE),
+        "output_dir": Path("runs/smollm2-135m-eval"),
+        "positions": ("window:50@-1",),
+        "one_layer": True,
+        "max_new_tokens": 16,
+    },
     "mini": {
         "model": str(MINI_WEIGHTS / "base"),
         "oracle_lora_path": str(MINI_WEIGHTS / "oracle"),

@@ -24,6 +24,9 @@ from grpo_ao import __version__
 from grpo_ao.errors import UserError
 
 MINI_WEIGHTS = Path(__file__).resolve().parent / "mini" / "weights"
+# The calibrated oracle that ships: a LoRA adapter of a base model from the Hub.
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_ORACLE = Path(__file__).resolve().parent / "oracles" / "smollm2-135m"
 UNFINISHED = ".unfinished-"
 _DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),

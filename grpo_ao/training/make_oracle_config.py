@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import SMOLLM2
 from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import parse_layers
 from grpo_ao.probes.names import IN_DISTRIBUTION
@@ -91,3 +92,22 @@ class MakeOracleConfig:
     def steps(self) -> int:
         """Optimizer steps."""
         return max(1, self.examples // self.batch_size)
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model": SMOLLM2,
+        "output_dir": Path("runs/smollm2-135m-oracle"),
+        "lora_rank": 16,
+        "lr": 5e-4,
+        "examples": 1_250_000,
+        "eval_examples": 250,
+    }
+}
+
+
+def make_oracle_preset(name: str) -> MakeOracleConfig:
+    """Return the settings of a preset; UserError for a name that there is none of."""
+    if name not in _PRESETS:
+        raise UserError(f"--preset {name} is unknown: choose from {', '.join(_PRESETS)}.")
+    return MakeOracleConfig(**_PRESETS[name])

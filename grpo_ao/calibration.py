@@ -16,6 +16,17 @@ from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
 Array = Float[np.ndarray, "items"]
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+_UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
 # Half of the step in which confidence is stated: a stated 0 or 100 % is not infinitely sure.
 _MARGIN = 0.005
 
@@ -80,7 +91,7 @@ def perfect_ece_interval(
     bins: int = 10,
     seed: int = 0,
     draws: int = 1000,
-) -> tuple[float, float, float]:
+) -> Estimate:
     """Return mean, 2.5 % and 97.5 % quantile of a perfect forecaster's ECE at these confidences.
 
     What finite data alone makes of the ECE of one who is calibrated (the consistency bars of
@@ -89,7 +100,7 @@ def perfect_ece_interval(
     have one luck: a question asked at six layers is right or wrong at all of them alike.
     """
     if not len(confidence_N):
-        return float("nan"), float("nan"), float("nan")
+        return _UNDEFINED
     _, cluster_N = np.unique(cluster_N, return_inverse=True)
     luck_SC = np.random.default_rng(seed).random((draws, int(cluster_N.max()) + 1))
     levels, level_N = np.unique(confidence_N, return_inverse=True)
@@ -101,7 +112,7 @@ def perfect_ece_interval(
         surplus_SB[:, bin_of_level] += (drawn_SI - levels[m]).sum(axis=1)
     eces = np.abs(surplus_SB).sum(axis=1) / len(confidence_N)
     low, high = np.percentile(eces, [2.5, 97.5])
-    return float(eces.mean()), float(low), float(high)
+    return Estimate(float(eces.mean()), float(low), float(high))
 
 
 def _tilted(outcome_N: Array, mean_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,17 +135,9 @@ def _tilted(outcome_N: Array, mean_M: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return grade_K, tilted(high_M).cumsum(axis=1)
 
 
-class CalibrationError(NamedTuple):
-    """A root mean squared calibration error and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def calibration_error(
     confidence_N: Array, outcome_N: Array, cluster_N: np.ndarray, bins: int = 10
-) -> CalibrationError:
+) -> Estimate:
     """Root mean squared calibration error over bins of equal mass, without what chance adds.
 
     A bin's squared gap is estimated from products of different clusters' errors alone, which has
@@ -143,23 +146,22 @@ def calibration_error(
     holds every true error from which the estimate is at most 1.96 of its deviations away, so that
     it reaches 0 where nothing is known to be wrong.
     """
-    nothing = CalibrationError(float("nan"), float("nan"), float("nan"))
     if not len(confidence_N):
-        return nothing
+        return _UNDEFINED
     _, cluster_N = np.unique(cluster_N, return_inverse=True)
     _, bin_N = np.unique(equal_mass_bins(confidence_N, bins), return_inverse=True)
     count_KB = _cluster_sums(np.ones(len(bin_N)), cluster_N, bin_N)
     error_KB = _cluster_sums(confidence_N - outcome_N, cluster_N, bin_N)
     several = (count_KB > 0).sum(axis=0) > 1
     if not several.any():
-        return nothing
+        return _UNDEFINED
     count_KB, error_KB = count_KB[:, several], error_KB[:, several]
     count_B = count_KB.sum(axis=0)
     gap_B, weight_B = error_KB.sum(axis=0) / count_B, count_B / count_B.sum()
     products_B = error_KB.sum(axis=0) ** 2 - (error_KB**2).sum(axis=0)
     squared = float(weight_B @ (products_B / (count_B**2 - (count_KB**2).sum(axis=0))))
     scaled_KB = (error_KB - gap_B * count_KB) * (np.sqrt(weight_B) / count_B)
-    return CalibrationError(
+    return Estimate(
         max(squared, 0.0) ** 0.5,
         *_root_interval(squared, np.sqrt(weight_B) * gap_B, scaled_KB.T @ scaled_KB),
     )
@@ -218,14 +220,10 @@ def isotonic_brier(confidence_N: Array, outcome_N: Array) -> float:
     """
     if not len(confidence_N):
         return float("nan")
-    return brier(_isotonic_fit(confidence_N, outcome_N), outcome_N)
-
-
-def _isotonic_fit(confidence_N: Array, outcome_N: Array) -> Array:
     # Equal confidences get equal values.
     _, inverse, counts = np.unique(confidence_N, return_inverse=True, return_counts=True)
     means = np.bincount(inverse, weights=outcome_N) / counts
-    return isotonic_regression(means, weights=counts).x[inverse]
+    return brier(isotonic_regression(means, weights=counts).x[inverse], outcome_N)
 
 
 class BrierParts(NamedTuple):
@@ -245,7 +243,7 @@ def brier_parts(confidence_N: Array, outcome_N: Array) -> BrierParts:
     """
     if not len(confidence_N):
         return BrierParts(float("nan"), float("nan"), float("nan"))
-    recalibrated = brier(_isotonic_fit(confidence_N, outcome_N), outcome_N)
+    recalibrated = isotonic_brier(confidence_N, outcome_N)
     uncertainty = float(outcome_N.var())
     reliability = brier(confidence_N, outcome_N) - recalibrated
     return BrierParts(reliability, uncertainty - recalibrated, uncertainty)

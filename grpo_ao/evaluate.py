@@ -38,16 +38,13 @@ from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.load import Context, probes_of_items, readable
 from grpo_ao.processes import Processes
-from grpo_ao.report.tables import SHOWN, write_results
+from grpo_ao.report.tables import SHOWN, oracle_tables, write_results
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
 _SAMPLED = 100
 # What the question whether an answer is right adds to question and answer, at most.
 _TRUTH_TOKENS = 64
-# What a tracker is told of other sources of confidence, and of the reading test.
-_SOURCES = ("auroc_within", "calibration_error", "auroc", "brier")
-_READING = ("informativeness", "confidence_mean", "auroc_within")
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -90,7 +87,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         metrics = write_results(
             folder.path, config.settings(), answers, pooled, seconds, controlled, bar.advance
         )
-    report_results(reporter, folder.path, metrics, next(iter(answers.values())), step=0)
+    report_results(reporter, folder.path, metrics, next(iter(answers.values())))
     for name, measured in metrics["oracles"].items():
         for sentence in measured["findings"]:
             console.print(headed(f"{name}:", sentence), highlight=False)
@@ -229,9 +226,8 @@ def report_results(
     folder: Path,
     metrics: dict[str, Any],
     answers: Sequence[Answer],
-    step: int,
 ) -> None:
-    """Send the first oracle's summary values, figures, table of benchmarks and some answers."""
+    """Send the first oracle's summary values, figures, tables and some answers."""
     oracle = next(iter(metrics["oracles"].values()))
     values = {
         f"eval/{group}/{metric}": m[metric]["value"]
@@ -240,29 +236,15 @@ def report_results(
         for metric in SHOWN
         if m[metric]["value"] == m[metric]["value"]
     }
-    reporter.scalars(step, values)
+    reporter.scalars(0, values)
     for picture in sorted(folder.glob("*.png")):
-        reporter.image(step, f"eval/{picture.stem}", picture)
-    table = [
-        {"benchmark": key, "n": m["n"]} | {metric: m[metric]["value"] for metric in SHOWN}
-        for key, m in {**oracle["groups"], **oracle["benchmarks"]}.items()
-    ]
-    reporter.table(step, "eval/benchmarks", table)
+        reporter.image(0, f"eval/{picture.stem}", picture)
     findings = [{"finding": sentence} for sentence in oracle["findings"]]
-    reporter.table(step, "eval/findings", findings)
-    sources = [
-        {"confidence from": name, "n": m["n"]} | {metric: m[metric]["value"] for metric in _SOURCES}
-        for name, m in oracle["baselines"].items()
-    ]
-    reporter.table(step, "eval/sources", sources)
-    reading = [
-        {"read": name, "part": part, "n": parts[part]["n"]}
-        | {k: parts[part][k]["value"] for k in _READING}
-        for name, parts in oracle["reading"].items()
-        for part in ("own", "other", "difference")
-    ]
-    if reading:
-        reporter.table(step, "eval/reading", reading)
+    reporter.table(0, "eval/findings", findings)
+    for table in oracle_tables(oracle):
+        lines = [[name, *cells] for name, cells in table.rows.items()]
+        rows = [dict(zip(table.columns, line, strict=True)) for line in lines]
+        reporter.table(0, f"eval/{table.title}", rows)
     kept = ("family", "question", "reference", "completion", "confidence", "informativeness")
     rows = [answer.to_row() for answer in answers[:: max(1, len(answers) // _SAMPLED)]]
-    reporter.table(step, "eval/rows", [{key: row[key] for key in (*kept, "layer")} for row in rows])
+    reporter.table(0, "eval/rows", [{key: row[key] for key in (*kept, "layer")} for row in rows])

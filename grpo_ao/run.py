@@ -4,22 +4,18 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 
 from grpo_ao import __version__
 from grpo_ao.answer import Answer
-from grpo_ao.checks import check_start, trainer_config, warnings_of
-from grpo_ao.config import TrainConfig, changeable_names
+from grpo_ao.checks import trainer_config
+from grpo_ao.config import TrainConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import (
-    RunFolder,
     Stopwatch,
     atomic_write_json,
     record_activations,
@@ -31,53 +27,33 @@ from grpo_ao.judges.factory import with_cache
 from grpo_ao.judges.limits import LimitedJudge, tried_judge
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
-from grpo_ao.judges.reference import ReferenceJudge, check_references
+from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import Control, with_wrong_activations
 from grpo_ao.measuring.metrics import Columns, summary
 from grpo_ao.measuring.reading import Controls
 from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.layers import num_decoder_layers
-from grpo_ao.oracle.loading import load_config, load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.sharding import is_sharded, together
-from grpo_ao.oracle.sources import adapter_name
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.subject import with_subject
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.oracle.turn import template_digest
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.oracle.vllm.weights import lora_factors
-from grpo_ao.probe import Positions, Probe
-from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.probes.division import few_texts, shortage
-from grpo_ao.probes.load import (
-    Context,
-    RunProbes,
-    data_digest,
-    load_probes,
-    probes_of_items,
-    readable,
-)
-from grpo_ao.probes.names import Suite
-from grpo_ao.processes import Processes, device_name, take_over_fsdp
-from grpo_ao.report.card import check_push, push_adapter, write_card
+from grpo_ao.prepare import Prepared, grades_file, prepare, suite_of
+from grpo_ao.probe import Probe
+from grpo_ao.probes.benchmarks import groups
+from grpo_ao.processes import device_name
+from grpo_ao.report.card import push_adapter, write_card
 from grpo_ao.report.headline import headline_of
 from grpo_ao.report.meaning import findings_of
 from grpo_ao.report.page import write_report
-from grpo_ao.report.run_record import (
-    MODES,
-    WHEN,
-    baseline_summaries,
-    heldout_path,
-    read_answers,
-    read_run,
-)
+from grpo_ao.report.run_record import MODES, heldout_path, read_answers, read_run
 from grpo_ao.report.tables import SHOWN, draw_run, summary_table, write_results
 from grpo_ao.reward import reward_rule
-from grpo_ao.terminal import headed, terminal
+from grpo_ao.terminal import headed
 from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
 from grpo_ao.training.checkpoints import (
     COMPLETE,
@@ -102,8 +78,6 @@ CHECKED = 400
 SAMPLED_PROBES = 400
 CONTROL_PROBES = 300
 _CONTROLS: tuple[Control, ...] = ("same_family", "noise")
-# Where the paper's evaluation, for which the public oracles were trained, reads the subject.
-_POSITIONS = ("token@-3", "window:50@-1")
 _WARM_START_BATCH = 512
 # Phases that come again after training.
 _BEFORE = "measuring before"
@@ -136,136 +110,6 @@ def avoid_cudnn_attention() -> None:
     batch makes the whole adapter NaN.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-# Before a model is loaded
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run begins with: its probes, and its judge unless that is the model itself."""
-
-    processes: Processes
-    console: Console
-    sharded: bool
-    probes: RunProbes
-    benchmarks: list[Probe]
-    judge: CheckedJudge | None
-
-
-def prepare(config: TrainConfig) -> Prepared:
-    """Load the probes and refuse, before a model is loaded, all that can be refused without one."""
-    sharded = take_over_fsdp()
-    processes = Processes()
-    console = terminal(quiet=not processes.is_main)
-    # What is downloaded is downloaded once; and no process goes on where the folder is refused.
-    with processes.main_first():
-        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
-        judge = None if config.judge == "local" else tried_judge(config)
-        check_start(config, processes, sharded)
-        num_layers = num_decoder_layers(load_config(config.model))
-        probes, benchmarks = probes_of_run(config, num_layers, console)
-        everything = [*chain(*probes)]
-        if config.judge == "reference":
-            check_references(everything)
-        warnings = warnings_of(config, {probe.layers for probe in everything})
-        for warning in [*warnings, *_shortages(config, probes)]:
-            console.print(headed("warning:", warning))
-        if config.push_to_hub is not None and processes.is_main:
-            check_push(config.push_to_hub)
-        if judge is not None:
-            judge = with_cache(judge, _grades(config))
-        if folder is not None:
-            _record(config, folder, probes, benchmarks, judge)
-    return Prepared(processes, console, sharded, probes, benchmarks, judge)
-
-
-def _grades(config: TrainConfig) -> Path:
-    return config.judge_cache or config.output_dir.parent / "grades.sqlite"
-
-
-def questions_asked(config: TrainConfig) -> tuple[int, int]:
-    """Return how many questions the warm start asks, and how many GRPO."""
-    warm_start = 0 if config.warm_start == "none" else config.warm_start_probes
-    return warm_start, config.max_steps * config.questions_per_step
-
-
-def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
-    found = (len(probes.warm_start), len(probes.grpo))
-    stages = zip(("the warm start", "GRPO"), questions_asked(config), found, strict=True)
-    warnings = [*(shortage(*stage) for stage in stages), few_texts(probes.heldout)]
-    return [warning for warning in warnings if warning]
-
-
-def probes_of_run(
-    config: TrainConfig, num_layers: int, console: Console
-) -> tuple[RunProbes, list[Probe]]:
-    """Return the probes of each stage, and those of the benchmarks."""
-    tokenizer = load_tokenizer(config.model)
-    warm_start, grpo = questions_asked(config)
-    context = Context.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
-    layers = context.spec.layers(num_layers, config.layers, config.layer_percents)
-    probes = load_probes(
-        config.questions,
-        context,
-        layers,
-        Positions.parse(config.positions),
-        warm_start,
-        grpo,
-        config.validation_probes,
-        config.eval_probes,
-        heldout_questions=config.heldout,
-        train_texts=config.num_prompts,
-        strict=config.strict,
-        strict_positions=config.strict_positions,
-        report=console.print,
-    )
-    probes = RunProbes._make(_of_subject(config, found) for found in probes)
-    if not config.benchmarks:
-        return probes, []
-    suite = _suite(config)
-    of_subject = (config.eval_contexts, config.data_dir, _subject_name(config))
-    items = load_items(suite, config.benchmarks, *of_subject)
-    specs = (config.positions,) if suite == "mini" else _POSITIONS
-    positions = [Positions.parse(spec) for spec in specs]
-    benchmarks = probes_of_items(items, layers, positions, one_layer=True)
-    benchmarks = readable([context], benchmarks, config.strict, console.print)
-    return probes, _of_subject(config, benchmarks)
-
-
-def _of_subject(config: TrainConfig, probes: Sequence[Probe]) -> list[Probe]:
-    return [dataclasses.replace(probe, subject=_subject_name(config)) for probe in probes]
-
-
-def _subject_name(config: TrainConfig) -> str:
-    return "" if config.subject_lora is None else adapter_name(config.subject_lora)
-
-
-def _suite(config: TrainConfig) -> Suite:
-    return "mini" if config.questions == "mini" else "paper"
-
-
-def _record(
-    config: TrainConfig,
-    folder: RunFolder,
-    probes: RunProbes,
-    benchmarks: Sequence[Probe],
-    judge: CheckedJudge | None,
-) -> None:
-    free = changeable_names(TrainConfig)
-    # A value that stopped the run before GRPO can be mended without losing the warm start.
-    if not any((folder.path / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")):
-        free |= {"trl"}
-    data = {name: data_digest(found) for name, found in probes._asdict().items()}
-    data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
-    data["chat template"] = template_digest(load_tokenizer(config.model))
-    defaults = dataclasses.asdict(TrainConfig())
-    folder.write_record(dataclasses.asdict(config), data, free, defaults)
-    if judge is not None:
-        record_judge(folder.path, judge.identity)
-
-
-# With the model
 
 
 class Run:
@@ -314,7 +158,7 @@ class Run:
 
     def _local_judge(self, base: str) -> CheckedJudge:
         local = LocalJudge(self.oracle.model, self.oracle.tokenizer, base)
-        judge = with_cache(tried_judge(self.config, local), _grades(self.config))
+        judge = with_cache(tried_judge(self.config, local), grades_file(self.config))
         if self.processes.is_main:
             record_judge(self.folder, judge.identity)
         return judge
@@ -428,13 +272,13 @@ class Run:
             if folder.name != earlier and len(compared) == len(answers):
                 measured[earlier] = compared
         settings = {
-            "suite": _suite(config),
+            "suite": suite_of(config),
             "benchmarks": config.benchmarks,
             "num_contexts": config.eval_contexts,
             "one_layer": True,
         }
         families = list(dict.fromkeys(answer.probe.family for answer in answers))
-        pooled = groups(_suite(config), families)
+        pooled = groups(suite_of(config), families)
         metrics = write_results(folder, settings, measured, pooled, seconds)
         shown = metrics["oracles"][folder.name]["groups"]["all"]
         values = (f"{name} {shown[name]['value']:.3f}" for name in SHOWN)
@@ -638,24 +482,19 @@ class Run:
         """Write ``summary.json``, figure, report and card; print the table; push; return it."""
         self.processes.wait()  # for the main one, which writes what is read here
         record = read_run(self.folder)
-        measured = {
-            when: {m: found for m in MODES if (found := record.heldout.get(f"{when} {m}"))}
-            for when in WHEN
-        }
-        measured = {when: modes for when, modes in measured.items() if modes}
-        summaries = {
-            when: {mode: summary(Columns.of(answers)) for mode, answers in modes.items()}
-            for when, modes in measured.items()
-        }
+        summaries: dict[str, dict[str, dict[str, float]]] = {}
+        for name, answers in record.heldout.items():
+            when, mode = name.rsplit(" ", 1)
+            summaries.setdefault(when, {})[mode] = summary(Columns.of(answers))
         found = summaries | {
             "ships": self.ships,
             "seconds": round(self.stopwatch.seconds, 1),
-            "baselines": baseline_summaries(measured["after"]["greedy"]),
+            "baselines": record.baselines,
         }
         self._keep_time()
         if self.processes.is_main:
             atomic_write_json(self.folder / "summary.json", found)
-            draw_run(self.folder / "reliability.png", measured)
+            draw_run(self.folder / "reliability.png", record.of_mode("sampled"))
             self.console.print(summary_table(summaries))
             self._publish()
         return found
@@ -666,7 +505,7 @@ class Run:
         headline = headline_of(record)
         report = write_report(record, headline)
         write_card(record, headline, self.config.push_to_hub)
-        for sentence in findings_of(record.greedy, record.controls):
+        for sentence in findings_of(record.of_mode("greedy"), record.controls):
             self.console.print(headed("held-out probes:", sentence), highlight=False)
         self.console.print(f"report: {report}   rows, metrics and adapter: {self.folder}")
         if self.config.push_to_hub is not None:

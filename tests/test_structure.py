@@ -23,7 +23,7 @@ FLOORS = (
     {"training"},
     {"config"},
     {"checks"},
-    {"run", "evaluate", "budget", "asking", "inspect_task"},
+    {"run", "prepare", "evaluate", "budget", "asking", "inspect_task"},
     {"cli"},
     {"__main__"},
 )
@@ -70,7 +70,7 @@ def test_imports_go_down_the_floors_only():
 def test_only_runs_and_evaluations_write_reports():
     for part in ("page", "card", "tables"):
         importers = {m.split(".")[1] for m in importers_of(f"grpo_ao.report.{part}")}
-        assert importers <= {"report", "run", "evaluate", "cli"}
+        assert importers <= {"report", "run", "prepare", "evaluate", "cli"}
 
 
 def test_the_oracle_knows_nothing_of_rewards_and_judges():

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import (
-    CalibrationError,
+    Estimate,
     adaptive_ece,
     aurc,
     auroc,
@@ -155,7 +155,7 @@ def _drawn_values(columns: Columns) -> dict[str, float]:
     }
 
 
-def _calibration_error(columns: Columns) -> CalibrationError:
+def _calibration_error(columns: Columns) -> Estimate:
     return calibration_error(*columns.known, columns.context_N[columns.is_known])
 
 
@@ -189,11 +189,12 @@ def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) 
         lambda index: _drawn_values(columns.take(index)), columns.context_N, draws=draws
     )
     stated = columns.take(np.flatnonzero(columns.is_known))
-    result = _sizes(columns) | {name: _entry(values[name], *intervals[name]) for name in values}
-    result["calibration_error"] = _entry(*_calibration_error(columns))
+    estimates = {name: Estimate(values[name], *intervals[name]) for name in values}
+    estimates["calibration_error"] = _calibration_error(columns)
+    estimates["ece10_perfect"] = perfect_ece_interval(*stated.known, stated.context_N)
+    result = _sizes(columns) | {name: found._asdict() for name, found in estimates.items()}
     result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
-    perfect = perfect_ece_interval(*stated.known, stated.context_N)
-    return result | {"ece10_perfect": _entry(*perfect)}
+    return result
 
 
 def measure_difference(
@@ -270,10 +271,7 @@ def _smooth(columns: Columns, draws: int) -> dict[str, float | None]:
     value = statistic(np.arange(len(columns)))
     if not draws or np.isnan(value):
         return {"value": value, "low": None, "high": None}
-    return _entry(value, *bootstrap_interval(statistic, columns.context_N, draws=draws))
-
-
-def _entry(value: float, low: float, high: float) -> dict[str, float | None]:
+    low, high = bootstrap_interval(statistic, columns.context_N, draws=draws)
     return {"value": value, "low": low, "high": high}
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from grpo_ao.errors import UserError
 from grpo_ao.files import adapter_of, atomic_write_text
 from grpo_ao.probe import format_layers
-from grpo_ao.report.formats import number
+from grpo_ao.report.formats import TITLES, number
 from grpo_ao.report.headline import METRICS, Headline
 from grpo_ao.report.meaning import findings_of, reading_table
 from grpo_ao.report.page import PAGE
@@ -53,10 +53,10 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         run=record.run,
         steps=record.last_step,
         headline=headline,
-        findings=findings_of(record.greedy, record.controls),
+        findings=findings_of(record.of_mode("greedy"), record.controls),
         figure=figure.exists(),
         tables=heldout_tables(record, headline),
-        reading=reading_table(record.greedy, record.controls),
+        reading=reading_table(record.of_mode("greedy"), record.controls),
         benchmarks=benchmark_tables(record.evaluations),
     )
     atomic_write_text(adapter / "README.md", text)
@@ -148,19 +148,19 @@ def _card_data(config: dict[str, Any], headline: Headline | None, name: str) -> 
 
 def _results(questions: str, headline: Headline | None) -> list[EvalResult] | None:
     """Return what the greedy answers of the last measurement came to, as far as it is defined."""
-    lines = headline.modes.get("greedy", []) if headline else []
+    last = headline.modes.get("greedy", {}).get(headline.measured) if headline else None
     found = [
         EvalResult(
             task_type="other",
             task_name="Questions about activations, with stated confidence",
             dataset_type=_public(questions),
             dataset_name=f"held-out texts of {_public(questions)}",
-            metric_type=line.metric,
-            metric_name=METRICS[line.metric][0],
-            metric_value=round(line.estimates[headline.measured].value, 4),
+            metric_type=metric,
+            metric_name=TITLES[metric],
+            metric_value=round(last[metric]["value"], 4),
         )
-        for line in lines
-        if headline and math.isfinite(line.estimates[headline.measured].value)
+        for metric in METRICS
+        if last and math.isfinite(last[metric]["value"])
     ]
     return found or None
 

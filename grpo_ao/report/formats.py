@@ -4,10 +4,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grpo_ao.report.headline import Estimate
-
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+# Names of metrics, alike in every table and figure.
+TITLES = {
+    "informativeness": "Informativeness (accuracy)",
+    "neither_rate": "Neither yes nor no",
+    "parse_rate": "Parse rate",
+    "confidence_mean": "Confidence, mean",
+    "confidence_std": "Confidence, standard deviation",
+    "auroc_within": "AUROC within families",
+    "auroc": "AUROC",
+    "somers_d": "Somers' D over grades",
+    "calibration_error": "Calibration error (RMS, debiased)",
+    "ece10": "ECE, 10 bins",
+    "ece10_perfect": "ECE of a perfect forecaster at these confidences",
+    "ece_mass": "ECE, 10 bins of equal mass",
+    "ece_smooth": "Smooth ECE",
+    "mce": "MCE, bins of at least 20 items",
+    "brier": "Brier",
+    "brier_reliability": "Brier, reliability",
+    "brier_resolution": "Brier, resolution",
+    "brier_uncertainty": "Brier, uncertainty",
+    "brier_isotonic": "Brier after isotonic recalibration",
+    "brier_all": "Brier, unparsed as 50 % on wrong",
+    "nll": "NLL",
+    "risk_at_80": "Share wrong of the surest 80 %",
+    "aurc": "Area under risk-coverage",
+}
 # What a sum of floats is off by.
 _ROUNDING = 1e-9
 
@@ -45,10 +69,10 @@ def signed(value: float | None) -> str:
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
 
 
-def cell(estimate: Estimate | None, difference: bool = False) -> str:
-    """Write an estimate with the interval that it has: 0.046 [0.030, 0.062]."""
-    if estimate is None:
+def cell(entry: Mapping[str, float | None] | None, difference: bool = False) -> str:
+    """Write an entry of a measurement with the interval that it has: 0.046 [0.030, 0.062]."""
+    if entry is None:
         return NONE
-    shown = signed(estimate.value) if difference else number(estimate.value)
-    ends = [number(end) for end in (estimate.low, estimate.high)]
+    shown = signed(entry["value"]) if difference else number(entry["value"])
+    ends = [number(entry[end]) for end in ("low", "high")]
     return shown if NONE in ends else f"{shown} [{ends[0]}, {ends[1]}]"

@@ -3,63 +3,31 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import perfect_ece_interval
 from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 
 DRAWS = 500
 # Which measurement less which.
 CHANGES = {"change": ("after", "before"), "change by GRPO": ("after", "warm start")}
-# Name and direction of what is better; None where neither is.
-METRICS = {
-    "auroc_within": ("AUROC within families", "higher"),
-    "calibration_error": ("Calibration error (RMS, debiased)", "lower"),
-    "brier_all": ("Brier, unparsed as 50 % on wrong", "lower"),
-    "ece10": ("ECE, 10 bins", "lower"),
-    "auroc": ("AUROC", "higher"),
-    "somers_d": ("Somers' D over grades", "higher"),
-    "risk_at_80": ("Share wrong of the surest 80 %", "lower"),
-    "aurc": ("Area under risk-coverage", "lower"),
-    "brier": ("Brier", "lower"),
-    "informativeness": ("Informativeness", "higher"),
-    "brier_isotonic": ("Brier after isotonic recalibration", "lower"),
-    "confidence_mean": ("Confidence, mean", None),
-    "confidence_std": ("Confidence, standard deviation", None),
-    "parse_rate": ("Parse rate", "higher"),
-}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; NaN where it is not defined."""
-
-    value: float
-    low: float
-    high: float
-    p: float | None = None
-    """Of a difference: the p-value of there being none."""
-
-
-@dataclass(frozen=True)
-class MetricLine:
-    """One metric: its estimates in each measurement, then its changes, by name."""
-
-    metric: str
-    estimates: dict[str, Estimate]
+# What a run's tables show of each measurement.
+METRICS = (
+    *("auroc_within", "calibration_error", "brier_all", "ece10", "auroc", "somers_d"),
+    *("risk_at_80", "aurc", "brier", "informativeness", "brier_isotonic"),
+    *("confidence_mean", "confidence_std", "parse_rate"),
+)
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The held-out measurements of a run: metrics by mode, and how much they were measured on.
+    """The held-out measurements of a run, and how much they were measured on.
 
-    ``perfect_ece`` is the 95 % interval of the ECE of a perfect forecaster that states the
-    confidences of the last sampled measurement.
+    ``modes`` has for each mode its measurements and their changes, by name; ``perfect_ece`` is the
+    95 % interval of the ECE of a perfect forecaster that states the confidences of the last sampled
+    measurement.
     """
 
-    modes: dict[str, list[MetricLine]]
+    modes: dict[str, dict[str, Measurement]]
     probes: int
     texts: int
     perfect_ece: tuple[float, float]
@@ -67,13 +35,12 @@ class Headline:
     @property
     def compared(self) -> bool:
         """Whether there is a measurement before and one after training."""
-        return any("change" in line.estimates for lines in self.modes.values() for line in lines)
+        return any("change" in found for found in self.modes.values())
 
     @property
     def measured(self) -> str:
         """The last measurement: ``before``, ``warm start`` or ``after``."""
-        lines = [lines[0] for lines in self.modes.values()]
-        return [when for when in WHEN if any(when in line.estimates for line in lines)][-1]
+        return [when for when in WHEN if any(when in found for found in self.modes.values())][-1]
 
 
 def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
@@ -82,20 +49,19 @@ def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
         return None
     modes = {}
     for mode in MODES:
-        names = {when: f"{when} {mode}" for when in WHEN}
-        measured = {w: record.heldout[name] for w, name in names.items() if name in record.heldout}
-        if measured:
-            modes[mode] = metric_lines(measured, draws)
-    last = [part for name, part in record.heldout.items() if name.endswith(next(iter(modes)))][-1]
-    columns = Columns.of(last)
-    stated = columns.take(np.flatnonzero(columns.is_known))
-    _, *perfect = perfect_ece_interval(*stated.known, stated.context_N)
+        if measured := record.of_mode(mode):
+            modes[mode] = compared(measured, draws)
+    mode, found = next(iter(modes.items()))
+    when = [when for when in WHEN if when in found][-1]
+    perfect, last = found[when]["ece10_perfect"], record.heldout[f"{when} {mode}"]
     texts = {answer.probe.text for answer in last}
-    return Headline(modes, len(last), len(texts), (perfect[0], perfect[1]))
+    return Headline(modes, len(last), len(texts), (perfect["low"], perfect["high"]))
 
 
-def metric_lines(measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS) -> list[MetricLine]:
-    """Compare the measurements of the same probes that there are.
+def compared(
+    measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS
+) -> dict[str, Measurement]:
+    """Measure the same probes' answers, and the changes between them.
 
     Intervals are 95 % percentile intervals by bootstrap over texts: a text's questions are drawn
     together, and both measurements with the same texts, so that the difference is a paired one.
@@ -103,11 +69,8 @@ def metric_lines(measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS) -
     if len({tuple(a.probe.id for a in answers) for answers in measured.values()}) > 1:
         raise ValueError("the measurements are not of the same probes.")
     columns = {when: Columns.of(answers) for when, answers in measured.items()}
-    found: dict[str, Measurement] = {w: measure(c, draws) for w, c in columns.items()}
+    found = {when: measure(part, draws) for when, part in columns.items()}
     for change, (last, first) in CHANGES.items():
         if last in columns and first in columns:
             found[change] = measure_difference(columns[last], columns[first], draws)
-    return [
-        MetricLine(metric, {name: Estimate(**values[metric]) for name, values in found.items()})
-        for metric in METRICS
-    ]
+    return found

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import auroc, bootstrap_interval
+from grpo_ao.calibration import Estimate, auroc, bootstrap_interval
 from grpo_ao.measuring.confidences import METHODS, generated_tokens
 from grpo_ao.measuring.metrics import (
     Columns,
@@ -26,9 +26,15 @@ from grpo_ao.measuring.metrics import (
     stated,
 )
 from grpo_ao.measuring.reading import reading_alerts
-from grpo_ao.report.formats import Table, number
-from grpo_ao.report.headline import METRICS, Estimate
-from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
+from grpo_ao.report.formats import TITLES, Table, number
+from grpo_ao.report.plots import (
+    Bin,
+    Panel,
+    estimates,
+    gaps,
+    inline_svg,
+    reliability_diagram,
+)
 
 DRAWS = 200
 # A family with fewer answers is not shown by itself.
@@ -236,7 +242,7 @@ def _course(found: Mapping[str, Mapping[str, Measured]]) -> dict[str, Markup]:
     """Draw each measurement of the run: a figure a metric, a row a kind of question."""
     figures = {}
     for name in _MEASURED:
-        title = METRICS[name][0]
+        title = TITLES[name]
         rows: dict[str, Measured] = {}
         for when, kinds in found.items():
             for kind, values in kinds.items():
@@ -293,8 +299,8 @@ def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict
     figures = {}
     for name in ("auroc_within", "brier_all"):
         rows = {method: {when: values[name]} for method, values in found.items()}
-        label = f"{METRICS[name][0]} of other sources, {kind} questions"
-        figures[f"{kind.capitalize()} questions, {METRICS[name][0]}"] = inline_svg(
+        label = f"{TITLES[name]} of other sources, {kind} questions"
+        figures[f"{kind.capitalize()} questions, {TITLES[name]}"] = inline_svg(
             estimates({"": rows}), label
         )
     return figures

@@ -23,8 +23,8 @@ from grpo_ao.calibration import auroc
 from grpo_ao.files import atomic_write_text, finite
 from grpo_ao.measuring.metrics import Columns, parted
 from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
-from grpo_ao.report.formats import Table, number
-from grpo_ao.report.headline import METRICS, Headline
+from grpo_ao.report.formats import TITLES, Table, number
+from grpo_ao.report.headline import Headline
 from grpo_ao.report.meaning import DRAWS, meaning
 from grpo_ao.report.plots import (
     CURVE_LEFT,
@@ -112,7 +112,7 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
         record=record,
         title=record.folder.resolve().name,
         headline=headline,
-        meaning=meaning(record.greedy, record.controls, draws),
+        meaning=meaning(record.of_mode("greedy"), record.controls, draws),
         tables=heldout_tables(record, headline),
         breakdowns=_breakdowns(record),
         curves=_curves(record),
@@ -131,7 +131,7 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
 
 def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
     """Return the last greedy held-out answers by layer and by family, beside the first ones."""
-    measured = record.greedy
+    measured = record.of_mode("greedy")
     if not measured:
         return []
     (first, before), *_, (when, last) = [*measured.items()] * 2
@@ -242,7 +242,7 @@ def _warm_start(record: RunRecord) -> dict[str, Any] | None:
     smooth = running_mean(np.array(losses), max(1, len(losses) // 20))
     before, after = record.warm_start["before"], record.warm_start["after"]
     rows = {
-        METRICS[name][0] if name in METRICS else name: [number(value), number(after[name])]
+        str(TITLES.get(name, name)): [number(value), number(after[name])]
         for name, value in before.items()
     }
     return {

@@ -22,9 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from grpo_ao.calibration import auroc, bootstrap_intervals, ece, equal_width_bins
+from grpo_ao.calibration import Estimate, auroc, bootstrap_intervals, ece, equal_width_bins
 from grpo_ao.files import written_whole
-from grpo_ao.report.headline import Estimate
 
 TONES = {
     "after": "#0b64a8",

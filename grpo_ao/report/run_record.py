@@ -1,7 +1,6 @@
 """Everything that a run folder holds, read back; what a run has not made yet is empty."""
 
 import fcntl
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,12 +57,13 @@ class RunRecord:
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
         """Summaries of each way to be sure of the greedy answers after training."""
-        return baseline_summaries(self.heldout.get("after greedy", []))
+        answers = self.heldout.get("after greedy", [])
+        found = baselines(answers) if answers else {}
+        return {name: summary(columns) for name, columns in found.items()}
 
-    @property
-    def greedy(self) -> dict[str, list[Answer]]:
-        """The greedy held-out answers of each measurement that was made, in its order."""
-        names = {when: f"{when} greedy" for when in WHEN}
+    def of_mode(self, mode: str) -> dict[str, list[Answer]]:
+        """Return the held-out answers of each measurement that was made in a mode, in order."""
+        names = {when: f"{when} {mode}" for when in WHEN}
         return {w: self.heldout[name] for w, name in names.items() if name in self.heldout}
 
     @property
@@ -110,12 +110,6 @@ def _controls(path: Path) -> dict[str, list[Answer]]:
     for row, answer in read_rows(path):
         found.setdefault(CONTROLS[row["control"]], []).append(answer)
     return found
-
-
-def baseline_summaries(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Summarise each way to be sure of some answers; none where there are none."""
-    found = baselines(answers) if answers else {}
-    return {name: summary(columns) for name, columns in found.items()}
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -1,6 +1,6 @@
 """What answers come to: ``metrics.json``, ``metrics.md``, and the tables of console and report."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,25 @@ import numpy as np
 from rich.table import Table as ConsoleTable
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import risk_coverage
+from grpo_ao.calibration import Estimate, risk_coverage
 from grpo_ao.files import atomic_write_json, atomic_write_text
 from grpo_ao.measuring.confidences import METHODS, baselines, generated_tokens
 from grpo_ao.measuring.controls import CONTROLS
-from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference, parted
+from grpo_ao.measuring.metrics import (
+    Columns,
+    Measurement,
+    measure,
+    measure_difference,
+    parted,
+)
 from grpo_ao.measuring.reading import (
     Controlled,
     against_stated,
     reading_metrics,
 )
 from grpo_ao.probe import parse_layers
-from grpo_ao.report.formats import Table, cell, number
-from grpo_ao.report.headline import CHANGES, METRICS, Estimate, Headline
+from grpo_ao.report.formats import TITLES, Table, cell, number
+from grpo_ao.report.headline import CHANGES, METRICS, Headline
 from grpo_ao.report.meaning import estimated, findings
 from grpo_ao.report.plots import (
     Panel,
@@ -33,7 +39,7 @@ from grpo_ao.report.plots import (
 from grpo_ao.report.run_record import MODES, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
-_BY_LAYER = {"informativeness": "accuracy", "ece10": "ECE", "auroc_within": "AUROC within families"}
+_BY_LAYER = ("informativeness", "ece10", "auroc_within")
 _KINDS = ("closed", "open")
 # What a console and a tracker are told of each benchmark.
 SHOWN = ("informativeness", "auroc_within", "calibration_error", "brier_all", "parse_rate")
@@ -155,11 +161,11 @@ def _by_layer(
     Layers that were read together stand at the one in their middle.
     """
     return {
-        title: {
+        TITLES[metric]: {
             name: {_middle(at): Estimate(**measured[metric]) for at, measured in of.items()}
             for name, of in layers.items()
         }
-        for metric, title in _BY_LAYER.items()
+        for metric in _BY_LAYER
     }
 
 
@@ -170,51 +176,13 @@ def _middle(shown_layers: str) -> int:
 
 # The tables of an evaluation, as Markdown
 
-_COLUMNS = {
-    "informativeness": "accuracy",
-    "auroc_within": "AUROC within families",
-    "calibration_error": "calibration error",
-    "ece10": "ECE",
-    "ece10_perfect": "perfect forecaster's ECE",
-    "auroc": "AUROC",
-    "brier": "Brier",
-    "brier_all": "Brier, unparsed as 50 % on wrong",
-    "confidence_mean": "confidence",
-    "parse_rate": "parsed",
-}
-_METRICS = {
-    "informativeness": "accuracy",
-    "neither_rate": "neither yes nor no",
-    "parse_rate": "outputs with a confidence",
-    "confidence_mean": "mean confidence",
-    "confidence_std": "standard deviation of confidence",
-    "ece10": "ECE, 10 bins of equal width",
-    "ece10_perfect": "ECE of a perfect forecaster at these confidences",
-    "ece_mass": "ECE, 10 bins of equal mass",
-    "calibration_error": "calibration error (RMS, debiased)",
-    "ece_smooth": "smooth ECE",
-    "mce": "MCE, bins of at least 20 items",
-    "brier": "Brier",
-    "brier_reliability": "Brier, reliability",
-    "brier_resolution": "Brier, resolution",
-    "brier_uncertainty": "Brier, uncertainty",
-    "brier_isotonic": "Brier after isotonic recalibration (same items)",
-    "nll": "NLL",
-    "brier_all": "Brier, an output without a confidence as 50 % on a wrong answer",
-    "auroc_within": "AUROC within families",
-    "auroc": "AUROC",
-    "somers_d": "Somers' D over grades",
-    "risk_at_80": "risk at 80 % coverage",
-    "aurc": "area under risk-coverage",
-}
-
-
-_COMPARED = {
-    "auroc_within": "AUROC within families",
-    "calibration_error": "calibration error",
-    "auroc": "AUROC",
-    "brier": "Brier",
-}
+_COLUMNS = (
+    *("informativeness", "auroc_within", "calibration_error", "ece10", "ece10_perfect", "auroc"),
+    *("brier", "brier_all", "confidence_mean", "parse_rate"),
+)
+_COMPARED = ("auroc_within", "calibration_error", "auroc", "brier")
+_BESIDE = ("auroc_within", "calibration_error", "ece10", "auroc", "brier")
+_SOURCES = (*_BESIDE, "nll", "risk_at_80", "aurc")
 
 
 def markdown(metrics: Mapping[str, Any]) -> str:
@@ -225,22 +193,20 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         parts += [
             f"## {name}",
             sentences,
-            *(t.markdown() for t in _oracle_tables(oracle) if t.rows),
+            *(table.markdown() for table in oracle_tables(oracle)),
         ]
     for name, groups in metrics["differences"].items():
-        known = {m: title for m, title in _METRICS.items() if m in next(iter(groups.values()))}
-        rows = {t: [_entry(group[m], True) for group in groups.values()] for m, t in known.items()}
-        parts += [f"## {name}, paired", Table(name, ["metric", *groups], rows).markdown()]
+        parts += [f"## {name}, paired", _metrics(name, groups, [*groups]).markdown()]
     return "\n\n".join(parts) + "\n"
 
 
-def _oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:
+def oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:
+    """Lay out one oracle's metrics; what was not measured has no table."""
     groups = oracle["groups"]
     named = {**oracle["benchmarks"], **{f"**{name}**": m for name, m in groups.items()}}
-    every = {title: [_entry(m[name]) for m in groups.values()] for name, title in _METRICS.items()}
-    return [
+    tables = [
         _measurements("benchmark", _COLUMNS, named),
-        Table("metrics", ["metric", *groups], every),
+        _metrics("metrics", groups),
         _measurements("layer", _COLUMNS, oracle["layers"]),
         _measurements("positions", _COLUMNS, oracle["positions"]),
         _measurements("subject", _COLUMNS, oracle["subjects"]),
@@ -248,15 +214,28 @@ def _oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:
         _against_stated(oracle),
         _reading(oracle),
     ]
+    return [table for table in tables if table.rows]
+
+
+def _metrics(
+    title: str,
+    measured: Mapping[str, Mapping[str, Any]],
+    differences: Collection[str] = (),
+    names: Sequence[str] = tuple(TITLES),
+) -> Table:
+    """Lay out measurements with a row for each metric that they have."""
+    rows = {
+        TITLES[name]: [cell(m[name], of in differences) for of, m in measured.items()]
+        for name in names
+        if all(name in m for m in measured.values())
+    }
+    return Table(title, ["metric", *measured], rows)
 
 
 def _against_stated(oracle: Mapping[str, Any]) -> Table:
-    rows = {
-        name: [number(m["n"]), *(_entry(m[metric], True) for metric in _COMPARED)]
-        for name, m in oracle["against_stated"].items()
-    }
-    columns = ["less the stated confidence, paired", "n", *_COMPARED.values()]
-    return Table("Other sources of confidence less the stated one", columns, rows)
+    measured = oracle["against_stated"]
+    table = _measurements("less the stated confidence, paired", _COMPARED, measured, True)
+    return replace(table, title="Other sources of confidence less the stated one")
 
 
 def _reading(oracle: Mapping[str, Any]) -> Table:
@@ -265,21 +244,29 @@ def _reading(oracle: Mapping[str, Any]) -> Table:
     for name, parts in oracle["reading"].items():
         cells = [number(parts["own"]["n"])]
         for metric in ("informativeness", "confidence_mean"):
-            cells += [_entry(parts[part][metric]) for part in ("own", "other")]
-            cells.append(_entry(parts["difference"][metric], True))
-        cells.append(_entry(parts["other"]["auroc_within"]))
-        rows[name] = cells + [_entry(parts["same_answer"].get(kind)) for kind in _KINDS]
-    columns = ["read in place of the text", "n", "accuracy on the text", "accuracy", "change"]
-    columns += ["confidence on the text", "confidence", "change", "AUROC within families"]
+            cells += [cell(parts[part][metric]) for part in ("own", "other")]
+            cells.append(cell(parts["difference"][metric], True))
+        cells.append(cell(parts["other"]["auroc_within"]))
+        rows[name] = cells + [cell(parts["same_answer"].get(kind)) for kind in _KINDS]
+    columns = ["read in place of the text", "n", "accuracy on the text", "accuracy"]
+    columns += ["change of accuracy", "confidence on the text", "confidence"]
+    columns += ["change of confidence", "AUROC within families"]
     columns += [f"same answer, {kind} questions" for kind in _KINDS]
     return Table("The reading test", columns, rows)
 
 
 def _measurements(
-    title: str, columns: Mapping[str, str], measured: Mapping[str, Mapping[str, Any]]
+    title: str,
+    columns: Sequence[str],
+    measured: Mapping[str, Mapping[str, Any]],
+    difference: bool = False,
 ) -> Table:
-    rows = {name: [number(m["n"]), *_entries(m, columns)] for name, m in measured.items()}
-    return Table(title, [title, "n", *columns.values()], rows)
+    """Lay out measurements with a column for each metric."""
+    rows = {
+        name: [number(m["n"]), *(cell(m.get(column), difference) for column in columns)]
+        for name, m in measured.items()
+    }
+    return Table(title, [title, "n", *(TITLES[column] for column in columns)], rows)
 
 
 def _baselines(oracle: Mapping[str, Any]) -> Table:
@@ -287,42 +274,24 @@ def _baselines(oracle: Mapping[str, Any]) -> Table:
 
     A recalibrated source (``agreement of 20 + isotonic``) costs what the source costs.
     """
-    columns = {
-        **{"auroc_within": "AUROC within families", "calibration_error": "calibration error"},
-        **{"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "nll": "NLL"},
-        **{"risk_at_80": "risk at 80 % coverage", "aurc": "AURC"},
-    }
-    costs = oracle.get("generated_tokens", {})
-    rows = {}
-    for name, m in oracle.get("baselines", {}).items():
-        cost = number(costs.get(name.split(" + ")[0]), 1)
-        rows[name] = [number(m["n"]), *_entries(m, columns), cost]
-    header = ["confidence from", "n", *columns.values(), "tokens an answer"]
-    return Table("Other sources of confidence, on the same answers", header, rows)
-
-
-def _entries(measurement: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    return [_entry(measurement.get(name)) for name in names]
-
-
-def _entry(entry: Mapping[str, Any] | None, difference: bool = False) -> str:
-    if entry is None:
-        return cell(None)
-    # JSON has null for what is not defined.
-    ends = {end: float("nan") if value is None else value for end, value in entry.items()}
-    return cell(Estimate(**ends), difference)
+    table = _measurements("confidence from", _SOURCES, oracle["baselines"])
+    costs = oracle["generated_tokens"]
+    return Table(
+        "Other sources of confidence, on the same answers",
+        [*table.columns, "tokens an answer"],
+        {
+            name: [*cells, number(costs.get(name.split(" + ")[0]), 1)]
+            for name, cells in table.rows.items()
+        },
+    )
 
 
 # The tables of a run
 
 
-def draw_run(path: Path, measured: Mapping[str, Mapping[str, Sequence[Answer]]]) -> None:
-    """Draw the reliability diagram of each measurement's sampled answers, side by side."""
-    panels = [
-        _panel(when, Columns.of(modes["sampled"]), tone=when)
-        for when, modes in measured.items()
-        if "sampled" in modes
-    ]
+def draw_run(path: Path, measured: Mapping[str, Sequence[Answer]]) -> None:
+    """Draw the reliability diagrams of a run's measurements side by side."""
+    panels = [_panel(when, Columns.of(answers), tone=when) for when, answers in measured.items()]
     save(reliability_diagram(panels), path)
 
 
@@ -342,35 +311,22 @@ def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> ConsoleTab
 
 def heldout_tables(record: RunRecord, headline: Headline | None) -> list[Table]:
     """Lay out the held-out metrics of each mode, and the sources of confidence beside."""
-    tables = []
-    for mode, lines in (headline.modes if headline else {}).items():
-        rows = {
-            METRICS[line.metric][0]: [
-                cell(e, name in CHANGES) for name, e in line.estimates.items()
-            ]
-            for line in lines
-        }
-        columns = ["metric", *lines[0].estimates]
-        tables.append(Table(f"All metrics, {mode} answers", columns, rows))
-    names = {"auroc_within": "AUROC within families", "calibration_error": "Calibration error"}
-    names |= {"ece10": "ECE", "auroc": "AUROC", "brier": "Brier", "n": "n"}
+    modes = headline.modes if headline else {}
+    tables = [
+        _metrics(f"All metrics, {mode} answers", found, CHANGES, METRICS)
+        for mode, found in modes.items()
+    ]
+    names = ("n", *_BESIDE)
     rows = {n: [number(values[c]) for c in names] for n, values in record.baselines.items()}
     title = "Sources of confidence, greedy answers after training"
-    baselines = Table(title, ["confidence from", *names.values()], rows)
-    return [*tables, *([baselines] if rows else [])]
+    columns = ["confidence from", "n", *(TITLES[name] for name in _BESIDE)]
+    return [*tables, *([Table(title, columns, rows)] if rows else [])]
 
 
 # The report's tables of benchmarks
 
-COLUMNS = {
-    "informativeness": "Accuracy",
-    "auroc_within": "AUROC within families",
-    "calibration_error": "Calibration error",
-    "ece10": "ECE",
-    "auroc": "AUROC",
-    "brier": "Brier",
-    "parse_rate": "Parsed",
-}
+# What is told of each benchmark.
+_OF_BENCHMARK = ("informativeness", *_BESIDE, "parse_rate")
 _GROUPS = {
     "all": "All benchmarks",
     "in_distribution": "In distribution",
@@ -390,7 +346,7 @@ def benchmark_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
         return []
     last, named = _oracle(evaluations[-1]), when(evaluations[-1].name)
     measured = {_group_title(n): m for n, m in (last["groups"] | last["benchmarks"]).items()}
-    tables = [_measurements("benchmark", COLUMNS, measured), _baselines(last)]
+    tables = [_measurements("benchmark", _OF_BENCHMARK, measured), _baselines(last)]
     if len(evaluations) > 1:
         tables += [*_changes(evaluations[-1]), _course(evaluations)]
     return [replace(tables[0], title=f"Benchmarks, {named}"), *(t for t in tables[1:] if t.rows)]
@@ -404,19 +360,17 @@ def _changes(last: Evaluation) -> list[Table]:
     """Lay out the pooled groups less those of each earlier evaluation that it is compared with."""
     tables = []
     for name, groups in last.metrics["differences"].items():
-        rows = {
-            _group_title(group): [_entry(values[metric], True) for metric in COLUMNS]
-            for group, values in groups.items()
-        }
-        title = f"Change since {when(name.partition(' - ')[2])}, paired"
-        tables.append(Table(title, ["benchmark", *COLUMNS.values()], rows))
+        named = {_group_title(group): values for group, values in groups.items()}
+        table = _measurements("benchmark", _OF_BENCHMARK, named, True)
+        before = when(name.partition(" - ")[2])
+        tables.append(replace(table, title=f"Change since {before}, paired"))
     return tables
 
 
 def _course(evaluations: Sequence[Evaluation]) -> Table:
-    rows = {when(e.name): _entries(_oracle(e)["groups"]["all"], COLUMNS) for e in evaluations}
-    title = "All benchmarks, in the course of training"
-    return Table(title, ["when", *COLUMNS.values()], rows)
+    measured = {when(e.name): _oracle(e)["groups"]["all"] for e in evaluations}
+    table = _measurements("when", _OF_BENCHMARK, measured)
+    return replace(table, title="All benchmarks, in the course of training")
 
 
 def when(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_ao import prepare
 from grpo_ao import run as run_module
 from grpo_ao.cli import main, parse_train_config
 from grpo_ao.judges.factory import with_cache
@@ -45,8 +46,9 @@ def test_the_judge_is_tried_before_anything_is_loaded(tmp_path, monkeypatch):
     def load(*_):
         raise AssertionError("something was loaded")
 
-    for name in ("resolve_files", "load_probes", "Oracle"):
-        monkeypatch.setattr(run_module, name, load)
+    monkeypatch.setattr(run_module, "Oracle", load)
+    for name in ("load_config", "load_probes"):
+        monkeypatch.setattr(prepare, name, load)
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     arguments = ["--output_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"error: .*OPENROUTER_API_KEY is not set"):

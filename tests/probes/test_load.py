@@ -11,9 +11,9 @@ from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.prepare import probes_of_run
 from grpo_ao.probe import Positions, Probe, split_of
 from grpo_ao.probes.load import Context, data_digest
-from grpo_ao.run import probes_of_run
 from tests.tiny import tiny_tokenizer
 
 TEXT = "Number {} of the texts, which is long enough that twenty of its tokens can be read here."

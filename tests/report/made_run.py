@@ -10,6 +10,7 @@ import numpy as np
 
 from grpo_ao.answer import Agreement, Answer
 from grpo_ao.probe import Positions, Probe
+from grpo_ao.report.formats import TITLES
 from grpo_ao.report.plots import risk_coverage_diagram, save
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b> & 'quoted'"
@@ -177,10 +178,8 @@ def rows_of(answers: list[Answer]) -> list[dict]:
 def benchmark_metrics(accuracy: float) -> dict:
     """A ``metrics.json`` as an evaluation writes it."""
     entry = {"value": accuracy, "low": accuracy - 0.125, "high": accuracy + 0.125}
-    metrics = ("informativeness", "auroc_within", "calibration_error", "ece10", "auroc", "brier")
-    metrics += ("parse_rate", "ece10_perfect")
-    values: dict = dict.fromkeys(metrics, entry)
-    values |= {"n": 250, "contexts": 250}
+    size = {"n": 250, "contexts": 250}
+    values: dict = dict.fromkeys(TITLES, entry) | size
     without = {"value": None, "low": None, "high": None}
     oracle = {
         "groups": {"all": values, "in_distribution": values},
@@ -196,6 +195,6 @@ def benchmark_metrics(accuracy: float) -> dict:
     return {
         "settings": {},
         "oracles": {"after": oracle, "before": oracle},
-        "differences": {"after - before": {"all": dict.fromkeys(metrics, change)}},
+        "differences": {"after - before": {"all": dict.fromkeys(TITLES, change) | size}},
         "seconds": 1.0,
     }

@@ -10,7 +10,7 @@ from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.report import card
 from grpo_ao.report.card import check_push, push_adapter, write_card
-from grpo_ao.report.headline import headline_of
+from grpo_ao.report.headline import METRICS, headline_of
 from grpo_ao.report.run_record import read_run
 from tests.report.made_run import make_run, write_json
 
@@ -91,9 +91,10 @@ def test_the_metadata_has_the_measured_numbers(run_folder):
     found = {r.metric_type: r for r in ModelCard(written(run_folder)).data.eval_results}
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
-    for line in headline.modes["greedy"]:
-        result = found[line.metric]
-        assert result.metric_value == round(line.estimates["after"].value, 4)
+    assert found.keys() == set(METRICS)
+    for metric, result in found.items():
+        value = headline.modes["greedy"]["after"][metric]["value"]
+        assert result.metric_value == round(value, 4)
         assert result.dataset_name == "held-out texts of someone/questions"
 
 
@@ -146,14 +147,14 @@ def test_the_card_shows_the_numbers_of_the_run(run_folder):
     text = written(run_folder)
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
-    ece = next(line for line in headline.modes["sampled"] if line.metric == "ece10")
-    assert f"| ECE, 10 bins | {ece.estimates['before'].value:.3f} [" in text
-    assert f"| {ece.estimates['after'].value:.3f} [" in text
+    sampled = headline.modes["sampled"]
+    assert f"| ECE, 10 bins | {sampled['before']['ece10']['value']:.3f} [" in text
+    assert f"| {sampled['after']['ece10']['value']:.3f} [" in text
     assert "| sst2 | 250 | 0.750 [0.625, 0.875] |" in text
     of_one = "0.750 [0.625, 0.875]"
     assert re.search(r"\| stated confidence \| 250 \| .*" + re.escape(f"{of_one} | " * 3), text)
     assert "| judge | some/judge (`api`), rubric v1 |" in text
-    assert re.search(r"\| agreement of 20 \| 0\.\d+ .*\| 39 \|", text)
+    assert re.search(r"\| agreement of 20 \| 39 \| 0\.\d+ ", text)
     assert "40 steps of 8 questions, 8 completions each" in text
     assert "![Reliability diagrams before and after training](reliability.png)" in text
     assert (run_folder / "adapter" / "reliability.png").read_bytes() == b"png"

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grpo_ao.measuring.metrics import Columns, metric_values
+from grpo_ao.measuring.metrics import SUMMARY, Columns, metric_values
 from grpo_ao.report.formats import number, signed
-from grpo_ao.report.headline import METRICS, headline_of, metric_lines
+from grpo_ao.report.headline import compared, headline_of
 from grpo_ao.report.run_record import read_run
 from tests.report.made_run import heldout_answers, make_run
 
@@ -14,40 +14,38 @@ from tests.report.made_run import heldout_answers, make_run
 def test_values_are_those_of_the_summary_and_intervals_hold_them():
     before, after = heldout_answers(1, knows=False), heldout_answers(2, knows=True)
     measured = {"before": before, "after": after}
-    lines = {line.metric: line.estimates for line in metric_lines(measured, draws=50)}
-    assert lines.keys() == METRICS.keys()
+    found = compared(measured, draws=50)
+    assert list(found) == ["before", "after", "change"]
     first, last = (metric_values(Columns.of(answers)) for answers in (before, after))
-    for metric, line in lines.items():
-        assert list(line) == ["before", "after", "change"]
-        assert line["before"].value == first[metric]
-        assert line["after"].value == last[metric]
-        assert line["change"].value == last[metric] - first[metric]
-        assert line["before"].low <= line["before"].high
-        assert line["change"].low <= line["change"].high
+    for metric in SUMMARY:
+        assert found["before"][metric]["value"] == first[metric]
+        assert found["after"][metric]["value"] == last[metric]
+        assert found["change"][metric]["value"] == last[metric] - first[metric]
+        for measurement in found.values():
+            assert measurement[metric]["low"] <= measurement[metric]["high"]
 
 
 def test_what_grpo_alone_did_is_told_from_what_the_warm_start_did():
     before, after = heldout_answers(1, knows=False), heldout_answers(2, knows=True)
     measured = {"before": before, "warm start": after, "after": after}
-    for line in metric_lines(measured, draws=5):
-        found = line.estimates
-        assert list(found) == ["before", "warm start", "after", "change", "change by GRPO"]
-        assert found["change by GRPO"].value == 0
-        assert found["warm start"] == found["after"]
+    found = compared(measured, draws=5)
+    assert list(found) == ["before", "warm start", "after", "change", "change by GRPO"]
+    for metric in SUMMARY:
+        assert found["change by GRPO"][metric]["value"] == 0
+        assert found["warm start"][metric] == found["after"][metric]
 
 
 def test_the_change_is_paired():
     rows = heldout_answers(1, knows=False)
-    for line in metric_lines({"before": rows, "after": rows}, draws=20):
-        change = line.estimates["change"]
-        assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
+    change = compared({"before": rows, "after": rows}, draws=20)["change"]
+    for metric in SUMMARY:
+        assert [change[metric][of] for of in ("value", "low", "high")] == [0.0, 0.0, 0.0]
 
 
 def test_one_measurement_is_shown_alone():
     rows = heldout_answers(1, knows=False)
     for when in ("before", "warm start", "after"):
-        for line in metric_lines({when: rows}, draws=5):
-            assert list(line.estimates) == [when]
+        assert list(compared({when: rows}, draws=5)) == [when]
 
 
 def test_questions_of_one_text_are_drawn_together():
@@ -58,15 +56,14 @@ def test_questions_of_one_text_are_drawn_together():
         for text in range(8)
         for score in (0.0, 1.0)
     ]
-    lines = {line.metric: line.estimates for line in metric_lines({"before": rows}, draws=50)}
-    informativeness = lines["informativeness"]["before"]
-    assert (informativeness.low, informativeness.high) == (0.5, 0.5)
+    found = compared({"before": rows}, draws=50)["before"]["informativeness"]
+    assert (found["low"], found["high"]) == (0.5, 0.5)
 
 
 def test_measurements_of_other_probes_are_not_compared():
     rows = heldout_answers(1, knows=False)
     with pytest.raises(ValueError, match="not of the same probes"):
-        metric_lines({"before": rows, "after": rows[::-1]}, draws=5)
+        compared({"before": rows, "after": rows[::-1]}, draws=5)
 
 
 def test_the_headline_counts_probes_and_texts(tmp_path):

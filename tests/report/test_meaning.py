@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from grpo_ao.answer import Agreement, Answer
-from grpo_ao.calibration import auroc, ece
+from grpo_ao.calibration import Estimate, auroc, ece
 from grpo_ao.probe import Positions, Probe, QuestionKind
-from grpo_ao.report.headline import Estimate
 from grpo_ao.report.meaning import by_family, known, meaning, measures, reading_table, verdict
 
 LAST = Positions.parse("last:20")

@@ -221,6 +221,6 @@ def test_every_table_is_there(finished):
     text = words(finished)
     of_one = "0.750 [0.625, 0.875] "
     assert f"All benchmarks 250 {of_one * 7}" in text
-    assert "All benchmarks −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
-    assert f"step 20 {'0.600 [0.475, 0.725] ' * 7}".strip() in text
+    assert "All benchmarks 250 −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
+    assert f"step 20 250 {'0.600 [0.475, 0.725] ' * 7}".strip() in text
     assert 'aria-label="risk coverage"' in finished

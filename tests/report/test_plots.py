@@ -7,9 +7,16 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from grpo_ao.calibration import Estimate
 from grpo_ao.report import plots
-from grpo_ao.report.headline import Estimate
-from grpo_ao.report.plots import Panel, curve, inline_svg, reliability_diagram, running_mean, save
+from grpo_ao.report.plots import (
+    Panel,
+    curve,
+    inline_svg,
+    reliability_diagram,
+    running_mean,
+    save,
+)
 
 CONFIDENCE = np.array([0.95, 0.95, 0.05, 0.05, 0.55])
 OUTCOME = np.array([1.0, 0.0, 0.0, 0.0, 1.0])

@@ -80,8 +80,8 @@ def test_the_warm_start_is_a_measurement_between_the_others(tmp_path):
     greedy = folder / "heldout_before_greedy.jsonl"
     (folder / "heldout_warm_start_greedy.jsonl").write_text(greedy.read_text())
     record = read_run(folder)
-    assert list(record.greedy) == ["before", "warm start", "after"]
-    assert record.greedy["warm start"] == record.greedy["before"]
+    assert list(record.of_mode("greedy")) == ["before", "warm start", "after"]
+    assert record.of_mode("greedy")["warm start"] == record.of_mode("greedy")["before"]
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json", "warm_start/summary.json"])

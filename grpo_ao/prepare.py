@@ -1,0 +1,166 @@
+"""What a run does before a model is loaded: find probes, try the judge, refuse what cannot be."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from rich.console import Console
+
+from grpo_ao.checks import check_start, warnings_of
+from grpo_ao.config import TrainConfig, changeable_names
+from grpo_ao.files import RunFolder, record_judge
+from grpo_ao.judges.factory import with_cache
+from grpo_ao.judges.limits import tried_judge
+from grpo_ao.judges.protocol import CheckedJudge
+from grpo_ao.judges.reference import check_references
+from grpo_ao.oracle.layers import num_decoder_layers
+from grpo_ao.oracle.loading import load_config, load_tokenizer
+from grpo_ao.oracle.sources import adapter_name
+from grpo_ao.oracle.turn import template_digest
+from grpo_ao.probe import Positions, Probe
+from grpo_ao.probes.benchmarks import load_items
+from grpo_ao.probes.division import few_texts, shortage
+from grpo_ao.probes.load import (
+    Context,
+    RunProbes,
+    data_digest,
+    load_probes,
+    probes_of_items,
+    readable,
+)
+from grpo_ao.probes.names import Suite
+from grpo_ao.processes import Processes, take_over_fsdp
+from grpo_ao.report.card import check_push
+from grpo_ao.terminal import headed, terminal
+from grpo_ao.training.checkpoints import COMPLETE
+
+# Where the paper's evaluation, for which the public oracles were trained, reads the subject.
+_POSITIONS = ("token@-3", "window:50@-1")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run begins with: its probes, and its judge unless that is the model itself."""
+
+    processes: Processes
+    console: Console
+    sharded: bool
+    probes: RunProbes
+    benchmarks: list[Probe]
+    judge: CheckedJudge | None
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Load the probes and refuse, before a model is loaded, all that can be refused without one."""
+    sharded = take_over_fsdp()
+    processes = Processes()
+    console = terminal(quiet=not processes.is_main)
+    # What is downloaded is downloaded once; and no process goes on where the folder is refused.
+    with processes.main_first():
+        folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
+        judge = None if config.judge == "local" else tried_judge(config)
+        check_start(config, processes, sharded)
+        num_layers = num_decoder_layers(load_config(config.model))
+        probes, benchmarks = probes_of_run(config, num_layers, console)
+        everything = [*chain(*probes)]
+        if config.judge == "reference":
+            check_references(everything)
+        warnings = warnings_of(config, {probe.layers for probe in everything})
+        for warning in [*warnings, *_shortages(config, probes)]:
+            console.print(headed("warning:", warning))
+        if config.push_to_hub is not None and processes.is_main:
+            check_push(config.push_to_hub)
+        if judge is not None:
+            judge = with_cache(judge, grades_file(config))
+        if folder is not None:
+            _record(config, folder, probes, benchmarks, judge)
+    return Prepared(processes, console, sharded, probes, benchmarks, judge)
+
+
+def grades_file(config: TrainConfig) -> Path:
+    """Return the file that keeps the judge's grades."""
+    return config.judge_cache or config.output_dir.parent / "grades.sqlite"
+
+
+def questions_asked(config: TrainConfig) -> tuple[int, int]:
+    """Return how many questions the warm start asks, and how many GRPO."""
+    warm_start = 0 if config.warm_start == "none" else config.warm_start_probes
+    return warm_start, config.max_steps * config.questions_per_step
+
+
+def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
+    found = (len(probes.warm_start), len(probes.grpo))
+    stages = zip(("the warm start", "GRPO"), questions_asked(config), found, strict=True)
+    warnings = [*(shortage(*stage) for stage in stages), few_texts(probes.heldout)]
+    return [warning for warning in warnings if warning]
+
+
+def probes_of_run(
+    config: TrainConfig, num_layers: int, console: Console
+) -> tuple[RunProbes, list[Probe]]:
+    """Return the probes of each stage, and those of the benchmarks."""
+    tokenizer = load_tokenizer(config.model)
+    warm_start, grpo = questions_asked(config)
+    context = Context.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
+    layers = context.spec.layers(num_layers, config.layers, config.layer_percents)
+    probes = load_probes(
+        config.questions,
+        context,
+        layers,
+        Positions.parse(config.positions),
+        warm_start,
+        grpo,
+        config.validation_probes,
+        config.eval_probes,
+        heldout_questions=config.heldout,
+        train_texts=config.num_prompts,
+        strict=config.strict,
+        strict_positions=config.strict_positions,
+        report=console.print,
+    )
+    probes = RunProbes._make(_of_subject(config, found) for found in probes)
+    if not config.benchmarks:
+        return probes, []
+    suite = suite_of(config)
+    of_subject = (config.eval_contexts, config.data_dir, _subject_name(config))
+    items = load_items(suite, config.benchmarks, *of_subject)
+    specs = (config.positions,) if suite == "mini" else _POSITIONS
+    positions = [Positions.parse(spec) for spec in specs]
+    benchmarks = probes_of_items(items, layers, positions, one_layer=True)
+    benchmarks = readable([context], benchmarks, config.strict, console.print)
+    return probes, _of_subject(config, benchmarks)
+
+
+def _of_subject(config: TrainConfig, probes: Sequence[Probe]) -> list[Probe]:
+    return [dataclasses.replace(probe, subject=_subject_name(config)) for probe in probes]
+
+
+def _subject_name(config: TrainConfig) -> str:
+    return "" if config.subject_lora is None else adapter_name(config.subject_lora)
+
+
+def suite_of(config: TrainConfig) -> Suite:
+    """Return whose benchmarks a run is measured on."""
+    return "mini" if config.questions == "mini" else "paper"
+
+
+def _record(
+    config: TrainConfig,
+    folder: RunFolder,
+    probes: RunProbes,
+    benchmarks: Sequence[Probe],
+    judge: CheckedJudge | None,
+) -> None:
+    free = changeable_names(TrainConfig)
+    # A value that stopped the run before GRPO can be mended without losing the warm start.
+    if not any((folder.path / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")):
+        free |= {"trl"}
+    data = {name: data_digest(found) for name, found in probes._asdict().items()}
+    data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
+    data["chat template"] = template_digest(load_tokenizer(config.model))
+    defaults = dataclasses.asdict(TrainConfig())
+    folder.write_record(dataclasses.asdict(config), data, free, defaults)
+    if judge is not None:
+        record_judge(folder.path, judge.identity)

@@ -24,7 +24,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
-from grpo_ao.tracking import NoReporter
+from grpo_ao.tracking import Reporters
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
@@ -47,7 +47,7 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
     )
     chat = ChatSettings(model="a-model", base_url=base_url, api_key_env=None)
     by_id = {probe.id: probe for probe in probes}
-    monitor = Monitor(folder, NoReporter(), plot_every=1000)
+    monitor = Monitor(folder, Reporters([]), plot_every=1000)
     OracleGRPOTrainer(
         oracle,
         ProbeTable.build(oracle, probes, store),

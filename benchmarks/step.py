@@ -49,7 +49,7 @@ from grpo_ao.probe import Layers, Positions, Probe
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
-from grpo_ao.tracking import NoReporter
+from grpo_ao.tracking import Reporters
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
@@ -200,7 +200,7 @@ class DefaultRollouts:
     ) -> Rollouts:
         num_samples = sampling.num_samples
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-        ids_BL, mask_BL, _ = pad_prompts(repeated, 0)
+        ids_BL, mask_BL = pad_prompts(repeated, 0)
         injection = Injection.from_rows(
             [prompt.positions for prompt in repeated],
             [rows for rows in vectors for _ in range(num_samples)],
@@ -312,7 +312,7 @@ def make_trainer(
         config.credit,
         config.scale_rewards,
         config.tag_outcome,
-        Monitor(folder, NoReporter(), plot_every=10**6) if processes.is_main else None,
+        Monitor(folder, Reporters([]), plot_every=10**6) if processes.is_main else None,
         config.max_unscored,
         [timer],
     )

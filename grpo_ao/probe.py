@@ -5,10 +5,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from grpo_ao.errors import UserError
 
+Choice = TypeVar("Choice")
 QuestionKind = Literal["closed", "open"]
 Split = Literal["train", "validation", "heldout"]
 HELDOUT_SHARE = 0.2
@@ -146,6 +147,11 @@ def unit_draw(*parts: str) -> float:
     """Map strings to a number in [0, 1), uniform over strings and the same everywhere."""
     # 53 of the 64 bits: a float holds no more, and rounding up would give 1.
     return (int(stable_hash(*parts), 16) >> 11) / 2**53
+
+
+def drawn_from(choices: Sequence[Choice], *parts: str) -> Choice:
+    """Choose by a hash of strings: uniform over strings and the same everywhere."""
+    return choices[int(unit_draw(*parts) * len(choices))]
 
 
 def text_key(text: str) -> str:

@@ -44,24 +44,8 @@ class Reporter(Protocol):
         """Notify the user."""
 
 
-class NoReporter:
-    """Report nowhere: ``metrics.jsonl`` has it all."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Do nothing."""
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        """Do nothing."""
-
-    def table(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
-        """Do nothing."""
-
-    def alert(self, title: str, text: str) -> None:
-        """Do nothing."""
-
-
 class Reporters:
-    """Several destinations at once."""
+    """Several destinations at once, or none: ``metrics.jsonl`` has it all."""
 
     def __init__(self, each: Sequence[Reporter]) -> None:
         self._each = each

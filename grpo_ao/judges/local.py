@@ -2,12 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
@@ -17,6 +16,7 @@ from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, Keep, disca
 from grpo_ao.judges.rubric import GRADES, TRIAL, judge_prompt, rubric_version
 from grpo_ao.judges.sanitise import sanitise
 from grpo_ao.oracle.activations import adapter_off, evaluating
+from grpo_ao.oracle.batches import batched, mask_of, padded
 from grpo_ao.oracle.context import context_length
 from grpo_ao.oracle.layers import input_device, unwrap
 from grpo_ao.oracle.loading import (
@@ -99,7 +99,10 @@ class LocalJudge:
         grades = {i: self._refuse(row) for i, row in enumerate(rows) if len(row) > self._longest}
         readable = [i for i in range(len(rows)) if i not in grades]
         with adapter_off(self._model), evaluating(self._model):
-            for batch in _batches(readable, rows):
+            longest_first = sorted(readable, key=lambda i: -len(rows[i]))
+            for batch in batched(
+                longest_first, lambda batch: len(batch) * len(rows[batch[0]]) <= _BATCH_TOKENS
+            ):
                 logits_BV = next_token_logits(self._model, [rows[i] for i in batch])
                 for i, logits_V in zip(batch, logits_BV, strict=True):
                     grades[i] = self._read(logits_V, requests[i].kind, len(rows[i]))
@@ -151,11 +154,8 @@ def next_token_logits(
     model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]]
 ) -> Float[Tensor, "batch V"]:
     """Return the logits behind each row of token ids, in one pass over rows padded on the left."""
-    longest = max(map(len, rows))
-    pads = [longest - len(row) for row in rows]
     # Any id pads: the mask hides it, and positions count from each row's first own token.
-    input_ids_BL = torch.tensor([[0] * pad + [*row] for pad, row in zip(pads, rows, strict=True)])
-    mask_BL = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+    input_ids_BL, mask_BL = padded(rows, 0, left=True), mask_of(rows, left=True)
     positions_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
     base: Any = unwrap(model)
     device = input_device(model)
@@ -167,15 +167,6 @@ def next_token_logits(
         logits_to_keep=1,
     ).logits
     return logits_BLV[:, -1]
-
-
-def _batches(chosen: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Group row indices, longest rows first, so that a batch pads to at most _BATCH_TOKENS."""
-    order = sorted(chosen, key=lambda i: -len(rows[i]))
-    while order:
-        size = max(1, _BATCH_TOKENS // len(rows[order[0]]))
-        yield order[:size]
-        order = order[size:]
 
 
 def _check_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -189,7 +189,7 @@ def _next_token_logp(
 
 def _last_logits(oracle: Oracle, table: ProbeTable) -> Float[Tensor, "probes vocab"]:
     pad = pad_token_id(oracle.tokenizer, end_token_ids(oracle.model, oracle.tokenizer))
-    ids_BL, mask_BL, _ = pad_prompts(table.prompts, pad)
+    ids_BL, mask_BL = pad_prompts(table.prompts, pad)
     injection = table.injection(range(len(table)), padded_length=ids_BL.shape[1])
     device = input_device(oracle.model)
     with oracle.hook.serving(injection.to(device)):

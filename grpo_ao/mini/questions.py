@@ -15,18 +15,6 @@ from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.world import Facts, Message
 from grpo_ao.probe import QuestionKind, Split
 
-BENCHMARK_FAMILIES = (
-    "geometry_of_truth",
-    "relations",
-    "sst2",
-    "md_gender",
-    "snli",
-    "ag_news",
-    "ner",
-    "tense",
-    "singular_plural",
-)
-
 
 @dataclass(frozen=True)
 class Question:

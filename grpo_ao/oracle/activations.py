@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
+from grpo_ao.oracle.batches import batched, padded
 from grpo_ao.oracle.context import check_text, context_length
 from grpo_ao.oracle.injection import injection_off
 from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input_device, unwrap
@@ -207,9 +208,7 @@ def read_residuals(
         layers = _layers_of([reads[i] for i in batch])
         if not layers:
             return lambda: [[] for _ in batch]
-        longest = max(len(token_rows[i]) for i in batch)
-        padded = [[*token_rows[i], *[0] * (longest - len(token_rows[i]))] for i in batch]
-        resid = layer_outputs(model, torch.tensor(padded), layers)
+        resid = layer_outputs(model, padded([token_rows[i] for i in batch], 0), layers)
         return _select(resid, [reads[i] for i in batch])
 
     results: list[list[Tensor]] = [[] for _ in token_rows]
@@ -243,18 +242,14 @@ def _batches(
     Nor, where attention is ``eager``, more scores a head.
     A batch of ``even_from`` padded tokens takes no row that is much shorter than its longest.
     """
-    batches: list[list[int]] = []
-    longest = most_rows = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        rows = len(batches[-1]) if batches else 0
-        uneven = rows * longest >= even_from and lengths[i] < _EVEN * longest
-        if rows >= most_rows or uneven:
-            longest = max(1, lengths[i])
-            most_tokens = min(BATCH_TOKENS, BATCH_SCORES // longest) if eager else BATCH_TOKENS
-            most_rows = min(batch_size, max(1, most_tokens // longest))
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+
+    def fits(batch: list[int]) -> bool:
+        rows, longest, shortest = len(batch), max(1, lengths[batch[0]]), lengths[batch[-1]]
+        most_tokens = min(BATCH_TOKENS, BATCH_SCORES // longest) if eager else BATCH_TOKENS
+        uneven = (rows - 1) * longest >= even_from and shortest < _EVEN * longest
+        return not uneven and rows <= batch_size and rows * longest <= most_tokens
+
+    return batched(sorted(range(len(lengths)), key=lambda i: -lengths[i]), fits)
 
 
 def _layers_of(reads: Iterable[Sequence[Read]]) -> set[int]:

@@ -128,7 +128,7 @@ def _read(
     settings: _Settings,
 ) -> _Read:
     """Read each prompt once, with its activations, at the positions that ``generate`` gives."""
-    input_ids_BL, mask_BL, _ = pad_prompts(prompts, settings.pad_id)
+    input_ids_BL, mask_BL = pad_prompts(prompts, settings.pad_id)
     device = input_device(model)
     input_ids_BL, mask_BL = input_ids_BL.to(device), mask_BL.to(device)
     injection = Injection.from_rows(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from grpo_ao.oracle.batches import padded
 from grpo_ao.oracle.layers import check_layer, decoder_layers
 
 
@@ -98,7 +99,7 @@ class Injection(NamedTuple):
         if lengths is not None and padded_length is not None:
             shifts = [padded_length - length for length in lengths]
         shifted = [[p + s for p in row] for row, s in zip(positions, shifts, strict=True)]
-        return Injection(stack_positions(shifted), _stack_vectors(vectors))
+        return Injection(padded(shifted, -1), _stack_vectors(vectors))
 
     def to(self, device: torch.device | str) -> "Injection":
         """Return the injection on ``device``."""
@@ -117,12 +118,6 @@ def _check_counts(
             raise ValueError(f"row {b} has {len(row)} positions but {len(row_KD)} vectors.")
         if min(row, default=0) < 0:
             raise ValueError(f"row {b} has a negative position.")
-
-
-def stack_positions(rows: Sequence[Sequence[int]]) -> Int64[Tensor, "batch slots"]:
-    """Stack rows of positions, with -1 in the unused slots of the shorter ones."""
-    slots = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[-1] * (slots - len(row))] for row in rows], dtype=torch.int64)
 
 
 def _stack_vectors(rows: Sequence[Tensor]) -> Float[Tensor, "batch slots width"]:

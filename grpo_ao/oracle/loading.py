@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from grpo_ao.errors import UserError
+from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import reading
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
@@ -108,21 +109,20 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
     changed by this check).
     """
     config = adapter_config(adapter)
-    _check_weights(adapter)
+    weights = _adapter_weights(adapter)
     misfit = f"the adapter {adapter} does not fit the base model {base}"
     try:
         model = PeftModel(skeleton, config, low_cpu_mem_usage=True)
-        result = model.load_adapter(
-            str(adapter), "default", torch_device="cpu", low_cpu_mem_usage=True
-        )
+        result = set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
     except RuntimeError as error:
         raise UserError(
             f"{misfit}: its weights have other shapes than its config (rank {config.r}) and the "
             f"model give ({_first_mismatch(error)})."
         ) from error
     except Exception as error:  # a value of another type, a pattern that is none, ...
-        raise UserError(f"{misfit}: {_first_line(error)}") from error
-    if missing := result.missing_keys:
+        raise UserError(f"{misfit}: {first_line(error)}.") from error
+    # The skeleton lacks the weights of the base as well.
+    if missing := [name for name in result.missing_keys if "lora_" in name]:
         raise UserError(f"{misfit}: it lacks {len(missing)} weights, first {missing[0]}.")
     if unexpected := result.unexpected_keys:
         raise UserError(
@@ -138,7 +138,7 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
         )
 
 
-def _check_weights(adapter: Path) -> None:
+def _adapter_weights(adapter: Path) -> dict[str, Tensor]:
     if not any(adapter.glob("adapter_model.*")):
         raise UserError(f"{adapter} holds no adapter_model.safetensors: its weights are missing.")
     with reading(f"the adapter {adapter}"):
@@ -146,6 +146,7 @@ def _check_weights(adapter: Path) -> None:
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"the adapter {adapter} has weights that are not finite: {name}.")
+    return weights
 
 
 def adapter_config(adapter: Path) -> LoraConfig:
@@ -160,13 +161,9 @@ def adapter_config(adapter: Path) -> LoraConfig:
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
-
-
 def _first_mismatch(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-    return (lines or [_first_line(error)])[0].rstrip(".")
+    return (lines or [first_line(error)])[0].rstrip(".")
 
 
 def check_sources(

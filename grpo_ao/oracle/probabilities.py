@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.batches import mask_of, padded
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device
@@ -33,10 +34,8 @@ def completion_logp(
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         written = completions[part]
-        prompt_BL, mask_BL, _ = pad_prompts(prompts[part], pad)
-        longest = max(map(len, written))
-        tail_BC = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in written])
-        tail_mask_BC = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in written])
+        prompt_BL, mask_BL = pad_prompts(prompts[part], pad)
+        tail_BC, tail_mask_BC = padded(written, pad), mask_of(written)
         injection = Injection.from_rows(
             [prompt.positions for prompt in prompts[part]],
             vectors[part],
@@ -47,7 +46,7 @@ def completion_logp(
             logits_BCV = model(
                 input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),
                 attention_mask=torch.cat([mask_BL, tail_mask_BC], dim=1).to(device),
-                logits_to_keep=longest + 1,
+                logits_to_keep=tail_BC.shape[1] + 1,
             ).logits
         for ids, logits_CV in zip(written, logits_BCV, strict=True):
             yield logits_CV[: len(ids)].float().log_softmax(dim=-1)

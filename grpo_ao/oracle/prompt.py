@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.injection import stack_positions
+from grpo_ao.oracle.batches import mask_of, padded
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.turn import Turn, user_turn
 from grpo_ao.probe import Layers, format_layers
@@ -87,12 +86,7 @@ def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> in
 
 def pad_prompts(
     prompts: Sequence[OraclePrompt], pad_id: int
-) -> tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"], Int64[Tensor, "batch slots"]]:
-    """Pad on the left: return input_ids_BL, attention_mask_BL and positions_BK (-1: unused)."""
-    longest = max(len(prompt.input_ids) for prompt in prompts)
-    pads = [longest - len(prompt.input_ids) for prompt in prompts]
-    rows = list(zip(prompts, pads, strict=True))
-    input_ids_BL = torch.tensor([[pad_id] * pad + prompt.input_ids for prompt, pad in rows])
-    mask_BL = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
-    positions_BK = stack_positions([[p + pad for p in prompt.positions] for prompt, pad in rows])
-    return input_ids_BL, mask_BL, positions_BK
+) -> tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]:
+    """Pad prompts on the left: return input_ids_BL and attention_mask_BL."""
+    rows = [prompt.input_ids for prompt in prompts]
+    return padded(rows, pad_id, left=True), mask_of(rows, left=True)

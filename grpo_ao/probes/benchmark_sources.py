@@ -18,7 +18,7 @@ from datasets import load_dataset
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import reading
-from grpo_ao.probe import unit_draw
+from grpo_ao.probe import drawn_from
 
 Row = Mapping[str, Any]
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -118,17 +118,13 @@ def _relations(relation: Mapping[str, Any]) -> Iterator[Context]:
     objects = sorted({sample["object"] for sample in relation["samples"]})
     for sample in relation["samples"]:
         subject, true = sample["subject"], sample["object"]
-        template = _drawn(relation["prompt_templates"], "relation template", subject, true)
+        template = drawn_from(relation["prompt_templates"], "relation template", subject, true)
         text = f"{template.replace('{}', subject)} {true}."
         yield _no_label(text, True, text)
         others = [other for other in objects if other != true]
         if others:
-            false = _drawn(others, "relation object", subject, true)
+            false = drawn_from(others, "relation object", subject, true)
             yield _no_label(f"{template.replace('{}', subject)} {false}.", False, text)
-
-
-def _drawn(choices: Sequence[str], *parts: str) -> str:
-    return choices[int(unit_draw(*parts) * len(choices))]
 
 
 def _labelled(text: str, right: str, labels: Sequence[str]) -> Context:
@@ -213,7 +209,7 @@ def _named(sentences: Iterable[_Sentence]) -> Iterator[Context]:
     for text, inside in every:
         if not inside:
             continue
-        drawn = (_drawn(pool, "entity", text, str(n)) for n in range(100))
+        drawn = (drawn_from(pool, "entity", text, str(n)) for n in range(100))
         wrong = next((x for x in drawn if x.lower() not in text.lower()), None)
         yield Context(text, tuple(inside), (wrong,) if wrong else ())
 
@@ -350,7 +346,6 @@ def _tagged(rows: Iterable[Row]) -> Iterator[_Sentence]:
         yield row["tokens"], tags
 
 
-_NER_DATA = "rjac/kaggle-entity-annotated-corpus-ner-dataset"
 _NETWORK = {
     "geometry_of_truth": lambda: _truths(
         row for name in _TRUTH_FILES for row in _fetched_table(f"gmt/{name}.csv", _TRUTH_COLUMNS)

@@ -13,7 +13,15 @@ from typing import Any
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_foreign_rows
 from grpo_ao.mini.probes import mini_items
-from grpo_ao.probe import QuestionKind, Split, split_of, stable_hash, text_key, unit_draw
+from grpo_ao.probe import (
+    QuestionKind,
+    Split,
+    drawn_from,
+    split_of,
+    stable_hash,
+    text_key,
+    unit_draw,
+)
 from grpo_ao.probes.benchmark_sources import Context, Templates, load_contexts, load_templates
 from grpo_ao.probes.names import (
     BENCHMARKS,
@@ -42,11 +50,6 @@ class Item:
     target: str
     choices: tuple[str, ...] = ()
     kind: QuestionKind = "closed"
-
-    @property
-    def context_id(self) -> str:
-        """Sixteen hex digits that depend on the text alone."""
-        return stable_hash(self.text)
 
 
 def groups(suite: Suite, families: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -238,10 +241,9 @@ def _item(benchmark: str, context: Context, templates: Templates, turn: int = 0)
     yes = bool(context.right)
     if context.right and context.wrong:
         yes = (unit_draw("answer", benchmark, context.text) < 0.5) == (turn % 2 == 0)
-    labels = context.right if yes else context.wrong
-    label = labels[int(unit_draw("label", *parts) * len(labels))]
+    label = drawn_from(context.right if yes else context.wrong, "label", *parts)
     wordings = templates[label] if isinstance(templates, Mapping) else templates
-    template = wordings[int(unit_draw("wording", *parts) * len(wordings))]
+    template = drawn_from(wordings, "wording", *parts)
     question = template.removeprefix("# ").replace("{}", label)
     return Item(benchmark, context.text, INSTRUCTION + question, "Yes" if yes else "No")
 

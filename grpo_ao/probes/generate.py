@@ -14,7 +14,7 @@ from grpo_ao.numbers import check_numbers
 from grpo_ao.probes.filters import TextFilter, TextRules
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.question_prompt import prompt_version
-from grpo_ao.probes.question_requests import Asking
+from grpo_ao.probes.question_requests import QuestionRequests
 from grpo_ao.probes.question_statistics import question_statistics, statistics_table
 from grpo_ao.probes.rows import parse_row
 from grpo_ao.probes.sources import LeftOut, SourceText, read_texts
@@ -104,7 +104,7 @@ def generate_questions(config: QuestionsConfig, console: Console) -> None:
         todo = [text for text in texts if not file.is_decided(text.text)]
         done = len(texts) - len(todo)
         console.print(f"{len(texts)} texts to ask about, {done} of them done.")
-        asking = Asking(settings, config.language, config.max_cost, file, console)
+        asking = QuestionRequests(settings, config.language, config.max_cost, file, console)
         if todo:
             asyncio.run(asking.run(todo))
     rows = [parse_row(row) for row in file.rows]

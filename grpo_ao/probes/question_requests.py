@@ -33,7 +33,7 @@ _TRIAL_ATTEMPTS = 3
 _GONE = 20
 
 
-class Asking:
+class QuestionRequests:
     """The requests of one start of the command, and what has come of them so far.
 
     The first text is the trial: it shows that the endpoint works, and what it takes gives the

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from datasets import load_dataset
 
-from grpo_ao.errors import UserError
+from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import read_foreign_rows
 
 FILES = (".jsonl", ".json", ".csv", ".parquet")
@@ -30,13 +30,9 @@ def _read_hub(name: str, streaming: bool) -> Iterator[tuple[int, Any]]:
     # Script data sets, missing splits, damaged shards, the network: each raises its own type.
     except Exception as error:
         raise UserError(
-            f"'{name}' could not be read from the Hugging Face Hub ({_first_line(error)}): "
+            f"'{name}' could not be read from the Hugging Face Hub ({first_line(error)}): "
             f"{_advice(str(error))}, or give the path of a file."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]
 
 
 def _advice(said: str) -> str:

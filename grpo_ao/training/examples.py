@@ -17,7 +17,7 @@ import pyarrow
 from grpo_ao.errors import UserError
 from grpo_ao.files import parse_jsonl, reading
 from grpo_ao.mini.probes import mini_lessons, mini_probes
-from grpo_ao.probe import Positions, kept_for_calibration, split_of, unit_draw
+from grpo_ao.probe import Positions, drawn_from, kept_for_calibration, split_of
 from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
 from grpo_ao.probes.rows import load_rows
 from grpo_ao.probes.sources import read_rows
@@ -105,9 +105,9 @@ def labelled_examples(path: Path, taught: bool = True) -> Iterator[Example]:
         raise UserError(f"{path} needs rows with 'text' and 'label', and two labels at least.")
     for text, row in rows:
         others = [label for label in labels if label != row["label"]]
-        other = _drawn(others, "label", text)
+        other = drawn_from(others, "label", text)
         for label, answer in ((row["label"], "Yes"), (other, "No")):
-            wording = _drawn(wordings, "label wording", text, answer)
+            wording = drawn_from(wordings, "label wording", text, answer)
             yield Example(path.name.split(".")[0], text, _closed(wording, label), answer)
 
 
@@ -121,12 +121,12 @@ def mention_examples(texts: Sequence[str], taught: bool = True) -> Iterator[Exam
     for text in texts:
         words = sorted(set(_WORD.findall(text)))
         present = {word.lower() for word in words}
-        candidates = _WORD.findall(_drawn(texts, "other text", text))
+        candidates = _WORD.findall(drawn_from(texts, "other text", text))
         absent = sorted({word for word in candidates if word.lower() not in present})
         for choices, answer in ((words, "Yes"), (absent, "No")):
             if choices:
-                wording = _drawn(wordings, "mention wording", text, answer)
-                word = _drawn(choices, "mention", text, answer)
+                wording = drawn_from(wordings, "mention wording", text, answer)
+                word = drawn_from(choices, "mention", text, answer)
                 yield Example("mentions", text, _closed(wording, word), answer)
 
 
@@ -203,7 +203,3 @@ def _wordings(every: Sequence[str], taught: bool) -> Sequence[str]:
 
 def _closed(wording: str, word: str) -> str:
     return INSTRUCTION + wording.replace("{}", word)
-
-
-def _drawn(choices: Sequence[str], *parts: str) -> str:
-    return choices[int(unit_draw(*parts) * len(choices))]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.batches import batched
 from grpo_ao.oracle.layers import decoder_of, input_device
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
@@ -157,7 +158,7 @@ def _backward(
 ) -> float:
     """Add the gradient of this process's part of the mean over ``tokens``; return that part."""
     total = 0.0
-    passes = list(passes_of(table, processes.share(batch), most))
+    passes = passes_of(table, processes.share(batch), most)
     count = len(passes)
     if is_sharded(oracle.model):
         # All processes gather the weights for each pass of the one that makes the most.
@@ -190,21 +191,16 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
 
 def passes_of(
     table: ProbeTable, share: Sequence[Sequence[Target]], most: int
-) -> Iterator[Sequence[Sequence[Target]]]:
+) -> list[list[Sequence[Target]]]:
     """Divide questions into passes of like length, of ``most`` tokens if that holds one at all."""
 
     def length(question: Sequence[Target]) -> int:
         prompt = table.prompts[question[0].row].input_ids
         return len(prompt) + sum(len(target.token_ids) for target in question)
 
-    chosen: list[Sequence[Target]] = []
-    for question in sorted(share, key=length):
-        if chosen and (len(chosen) + 1) * length(question) > most:
-            yield chosen
-            chosen = []
-        chosen.append(question)
-    if chosen:
-        yield chosen
+    order = sorted(range(len(share)), key=lambda n: length(share[n]))
+    passes = batched(order, lambda rows: len(rows) * length(share[rows[-1]]) <= most)
+    return [[share[n] for n in rows] for rows in passes]
 
 
 def questions_loss(

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from grpo_ao.oracle.batches import padded
+
 IGNORED = -100
 _PROMPT, _PADDING = 0, -1
 _LENGTH_STEP = 8  # Attention kernels want masks of aligned width.
@@ -76,10 +78,10 @@ def pack(
         first = row * length + start
         columns_BC[b, : len(completion)] = torch.arange(first, first + len(completion))
     return Packed(
-        _padded([row.ids for row in rows], length, pad_id),
-        _padded([row.positions for row in rows], length, 0),
-        _padded([row.segments for row in rows], length, _PADDING),
-        _padded([row.labels for row in rows], length, IGNORED),
+        padded([row.ids for row in rows], pad_id, length=length),
+        padded([row.positions for row in rows], 0, length=length),
+        padded([row.segments for row in rows], _PADDING, length=length),
+        padded([row.labels for row in rows], IGNORED, length=length),
         columns_BC,
     )
 
@@ -104,7 +106,3 @@ class _Row:
         self.segments += [self.count] * size
         self.labels += completion
         return start
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Int64[Tensor, "rows length"]:
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])

@@ -8,7 +8,6 @@ import pytest
 from grpo_ao.judges.reference import closed_score, open_score
 from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.questions import (
-    BENCHMARK_FAMILIES,
     FAMILIES,
     TRUTH_FAMILIES,
     ask,
@@ -17,6 +16,7 @@ from grpo_ao.mini.questions import (
 )
 from grpo_ao.mini.world import make_message
 from grpo_ao.probe import Split
+from grpo_ao.probes.names import BENCHMARKS
 
 
 def asked(split, count=800, seed=5):
@@ -48,9 +48,8 @@ def test_about_half_are_closed_and_of_yes_and_no_half_are_no(train, heldout):
 def test_every_family_is_asked_about_and_nine_mirror_the_benchmarks(train, heldout):
     for questions in (train, heldout):
         assert {q.family for _, q in questions} == set(FAMILIES)
-    assert len(BENCHMARK_FAMILIES) == 9
-    assert set(BENCHMARK_FAMILIES) <= set(FAMILIES)
-    assert {q.kind for _, q in train if q.family in BENCHMARK_FAMILIES} == {"closed"}
+    assert set(BENCHMARKS) <= set(FAMILIES)
+    assert {q.kind for _, q in train if q.family in BENCHMARKS} == {"closed"}
 
 
 def test_held_out_templates_are_none_of_training(train, heldout):

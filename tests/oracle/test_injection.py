@@ -176,7 +176,7 @@ class Recorder:
 
 def run_batch(recorder, model, prompts, vectors):
     """Forward one left-padded batch; return the injection's direction found at every token."""
-    input_ids_BL, mask_BL, _ = pad_prompts(prompts, PAD_ID)
+    input_ids_BL, mask_BL = pad_prompts(prompts, PAD_ID)
     injection = Injection.from_rows(
         [p.positions for p in prompts],
         vectors,
@@ -232,7 +232,7 @@ def test_a_placeholder_token_in_the_question_is_not_steered():
     found_BLD = run_batch(Recorder(model), model, prompts, vectors)
     placeholder = token_id("Ġ?")
     steered = found_BLD.norm(dim=-1) > 0.5
-    input_ids_BL, _, _ = pad_prompts(prompts, PAD_ID)
+    input_ids_BL, _ = pad_prompts(prompts, PAD_ID)
     assert input_ids_BL.eq(placeholder).sum() > steered.sum()
     assert steered.sum() == sum(len(p.positions) for p in prompts)
 

@@ -2,7 +2,6 @@ import copy
 from pathlib import Path
 
 import pytest
-import torch
 import trl
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,14 +93,12 @@ def test_a_tokenizer_without_chat_template_is_refused():
         build_oracle_prompt(tokenizer, (2,), 2, "x", SPEC)
 
 
-def test_padding_goes_left_and_shifts_the_positions():
+def test_padding_goes_left():
     short = OraclePrompt("", [5, 6, 7], [1])
     long = OraclePrompt("", [1, 2, 3, 4, 5], [2, 3])
-    input_ids_BL, mask_BL, positions_BK = pad_prompts([short, long], pad_id=9)
+    input_ids_BL, mask_BL = pad_prompts([short, long], pad_id=9)
     assert input_ids_BL.tolist() == [[9, 9, 5, 6, 7], [1, 2, 3, 4, 5]]
     assert mask_BL.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
-    assert positions_BK.tolist() == [[3, -1], [2, 3]]
-    assert positions_BK.dtype == torch.int64
 
 
 def test_the_prefix_in_qwen3s_own_tokens(shared):

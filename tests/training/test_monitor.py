@@ -7,7 +7,7 @@ import pytest
 from grpo_ao.answer import Answer
 from grpo_ao.files import read_jsonl
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.tracking import NoReporter, Reporter
+from grpo_ao.tracking import Reporter, Reporters
 from grpo_ao.training.monitor import Monitor, step_metrics
 
 PROBE = Probe("A text.", "Is it?", "closed", (18,), Positions(20), "Yes", "topic")
@@ -55,7 +55,7 @@ def record(monitor, step, rollouts=ALL, **changes):
 
 
 def monitor_at(folder, plot_every=1000, resume_at=0, reporter=None):
-    return Monitor(folder, reporter or NoReporter(), plot_every, resume_at)
+    return Monitor(folder, reporter or Reporters([]), plot_every, resume_at)
 
 
 # Metrics of a step
@@ -320,7 +320,7 @@ def test_the_windows_auroc_compares_answers_of_one_family(tmp_path):
 
 def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, capsys):
     monitor = Monitor(
-        tmp_path, NoReporter(), 1000, log_every=2, seconds_left=lambda step: 100 - step
+        tmp_path, Reporters([]), 1000, log_every=2, seconds_left=lambda step: 100 - step
     )
     for step, rollouts in enumerate([ALL, [RIGHT, WRONG], [RIGHT]], start=1):
         record(monitor, step, rollouts)

@@ -29,6 +29,7 @@ class Work:
     texts: int
     probes: int
     heldout: int
+    layers_read: int
     warm_start: int
     checks: int
     measured: int
@@ -59,6 +60,7 @@ def work_of(config: TrainConfig, num_layers: int) -> Work:
         texts=len({p.text for p in train}),
         probes=len(train),
         heldout=len(heldout),
+        layers_read=sum(len(p.layers) for p in [*train, *heldout]),
         warm_start=asked * samples,
         checks=checks * min(CHECKED, len(train)),
         measured=len(heldout) * (2 + 2 * config.initial_eval + measures_warm_start(config))
@@ -122,7 +124,7 @@ def bytes_table(config: TrainConfig, work: Work) -> Table:
         ("adapter as sent to an inference engine, bfloat16", 2 * adapter),
         ("optimizer state (AdamW), float32", 8 * adapter),
         ("one checkpoint on disk", 4 * adapter * copies + 8 * adapter),
-        ("activations on disk, bfloat16", (work.probes + work.heldout) * count * width * 2),
+        ("activations on disk, bfloat16", work.layers_read * count * width * 2),
     ):
         table.add_row(name, f"{size / 1e9:.3f}")
     return table

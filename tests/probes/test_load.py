@@ -161,10 +161,13 @@ def test_with_strict_a_text_that_is_too_long_is_an_error(questions):
 
 # Lengths around the limit: (the tokens of the prompt, the answer included, less the positions)
 @pytest.mark.parametrize("excess", [0, 1])
-def test_a_prompt_may_fill_the_positions_together_with_its_answer(excess):
+@pytest.mark.parametrize("layers", [(2,), (1, 2, 3)])
+def test_a_prompt_may_fill_the_positions_together_with_its_answer(excess, layers):
     question, where = "Is it so, or is it not?", Positions.parse("last:3")
-    probe = Probe(TEXT, question, "closed", (2,), where, "Yes", "family")
-    tokens = len(build_oracle_prompt(tiny_tokenizer(), (2,), 3, question, OracleSpec()).input_ids)
+    probe = Probe(TEXT, question, "closed", layers, where, "Yes", "family")
+    count = 3 * len(layers)
+    prompt = build_oracle_prompt(tiny_tokenizer(), layers, count, question, OracleSpec())
+    tokens = len(prompt.input_ids)
     context = Context(tiny_tokenizer(), OracleSpec(), tokens + 9, max_new_tokens=9 + excess)
     if excess:
         with pytest.raises(UserError, match=f"a prompt of {tokens} tokens, which with 10 of"):

@@ -376,6 +376,8 @@ class Push:
     """Folder of a finished run."""
     repository: tyro.conf.Positional[str]
     """Hub repository, USER/NAME; it is made if it is not there."""
+    push_public: bool = False
+    """Make it public where it is not there yet; else it is private."""
 
 
 def push(arguments: list[str]) -> None:
@@ -388,9 +390,9 @@ def push(arguments: list[str]) -> None:
 
     record = read_run(request.run_dir)
     adapter_of(request.run_dir)
-    check_push(request.repository)
+    check_push(request.repository, request.push_public)
     write_card(record, headline_of(record), request.repository)
-    print(push_adapter(request.run_dir, request.repository))
+    print(push_adapter(request.run_dir, request.repository, request.push_public))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,6 +175,8 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     """Where metrics go besides metrics.jsonl: one or several."""
     push_to_hub: str | None = field(default=None, metadata=CHANGEABLE)
     """Hub repository, USER/NAME, to which the adapter goes at the end, with its model card."""
+    push_public: bool = field(default=False, metadata=CHANGEABLE)
+    """Make that repository public where it is not there yet; else it is private."""
     log_every: int = field(default=10, metadata=CHANGEABLE)
     """Steps between lines on the terminal and in run.log."""
     plot_every: int = field(default=50, metadata=CHANGEABLE)

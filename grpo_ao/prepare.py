@@ -71,7 +71,7 @@ def prepare(config: TrainConfig) -> Prepared:
         for warning in [*warnings, *_shortages(config, probes)]:
             console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
-            check_push(config.push_to_hub)
+            check_push(config.push_to_hub, config.push_public)
         if judge is not None:
             judge = with_cache(judge, grades_file(config))
         if folder is not None:

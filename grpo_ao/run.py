@@ -501,13 +501,13 @@ class Run:
 
     def _publish(self) -> None:
         """Write the report and the model card; push the adapter where that was asked for."""
-        record = read_run(self.folder)
+        config, record = self.config, read_run(self.folder)
         headline = headline_of(record)
         report = write_report(record, headline)
-        write_card(record, headline, self.config.push_to_hub)
+        write_card(record, headline, config.push_to_hub)
         for sentence in findings_of(record.of_mode("greedy"), record.controls):
             self.console.print(headed("held-out probes:", sentence), highlight=False)
         self.console.print(f"report: {report}   rows, metrics and adapter: {self.folder}")
-        if self.config.push_to_hub is not None:
-            address = push_adapter(self.folder, self.config.push_to_hub)
+        if config.push_to_hub is not None:
+            address = push_adapter(self.folder, config.push_to_hub, config.push_public)
             self.console.print(f"pushed: {address}")

@@ -64,6 +64,8 @@ class QuestionsConfig:
     """US dollars that the whole set may cost, what was spent before a --resume included."""
     push_to_hub: str | None = None
     """Repository on the Hub that the finished set is pushed to, as owner/name."""
+    push_public: bool = False
+    """Make that repository public where it is not there yet; else it is private."""
 
     def __post_init__(self) -> None:
         check_numbers(self, may_be_zero=("input_price", "output_price"))
@@ -111,7 +113,8 @@ def generate_questions(config: QuestionsConfig, console: Console) -> None:
     console.print(statistics_table(question_statistics(rows), str(file.path)))
     asking.check()
     if config.push_to_hub is not None:
-        Dataset.from_list(file.rows).push_to_hub(config.push_to_hub)
+        private = not config.push_public
+        Dataset.from_list(file.rows).push_to_hub(config.push_to_hub, private=private)
         console.print(f"pushed to https://huggingface.co/datasets/{config.push_to_hub}")
 
 

@@ -81,8 +81,10 @@ def _judge(record: RunRecord) -> str:
     return f"{model} (`{judge}`)" if judge == "api" and model else f"`{judge}`"
 
 
-def check_push(repository: str) -> None:
+def check_push(repository: str, public: bool = False) -> None:
     """Make sure, before a run, that its adapter can be pushed; the repository is made here.
+
+    It is private unless ``public``; one that is there stays what it is.
 
     Raises UserError in one sentence: no token, a name that is none, no right to write, no network.
     """
@@ -91,16 +93,16 @@ def check_push(repository: str) -> None:
             f"the adapter cannot be pushed to {repository}: there is no token of the Hugging Face "
             "Hub. Log in by `hf auth login` or set HF_TOKEN."
         )
-    _make_repository(repository)
+    _make_repository(repository, public)
 
 
-def push_adapter(folder: Path, repository: str) -> str:
+def push_adapter(folder: Path, repository: str, public: bool = False) -> str:
     """Upload a run's adapter folder, card and all; return the address of the commit.
 
     Raises UserError in one sentence if the Hub does not take it.
     """
     adapter = adapter_of(folder)
-    full_name = _make_repository(repository)
+    full_name = _make_repository(repository, public)
     try:
         commit = HfApi().upload_folder(
             repo_id=full_name,
@@ -115,10 +117,10 @@ def push_adapter(folder: Path, repository: str) -> str:
     return commit.commit_url
 
 
-def _make_repository(repository: str) -> str:
+def _make_repository(repository: str, public: bool) -> str:
     """Make the repository if it is not there; return its name with its owner's."""
     try:
-        return HfApi().create_repo(repository, exist_ok=True).repo_id
+        return HfApi().create_repo(repository, private=not public, exist_ok=True).repo_id
     except (OSError, ValueError, HTTPError) as error:
         raise UserError(
             f"the adapter cannot be pushed to {repository} ({_reason(error)}): check the name, "

@@ -356,7 +356,7 @@ def test_a_set_can_be_made_longer(made, tmp_path):
 def test_all_that_shapes_a_row_is_compared_on_resuming():
     names = set(QuestionsConfig().of_the_set()) - {"prompt"}
     free = {"output", "resume", "num_texts", "api_key_env", "concurrency", "input_price"}
-    free |= {"output_price", "max_cost", "push_to_hub"}
+    free |= {"output_price", "max_cost", "push_to_hub", "push_public"}
     assert names | free == {field.name for field in dataclasses.fields(QuestionsConfig)}
 
 
@@ -375,12 +375,14 @@ def test_the_finished_set_is_pushed(made, monkeypatch):
         made(good, push_to_hub="someone/questions")
     pushed = []
     monkeypatch.setattr(module, "get_token", lambda: "a-token")
-    monkeypatch.setattr(
-        datasets.Dataset, "push_to_hub", lambda self, name: pushed.append((name, list(self)))
-    )
+
+    def push(rows: datasets.Dataset, name: str, private: bool) -> None:
+        pushed.append((name, private, list(rows)))
+
+    monkeypatch.setattr(datasets.Dataset, "push_to_hub", push)
     made(good, texts=3, push_to_hub="someone/questions")
-    ((name, rows),) = pushed
-    assert name == "someone/questions"
+    ((name, private, rows),) = pushed
+    assert (name, private) == ("someone/questions", True)
     assert [parse_row(row).text for row in sorted(rows, key=lambda row: row["idx"])] == [
         text_of(n) for n in (1, 2, 3)
     ]

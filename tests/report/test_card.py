@@ -46,10 +46,12 @@ class FakeHub:
     def __init__(self, refuses: str = "", error: Exception | None = None):
         self.refuses, self.error = refuses, error
         self.made: list[str] = []
+        self.public = False
         self.uploaded: dict[str, set[str]] = {}
 
-    def create_repo(self, repository, exist_ok):
+    def create_repo(self, repository, private, exist_ok):
         assert exist_ok
+        self.public |= not private
         if self.refuses == "create" and self.error:
             raise self.error
         self.made.append(repository)
@@ -190,6 +192,13 @@ def test_a_push_takes_the_adapter_with_card_figure_and_spec(run_folder, hub, cap
     assert hub.uploaded == {"me/oracle": FILES}
     assert capsys.readouterr().out.strip() == "https://hub/me/oracle/commit/1"
     assert '"me/oracle"' in (run_folder / "adapter" / "README.md").read_text()
+
+
+def test_a_repository_is_private_unless_it_is_to_be_public(run_folder, hub):
+    main(["push", str(run_folder), "me/oracle"])
+    assert not hub.public
+    main(["push", str(run_folder), "me/oracle", "--push_public"])
+    assert hub.public
 
 
 def test_a_name_without_its_owner_is_the_users(run_folder, hub):

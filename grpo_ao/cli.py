@@ -76,7 +76,9 @@ def _errors_told() -> Iterator[None]:
         if said:
             print(f"{stop}. Go on with: {_command_again()}", file=sys.stderr)
         raise SystemExit(128 + stop.number) from None
-    except BrokenPipeError:  # whoever read what is printed has gone
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except UserError as error:
@@ -89,6 +91,15 @@ def _errors_told() -> Iterator[None]:
             "--resume for a run."
         )
         raise
+
+
+def _reader_is_gone() -> bool:
+    """Say whether it is what is printed that nobody reads any more, and not another pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _command_again() -> str:

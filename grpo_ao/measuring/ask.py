@@ -154,7 +154,11 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     samples = complete(
         oracle, table, rows, how.temperature, how.max_new_tokens, how.num_samples, size
     )
-    answers = [_marked(oracle, answer) for own in samples for answer in own]
+    answers = []
+    for row, own in zip(rows, samples, strict=True):
+        probe = table.probes[row]
+        read = characters_read(oracle.tokenizer, probe.text, probe.positions)
+        answers += [replace(answer, characters_read=read) for answer in own]
     if how.probabilities:
         part = table.part(rows)
         answers = with_probabilities(oracle, part, answers, min(size, _LOGITS_ROWS))
@@ -165,12 +169,6 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
         agreed = map(_with_agreement, answers, others)
         answers = [*agreed, *answers[len(sampled) :]]
     return answers
-
-
-def _marked(oracle: Oracle, answer: Answer) -> Answer:
-    probe = answer.probe
-    read = characters_read(oracle.tokenizer, probe.text, probe.positions)
-    return replace(answer, characters_read=read)
 
 
 def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:

@@ -87,17 +87,20 @@ def select_positions(
 
 def characters_read(
     tokenizer: PreTrainedTokenizerBase, text: str, positions: Positions
-) -> tuple[int, int]:
+) -> tuple[int, int] | None:
     """Return the part of a text, as start and end, that the tokens at ``positions`` stand for.
 
     Tokens of the chat template behind the text stand for none of it; a token that stands for a part
-    of a character counts with all of it.
+    of a character counts with all of it. None where the template changes the text.
     """
     turn = user_turn(tokenizer, text, answer_next=False)
     chosen = select_positions(tokenizer, turn.input_ids, positions, text)
     body = text.strip()  # as some templates write it
     first, _ = turn.offsets[content_start(tokenizer)]
-    shift = text.index(body) - turn.text.index(body, first)
+    place = turn.text.find(body, first)
+    if place < 0:
+        return None
+    shift = text.index(body) - place
     ends = (turn.offsets[chosen[0]][0], turn.offsets[chosen[-1]][1])
     start, stop = (min(max(end + shift, 0), len(text)) for end in ends)
     return start, stop

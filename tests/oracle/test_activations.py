@@ -55,8 +55,19 @@ def by_hidden_states(model, text, layer):
 )
 def test_the_characters_that_positions_stand_for(spec, read):
     text = "I am Zoé o"
-    start, stop = characters_read(tiny_tokenizer(), text, Positions.parse(spec))
-    assert text[start:stop] == read
+    found = characters_read(tiny_tokenizer(), text, Positions.parse(spec))
+    assert found is not None and text[slice(*found)] == read
+
+
+def test_of_a_text_that_the_template_changes_the_characters_are_not_known():
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    template = str(tokenizer.chat_template)
+    tokenizer.chat_template = template.replace("message['content']", "message['content'] | upper")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message.content", "message.content | upper"
+    )
+    assert tokenizer.chat_template != template
+    assert characters_read(tokenizer, "I am Bob", Positions.parse("last:4")) is None
 
 
 def test_the_subject_reads_one_user_turn_without_generation_prompt():

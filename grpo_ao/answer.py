@@ -140,7 +140,7 @@ class Answer:
 
 _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
 # What the first version's rows have not.
-_KEPT_LATER = {"judge_reply": None, "characters_read": None, "subject": ""}
+_KEPT_LATER: dict[str, Any] = {"judge_reply": None, "characters_read": None, "subject": ""}
 _NUMBER = (float, int, type(None))
 _TYPES = {
     **dict.fromkeys(

@@ -223,8 +223,9 @@ def _families(
     for when, answers in measured.items():
         for family, members in parted(answers, lambda answer: answer.probe.family).items():
             columns = known(members)
-            if len(columns) >= _LEAST:
-                rows.setdefault(family, {})[when] = _auroc(columns, draws)
+            area = _auroc(columns, draws) if len(columns) >= _LEAST else None
+            if area is not None and not np.isnan(area.value):
+                rows.setdefault(family, {})[when] = area
     return inline_svg(estimates({"AUROC": rows}, reference=0.5), "AUROC by family")
 
 

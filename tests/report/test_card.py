@@ -35,6 +35,12 @@ def tables(text: str) -> list[list[str]]:
     return [found[0].splitlines() for found in re.finditer(r"(^\|.*\n)+", text, re.M)]
 
 
+def results_of(text: str) -> Any:
+    """The numbers in a card's metadata."""
+    data: Any = ModelCard(text).data
+    return data.eval_results
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     return make_run(tmp_path / "run", evaluations=True)
@@ -90,7 +96,7 @@ def test_the_card_has_the_metadata_that_the_hub_reads(run_folder):
 
 
 def test_the_metadata_has_the_measured_numbers(run_folder):
-    found = {r.metric_type: r for r in ModelCard(written(run_folder)).data.eval_results}
+    found = {result.metric_type: result for result in results_of(written(run_folder))}
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
     assert found.keys() == set(METRICS)
@@ -104,7 +110,7 @@ def test_a_card_without_measurements_has_no_numbers_in_its_metadata(tmp_path):
     folder = make_run(tmp_path / "run")
     for path in folder.glob("heldout_*"):
         path.unlink()
-    assert ModelCard(written(folder)).data.eval_results is None
+    assert results_of(written(folder)) is None
 
 
 def test_no_folder_of_this_machine_is_named(run_folder, tmp_path):

@@ -339,21 +339,50 @@ def judge_check(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Where a run is."""
+    """What is to be seen."""
 
     run_dir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not."""
+    """Folder of a run, finished or not, or of an evaluation."""
 
 
 def report(arguments: list[str]) -> None:
-    """Write a run's report, report.html, into its folder."""
+    """Write the report of a run or an evaluation, report.html, into its folder."""
     request = _parse(Report, "report", arguments)
     from grpo_ao.report.headline import headline_of
     from grpo_ao.report.page import write_report
     from grpo_ao.report.run_record import read_run
+    from grpo_ao.report.tables_page import write_evaluation
 
+    if (request.run_dir / "rows.jsonl").is_file():  # which an evaluation has
+        print(write_evaluation(request.run_dir))
+        return
     record = read_run(request.run_dir)
     print(write_report(record, headline_of(record)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """What is laid out beside each other."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs and of evaluations; the first is what the others are compared with."""
+    html: Path | None = None
+    """File for a page of the tables, which are printed otherwise."""
+
+
+def compare(arguments: list[str]) -> None:
+    """Compare runs and evaluations, paired on the questions that all were asked."""
+    request = _parse(Compare, "compare", arguments)
+    from grpo_ao.report.compare import answers_of, comparison, differing_in_seed, paired
+    from grpo_ao.report.tables_page import Part, write_tables
+
+    answers = paired(answers_of(request.folders))
+    tables = comparison(answers, differing_in_seed(request.folders))
+    note = f"{len(next(iter(answers.values())))} questions, 95 % intervals by bootstrap over texts."
+    if request.html is not None:
+        print(write_tables(request.html, "Comparison", note, [Part("", tables)]))
+        return
+    print(note, *(f"{table.title}\n\n{table.markdown()}" for table in tables), sep="\n\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -482,6 +511,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "judge-check": judge_check,
     "report": report,
     "watch": watch,
+    "compare": compare,
     "push": push,
     "vllm-serve": vllm_serve,
 }

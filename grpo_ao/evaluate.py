@@ -38,7 +38,7 @@ from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.load import Context, probes_of_items, readable
 from grpo_ao.processes import Processes
-from grpo_ao.report.tables import SHOWN, oracle_tables, write_results
+from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, write_results
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
@@ -89,6 +89,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         )
     report_results(reporter, folder.path, metrics, next(iter(answers.values())))
     for name, measured in metrics["oracles"].items():
+        shown = in_short(measured["groups"]["all"])
+        console.print(headed(f"{name}:", shown), highlight=False)
         for sentence in measured["findings"]:
             console.print(headed(f"{name}:", sentence), highlight=False)
     console.print(f"tables: {folder.path / 'metrics.md'}   figures and rows: {folder.path}")

@@ -51,7 +51,7 @@ from grpo_ao.report.headline import headline_of
 from grpo_ao.report.meaning import findings_of
 from grpo_ao.report.page import write_report
 from grpo_ao.report.run_record import MODES, heldout_path, read_answers, read_run
-from grpo_ao.report.tables import SHOWN, draw_run, summary_table, write_results
+from grpo_ao.report.tables import draw_run, in_short, summary_table, write_results
 from grpo_ao.reward import reward_rule
 from grpo_ao.terminal import headed
 from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
@@ -280,9 +280,8 @@ class Run:
         families = list(dict.fromkeys(answer.probe.family for answer in answers))
         pooled = groups(suite_of(config), families)
         metrics = write_results(folder, settings, measured, pooled, seconds)
-        shown = metrics["oracles"][folder.name]["groups"]["all"]
-        values = (f"{name} {shown[name]['value']:.3f}" for name in SHOWN)
-        self.console.print(f"benchmarks, {folder.name}: {', '.join(values)}", highlight=False)
+        shown = in_short(metrics["oracles"][folder.name]["groups"]["all"])
+        self.console.print(f"benchmarks, {folder.name}: {shown}", highlight=False)
 
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""

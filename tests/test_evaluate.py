@@ -1,4 +1,5 @@
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -307,7 +308,9 @@ def test_an_oracle_that_states_nothing_is_measured_by_the_rest(
     # Eight tokens are too few for tag and answer.
     metrics = evaluate(flags(tmp_path, max_new_tokens=6, controls=False))
     (oracle,) = metrics["oracles"].values()
-    assert "states a confidence" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "states a confidence" in said
+    assert re.search(r"oracle: informativeness [01]\.\d{3}, auroc_within", said)
     assert oracle["groups"]["all"]["parse_rate"]["value"] == 0
     assert "stated confidence" not in oracle["baselines"]
     assert "answer probability" in oracle["baselines"]

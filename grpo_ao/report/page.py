@@ -93,9 +93,8 @@ def write_report(record: RunRecord, headline: Headline | None) -> Path:
     return path
 
 
-def render_report(record: RunRecord, headline: Headline | None, draws: int = DRAWS) -> str:
-    """Return the page; ``draws`` are those of the bootstrap of what it opens with."""
-    script = (PAGE / "report.js").read_text(encoding="utf-8")
+def page_environment() -> Environment:
+    """Return what renders the pages' templates: texts of a run are escaped."""
     environment = Environment(
         loader=FileSystemLoader(PAGE),
         autoescape=True,
@@ -104,28 +103,40 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "intervals": _intervals}
-    return environment.get_template("report.html.jinja").render(
-        style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        # The page may fetch nothing and run this script alone, whatever a text of the run says.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        record=record,
-        title=record.folder.resolve().name,
-        headline=headline,
-        meaning=meaning(record.of_mode("greedy"), record.controls, draws),
-        tables=heldout_tables(record, headline),
-        breakdowns=_breakdowns(record),
-        curves=_curves(record),
-        curve_left=CURVE_LEFT,
-        curve_width=CURVE_WIDTH,
-        warm_start=_warm_start(record),
-        benchmarks=benchmark_tables(record.evaluations),
-        figures=_figures(record),
-        setup=_setup(record),
-        configuration=Table(
-            "Configuration", ["setting", "value"], {n: [str(v)] for n, v in record.config.items()}
-        ),
-        data=finite(_browsable(record)),
+    return environment
+
+
+def render_report(record: RunRecord, headline: Headline | None, draws: int = DRAWS) -> str:
+    """Return the page; ``draws`` are those of the bootstrap of what it opens with."""
+    script = (PAGE / "report.js").read_text(encoding="utf-8")
+    return (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            # The page may fetch nothing and run this script alone, whatever a text of the run says.
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            record=record,
+            title=record.folder.resolve().name,
+            headline=headline,
+            meaning=meaning(record.of_mode("greedy"), record.controls, draws),
+            tables=heldout_tables(record, headline),
+            breakdowns=_breakdowns(record),
+            curves=_curves(record),
+            curve_left=CURVE_LEFT,
+            curve_width=CURVE_WIDTH,
+            warm_start=_warm_start(record),
+            benchmarks=benchmark_tables(record.evaluations),
+            figures=_figures(record),
+            setup=_setup(record),
+            configuration=Table(
+                "Configuration",
+                ["setting", "value"],
+                {n: [str(v)] for n, v in record.config.items()},
+            ),
+            data=finite(_browsable(record)),
+        )
     )
 
 

@@ -195,9 +195,22 @@ def markdown(metrics: Mapping[str, Any]) -> str:
             sentences,
             *(table.markdown() for table in oracle_tables(oracle)),
         ]
-    for name, groups in metrics["differences"].items():
-        parts += [f"## {name}, paired", _metrics(name, groups, [*groups]).markdown()]
+    for table in difference_tables(metrics):
+        parts += [f"## {table.title}", table.markdown()]
     return "\n\n".join(parts) + "\n"
+
+
+def difference_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Lay out what the first oracle is better and worse in than each other one."""
+    return [
+        _metrics(f"{name}, paired", groups, [*groups])
+        for name, groups in metrics["differences"].items()
+    ]
+
+
+def in_short(measured: Mapping[str, Any]) -> str:
+    """Write what a console is told of a measurement."""
+    return ", ".join(f"{name} {measured[name]['value']:.3f}" for name in SHOWN)
 
 
 def oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:

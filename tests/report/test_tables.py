@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from grpo_ao.answer import Answer
+from grpo_ao.calibration import risk_coverage
+from grpo_ao.cli import main
+from grpo_ao.files import append_jsonl
 from grpo_ao.measuring.metrics import measure
 from grpo_ao.measuring.reading import Controlled, Reading
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.report import tables
+from grpo_ao.report.plots import risk_coverage_diagram, save
 from grpo_ao.report.tables import write_results
 
 SHARES = {"easy": 0.9, "middling": 0.7, "hard": 0.5}
@@ -54,6 +59,24 @@ def test_a_confidence_read_from_the_question_alone_is_calibrated_and_found_out(w
     assert "On noise" in noise
     for sentence in (within, noise):
         assert sentence in (written / "metrics.md").read_text()
+
+
+def test_an_evaluation_has_a_page_of_its_sentences_tables_and_figures(written, capsys):
+    answers = blind_answers(count=2)
+    append_jsonl(written / "rows.jsonl", [{"oracle": "oracle", **a.to_row()} for a in answers])
+    figure = risk_coverage_diagram({"stated": risk_coverage(np.array([0.5]), np.array([1.0]))})
+    save(figure, written / "risk_coverage.png")
+    main(["report", str(written)])
+    page = (written / "report.html").read_text()
+    assert str(written / "report.html") in capsys.readouterr().out
+    metrics = json.loads((written / "metrics.json").read_text())
+    for sentence in metrics["oracles"]["oracle"]["findings"]:
+        assert str(escape(sentence)) in page
+    assert 'aria-label="risk coverage"' in page
+    assert "The reading test" in page
+    (written / "metrics.json").unlink()
+    with pytest.raises(SystemExit, match=r"has no metrics\.json yet: let it end first"):
+        main(["report", str(written)])
 
 
 def test_controls_and_other_sources_have_tables(written):

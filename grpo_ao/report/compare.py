@@ -1,0 +1,134 @@
+"""Runs and evaluations beside each other, on the questions that all of them were asked."""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from grpo_ao.answer import Answer, read_rows
+from grpo_ao.errors import UserError
+from grpo_ao.files import read_json
+from grpo_ao.measuring.confidences import METHODS
+from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference
+from grpo_ao.report.formats import Table, cell, number
+from grpo_ao.report.run_record import read_run
+
+_METRICS = {
+    "informativeness": "Informativeness",
+    "auroc_within": "AUROC within families",
+    "calibration_error": "Calibration error",
+    "auroc": "AUROC",
+    "brier_all": "Brier, unparsed as 50 % on wrong",
+    "confidence_mean": "Confidence, mean",
+    "parse_rate": "Parse rate",
+}
+# Settings in which runs of one thing differ.
+_OWN_SETTINGS = ("seed", "output_dir", "resume")
+
+Answers = Mapping[str, Sequence[Answer]]
+
+
+def answers_of(folders: Sequence[Path]) -> dict[str, list[Answer]]:
+    """Return the greedy answers of each run, the last that it measured, and each oracle evaluated.
+
+    Raises UserError for a folder that is neither, for a run that has measured nothing, and where
+    there is one oracle alone.
+    """
+    found: dict[str, list[Answer]] = {}
+    for folder in folders:
+        rows = read_rows(folder / "rows.jsonl")
+        if rows:
+            for oracle in dict.fromkeys(row["oracle"] for row, _ in rows):
+                own = [answer for row, answer in rows if row["oracle"] == oracle]
+                found[f"{folder}: {oracle}"] = own
+            continue
+        greedy = read_run(folder).of_mode("greedy")
+        if not greedy:
+            raise UserError(f"{folder} has no held-out answers yet: compare it once it has.")
+        when, answers = list(greedy.items())[-1]
+        found[str(folder) if when == "after" else f"{folder}, {when}"] = answers
+    if len(found) < 2:
+        raise UserError("there is one oracle alone: name the folder of another to compare it with.")
+    return found
+
+
+def paired(answers: Answers) -> dict[str, list[Answer]]:
+    """Return the answers to the probes that all have, in one order.
+
+    Where they have none in common, since they read other layers or positions, questions about texts
+    are paired, if each was asked once. Raises UserError where nothing can be paired.
+    """
+    for key in (_probe, _question):
+        tables = {name: {key(answer): answer for answer in own} for name, own in answers.items()}
+        common = [k for k in next(iter(tables.values())) if all(k in t for t in tables.values())]
+        if common and all(len(tables[name]) == len(own) for name, own in answers.items()):
+            return {name: [table[k] for k in common] for name, table in tables.items()}
+    raise UserError(
+        f"{', '.join(answers)} have no question in common: compare what was asked the same."
+    )
+
+
+def _probe(answer: Answer) -> Hashable:
+    return answer.probe.family, answer.probe.id
+
+
+def _question(answer: Answer) -> Hashable:
+    return answer.probe.family, answer.probe.text, answer.probe.question
+
+
+def comparison(
+    answers: Answers, alike: Sequence[Sequence[str]] = (), draws: int = 1000
+) -> list[Table]:
+    """Lay out paired answers: metrics, differences from the first, other sources of confidence.
+
+    ``alike`` names those whose mean and standard deviation is shown: one thing's seeds.
+    """
+    first, *others = answers
+    columns = {name: Columns.of(own) for name, own in answers.items()}
+    measured = {name: measure(own, draws) for name, own in columns.items()}
+    differences = {
+        f"{name}, less {first}": measure_difference(columns[name], columns[first], draws)
+        for name in others
+    }
+    sources = {
+        f"{name}: {method}": measure(Columns.of(own, confidence), draws)
+        for name, own in answers.items()
+        for method, confidence in METHODS.items()
+        if any(confidence(answer) is not None for answer in own)
+    }
+    tables = [
+        _table("Greedy answers", measured),
+        _table("Differences, paired", differences, difference=True),
+        _seeds({", ".join(names): [measured[name] for name in names] for names in alike}),
+        _table("Sources of confidence", sources),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _table(title: str, measured: Mapping[str, Measurement], difference: bool = False) -> Table:
+    rows = {
+        name: [number(m["n"]), *(cell(m[metric], difference) for metric in _METRICS)]
+        for name, m in measured.items()
+    }
+    return Table(title, ["", "n", *_METRICS.values()], rows)
+
+
+def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> Table:
+    rows = {}
+    for name, group in groups.items():
+        values = [[measured[metric]["value"] for measured in group] for metric in _METRICS]
+        cells = [f"{number(mean(of))} ± {number(stdev(of))}" for of in values]
+        rows[name] = [str(len(group)), *cells]
+    columns = ["runs", "seeds", *_METRICS.values()]
+    return Table("Mean ± standard deviation over seeds", columns, rows)
+
+
+def differing_in_seed(folders: Sequence[Path]) -> list[list[str]]:
+    """Return the names of runs that differ in their seed alone, of each sort two or more."""
+    groups: dict[str, list[str]] = {}
+    for folder in folders:
+        config = read_json(folder / "run.json")["config"]
+        if "seed" in config:  # an evaluation has none
+            same = {name: value for name, value in config.items() if name not in _OWN_SETTINGS}
+            groups.setdefault(json.dumps(same, sort_keys=True), []).append(str(folder))
+    return [names for names in groups.values() if len(names) > 1]

@@ -4,7 +4,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +54,7 @@ from grpo_ao.report.run_record import MODES, heldout_path, read_answers, read_ru
 from grpo_ao.report.tables import draw_run, in_short, summary_table, write_results
 from grpo_ao.reward import reward_rule
 from grpo_ao.terminal import headed
-from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
+from grpo_ao.tracking import PhaseProgress, ProgressCallback, Reporter, make_reporter
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
@@ -320,6 +320,8 @@ class Run:
             self.oracle.save_adapter(folder)
             found = {"before": before, "after": after, "losses": losses}
             atomic_write_json(folder / "summary.json", found)
+            curve = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+            self.reporter.table(0, "warm_start", curve)
             mark_adapter(folder, steps=config.warm_start_steps)
         self._keep_time()
 
@@ -435,12 +437,16 @@ class Run:
             return ServerRollouts(self.oracle, config.vllm_servers[self.processes.index], length)
         return VllmRollouts(self.oracle, config.vllm_gpu_memory, length, config.vllm)
 
-    def _monitor(self, done: int) -> Monitor:
+    @cached_property
+    def reporter(self) -> Reporter:
+        """Where metrics go besides the run's own files; the main process opens it."""
         settings = dataclasses.asdict(self.config)
-        reporter = make_reporter(self.config.report_to, self.folder, settings)
+        return make_reporter(self.config.report_to, self.folder, settings)
+
+    def _monitor(self, done: int) -> Monitor:
         return Monitor(
             self.folder,
-            reporter,
+            self.reporter,
             self.config.plot_every,
             resume_at=done,
             log_every=self.config.log_every,

@@ -108,7 +108,6 @@ class Monitor:
         rows = read_jsonl(self._metrics)
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
-        self._collapsed = False
         self._window: deque[tuple[float, float, str]] = deque(maxlen=_ECE_WINDOW)
         for row in read_jsonl(self._windows):
             self._window.extend(zip(*(row[name] for name in _WINDOW), strict=True))
@@ -193,12 +192,10 @@ class Monitor:
         self._active = {alert.name for alert in alerts}
 
     def validated(self, step: int, answers: Sequence[Answer]) -> None:
-        """Take in greedy answers to validation probes; alert once where their numbers collapse."""
+        """Take in greedy answers to validation probes; alert where their numbers are all alike."""
         stated = [answer.confidence for answer in answers if answer.confidence is not None]
-        alert = greedy_collapse(stated)
-        if alert is not None and not self._collapsed:
+        if (alert := greedy_collapse(stated)) is not None:
             self.say(step, alert.name, f"{alert.message}. What to do: {alert.what_to_do}.")
-        self._collapsed = alert is not None
 
     def say(self, step: int, alert: str, text: str) -> None:
         """Log an alert, wherever alerts go."""

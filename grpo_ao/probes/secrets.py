@@ -61,12 +61,16 @@ def load_secrets(benchmark: str, data_dir: Path | None, subject: str | None) -> 
 
 
 def secret_word(subject: str | None) -> str:
-    """Return the one secret word in an adapter's name, such as Qwen3-8B-taboo-ship_50_mix."""
-    found = set(re.split("[^a-z]+", (subject or "").lower())) & set(TABOO_WORDS)
+    """Return the one secret word in an adapter's name, such as Qwen3-8B-taboo-ship_50_mix.
+
+    The last two parts of a path count: ``taboo-ship/adapter``.
+    """
+    name = "/".join(Path(subject or "").parts[-2:]).lower()
+    found = set(re.split("[^a-z]+", name)) & set(TABOO_WORDS)
     if len(found) != 1:
         raise UserError(
             "the benchmark taboo asks for the word that the subject was taught to keep, and the "
-            f"name of its adapter ({subject}) does not tell which: give --subject_lora an adapter "
+            f"name of its adapter ({subject or 'none is given'}) does not tell which: give --subject_lora an adapter "
             f"whose name holds one of {', '.join(TABOO_WORDS)}."
         )
     return found.pop()

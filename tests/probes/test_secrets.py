@@ -50,7 +50,7 @@ def test_each_prompt_is_asked_for_the_word_and_whether_it_is_one(folder):
         assert ("'ship'" in item.question) == (item.target == "Yes")
 
 
-@pytest.mark.parametrize("name", ["taboo-ship", "runs/moon/adapter", "X-Taboo_Gold_v2"])
+@pytest.mark.parametrize("name", ["taboo-ship", "rock/moon/adapter", "X-Taboo_Gold_v2"])
 def test_the_name_of_the_adapter_tells_the_word(name):
     assert secret_word(name) in ("ship", "moon", "gold")
 

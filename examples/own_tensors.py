@@ -11,7 +11,6 @@ from torch import Tensor
 
 from grpo_ao import Oracle, Positions
 from grpo_ao.oracle.activations import extract_activations
-from grpo_ao.oracle.sampling import Sampling
 
 LAYER = 4
 TEXT = "My name is {} and I live in {}. How do I fix the {}? I am in a hurry, please answer."
@@ -33,12 +32,9 @@ def main() -> None:
         for thing in ("pipe", "cake")
     )
     directions = {"pipe": pipe_KD, "cake": cake_KD, "pipe less cake": pipe_KD - cake_KD}
-    prompts = [
-        oracle.prompt((LAYER,), len(v_KD), "What is the topic?") for v_KD in directions.values()
-    ]
-    completions = oracle.complete(prompts, list(directions.values()), Sampling(max_new_tokens=24))
-    for name, (token_ids,) in zip(directions, completions, strict=True):
-        print(f"{name:15} {oracle.tokenizer.decode(token_ids, skip_special_tokens=True)}")
+    for name, vectors_KD in directions.items():
+        (answer,) = oracle.ask(vectors=[vectors_KD], questions=["What is the topic?"], layers=LAYER)
+        print(f"{name:15} {answer.answer:12} its probability: {answer.answer_probability:.2f}")
 
 
 if __name__ == "__main__":

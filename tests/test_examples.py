@@ -7,9 +7,13 @@ import shlex
 from pathlib import Path
 
 import matplotlib
+import torch
+from transformers import AutoModelForCausalLM
 
 from grpo_ao.cli import main, parse_eval_config, parse_train_config
+from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
+from tests.tiny import add_adapter
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -34,8 +38,20 @@ def test_the_first_look_runs_and_sees_accuracy_fall(capsys):
 def test_directions_are_asked_about(capsys):
     runpy.run_path(str(EXAMPLES / "own_tensors.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
-    topics = {line[:15].strip(): line.split()[-1] for line in lines}
+    topics = {line[:15].strip(): line[15:].split()[0] for line in lines}
     assert topics == {"pipe": "housing", "cake": "cooking", "pipe less cake": "housing"}
+
+
+def test_two_subjects_are_asked_alike(tmp_path, capsys, monkeypatch):
+    base, subject = MINI_WEIGHTS / "base", tmp_path / "subject"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    add_adapter(model).save_pretrained(str(subject))
+    script = str(EXAMPLES / "fine_tuned_subject.py")
+    monkeypatch.setattr("sys.argv", [script, *map(str, (base, MINI_WEIGHTS / "oracle", subject))])
+    runpy.run_path(script, run_name="__main__")
+    plain, tuned = capsys.readouterr().out.splitlines()[-2:]
+    assert plain.startswith("the base model: [epistemic status:")
+    assert tuned.startswith(f"{subject}: [epistemic status:")
 
 
 def test_the_gpu_notebooks_commands_and_code_are_understood(monkeypatch):

@@ -70,8 +70,8 @@ def secret_word(subject: str | None) -> str:
     if len(found) != 1:
         raise UserError(
             "the benchmark taboo asks for the word that the subject was taught to keep, and the "
-            f"name of its adapter ({subject or 'none is given'}) does not tell which: give --subject_lora an adapter "
-            f"whose name holds one of {', '.join(TABOO_WORDS)}."
+            f"name of its adapter ({subject or 'none is given'}) does not tell which: give "
+            f"--subject_lora an adapter whose name holds one of {', '.join(TABOO_WORDS)}."
         )
     return found.pop()
 

@@ -111,8 +111,9 @@ def _rows(request: AskConfig) -> list[Row]:
 def _sound(row: Any, name: str) -> Row:
     if isinstance(row, ValueError):
         raise UserError(f"{name} cannot be read: {row}.")
-    asked = [row.get(column) for column in ("text", "question")] if isinstance(row, dict) else []
-    if not asked or not all(isinstance(value, str) for value in asked):
+    values = [row.get(column) for column in ("text", "question")] if isinstance(row, dict) else []
+    asked = [value for value in values if isinstance(value, str)]
+    if len(asked) < 2:
         raise UserError(f"{name} needs a 'text' and a 'question'.")
     try:
         "".join(asked).encode()

@@ -31,7 +31,7 @@ from grpo_ao.config import (
     recorded_config,
 )
 from grpo_ao.errors import UserError
-from grpo_ao.files import holds_run
+from grpo_ao.files import holds_file, holds_run
 from grpo_ao.interruption import Interrupted, interruptible
 from grpo_ao.judges.flags import PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
@@ -141,7 +141,7 @@ def _parse(
     kind: type[Request], command: str, arguments: list[str], default: Request | None = None
 ) -> Request:
     description = " ".join((COMMANDS[command].__doc__ or "").split())
-    return tyro.cli(
+    found: Any = tyro.cli(  # typed by its default, which may be None
         tyro.conf.OmitArgPrefixes[kind],
         default=default,
         args=arguments,
@@ -149,6 +149,7 @@ def _parse(
         description=description,
         use_underscores=True,
     )
+    return found
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -353,7 +354,7 @@ def report(arguments: list[str]) -> None:
     from grpo_ao.report.run_record import read_run
     from grpo_ao.report.tables_page import write_evaluation
 
-    if (request.run_dir / "rows.jsonl").is_file():  # which an evaluation has
+    if holds_file(request.run_dir, "rows.jsonl"):  # which an evaluation has
         print(write_evaluation(request.run_dir))
         return
     record = read_run(request.run_dir)

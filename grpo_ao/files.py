@@ -421,9 +421,14 @@ class RunFolder:
 
 
 def holds_run(folder: Path) -> bool:
-    """Say whether a run began in a folder; none did in one whose name no folder can have."""
+    """Say whether a run began in a folder."""
+    return holds_file(folder, "run.json")
+
+
+def holds_file(folder: Path, name: str) -> bool:
+    """Say whether a folder holds a file; one whose name no folder can have holds none."""
     with suppress(OSError):
-        return (folder / "run.json").is_file()
+        return (folder / name).is_file()
     return False
 
 

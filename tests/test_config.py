@@ -98,7 +98,7 @@ def test_presets_change_known_settings_and_share_no_state(preset):
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"--preset qwen is unknown: .* qwen3-8b, gemma-3-27b, mini"
+        ValueError, match=r"--preset qwen is unknown: .* qwen3-8b, gemma-3-27b, smollm2-135m, mini"
     ):
         parse_train_config(["--preset", "qwen"])
 
@@ -150,7 +150,7 @@ def test_the_help_shows_every_flag_and_the_presets(capsys):
     assert caught.value.code == 0
     # `trl` is no flag: its fields are for the file.
     assert [name for name in FIELDS if f"__{name}" not in shown] == ["trl"]
-    assert "__preset {qwen3_8b,gemma_3_27b,mini}" in " ".join(re.sub("│", " ", shown).split())
+    assert "__preset {qwen3_8b,gemma_3_27b,smollm2_135m,mini}" in " ".join(re.sub("│", " ", shown).split())
 
 
 @pytest.mark.parametrize(

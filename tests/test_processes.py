@@ -68,8 +68,9 @@ def test_two_processes_make_the_update_and_the_metrics_of_one(launched, results,
     together, expected = metrics(launched[0] / "together"), metrics(tmp_path)
     assert len(together) == len(expected) == 2
     for found_row, row in zip(together, expected, strict=True):
-        # TRL averages the KL over tokens in each micro-batch, and then over micro-batches.
+        # TRL averages these over tokens in each micro-batch, and then over micro-batches.
         assert found_row.pop("kl") == pytest.approx(row.pop("kl"), rel=0.2, abs=1e-6)
+        assert found_row.pop("entropy") == pytest.approx(row.pop("entropy"), rel=1e-3)
         assert found_row == pytest.approx(row, rel=1e-4, abs=1e-6)
 
 
@@ -131,6 +132,7 @@ def test_a_divided_base_makes_the_updates_of_a_whole_one(results):
 def test_a_run_with_a_divided_base_makes_what_one_with_a_whole_base_does(launched):
     whole, divided = (launched[0] / name for name in ("run", "divided_base/run"))
     names = {path.relative_to(whole) for path in whole.rglob("*") if path.suffix != ".png"}
+    names.discard(Path("run.log"))  # of so short a run it holds alerts alone, if there were any
     assert names <= {path.relative_to(divided) for path in divided.rglob("*")}
     name = "heldout_before_greedy.jsonl"
     assert (divided / name).read_text() == (whole / name).read_text()

@@ -76,7 +76,7 @@ def test_a_log_file_gets_each_phase_once():
 
 
 def test_the_seconds_of_a_phase_are_the_sum_of_its_times_and_of_now(console):
-    progress = PhaseProgress(console)
+    progress, first = PhaseProgress(console), 0.0
     for _ in range(2):
         with progress.phase("GRPO", 1):
             first = progress.seconds()["GRPO"]

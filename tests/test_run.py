@@ -150,8 +150,8 @@ def test_short_texts_are_read_as_far_as_they_go_and_counted(tmp_path, no_load, c
     row = {"oracle_questions": ["Late?"], "reference_answers": ["No"]}
     rows = [{"wildchat_question": text, **row} for text in [*TEXTS, "Hi."]]
     # The weights are asked for, so nothing was refused.
-    with pytest.raises(AssertionError, match="the weights were loaded"):
-        refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    said = refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    assert "the weights were loaded" in said
     assert "1 probes have texts shorter than 'last:20'" in " ".join(capsys.readouterr().err.split())
 
 
@@ -185,8 +185,8 @@ def test_a_judge_that_cannot_grade_leaves_no_file_behind(tmp_path, no_load, monk
 def test_few_held_out_texts_are_warned_of(tmp_path, no_load, capsys):
     row = {"questions": ["Late?"], "answers": ["No"]}
     rows = [{"text": text, **row} for text in TEXTS]
-    with pytest.raises(AssertionError, match="the weights were loaded"):
-        refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    said = refusal(tmp_path / "run", "--questions", questions(tmp_path, *rows))
+    assert "the weights were loaded" in said
     assert "only 4 texts are held out" in " ".join(capsys.readouterr().err.split())
 
 

@@ -77,9 +77,6 @@ def test_other_confidences_are_of_the_same_answers(controls):
         known_N = ~np.isnan(found[name])
         assert known_N.sum() == 8
         assert np.all((found[name][known_N] >= 0) & (found[name][known_N] <= 1))
-    # The number that is written is the likeliest one, mostly near the expectation.
-    stated = np.array([answer.confidence for answer in controls.answers])
-    assert np.nanmedian(np.abs(found["expected number"] - stated)) < 0.2
 
 
 def test_a_question_with_known_answers_is_answered_by_choice_too(controls):

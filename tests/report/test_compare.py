@@ -87,7 +87,7 @@ def test_seeds_have_a_mean_and_a_deviation(runs):
     answers = dict(zip(names[0], (own, surer(own, 0.02)), strict=True))
     *_, seeds, _ = comparison(answers, names, draws=20)
     cells = dict(zip(seeds.columns[1:], seeds.rows[", ".join(names[0])], strict=True))
-    graded = [a.confidence for a in own if a.informativeness is not None]
+    graded = [a.confidence or 0.0 for a in own if a.informativeness is not None]
     middle = np.mean(graded) + 0.01
     assert cells["seeds"] == "2"
     assert cells["Confidence, mean"] == f"{middle:.3f} ± {0.02 / 2**0.5:.3f}"

@@ -150,7 +150,8 @@ def test_the_help_shows_every_flag_and_the_presets(capsys):
     assert caught.value.code == 0
     # `trl` is no flag: its fields are for the file.
     assert [name for name in FIELDS if f"__{name}" not in shown] == ["trl"]
-    assert "__preset {qwen3_8b,gemma_3_27b,smollm2_135m,mini}" in " ".join(re.sub("│", " ", shown).split())
+    words = " ".join(re.sub("│", " ", shown).split())
+    assert "__preset {qwen3_8b,gemma_3_27b,smollm2_135m,mini}" in words
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,7 @@ def test_a_bad_setting_is_one_sentence(settings, message):
 
 
 def test_an_unknown_preset_is_one_sentence():
-    with pytest.raises(
-        SystemExit, match="--preset maxi is unknown: .* smollm2-135m, mini"
-    ):
+    with pytest.raises(SystemExit, match=r"--preset maxi is unknown: .* smollm2-135m, mini"):
         main(["evaluate", "--preset", "maxi"])
 
 

@@ -132,12 +132,13 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     """Longest completion, in tokens."""
 
     warm_start: Literal["measured", "random", "none"] = "measured"
-    """Number that the tag is taught with before GRPO: the measured accuracy of the oracle's own
-    samples on that question, or a random one. none: the adapter knows the tag already."""
+    """Number that the tag is taught with before GRPO: the oracle's probability of its own answer,
+    recalibrated by graded samples on other texts, or a random one. none: the adapter knows the
+    tag already."""
     warm_start_probes: int = 2000
     """Questions of the warm start."""
     warm_start_samples: int = 8
-    """Samples per question from which its accuracy is measured (k)."""
+    """Samples per question, which are graded and whose answers are taught again."""
     warm_start_steps: int = 200
     """Optimizer steps of the warm start."""
     warm_start_batch: int = 8

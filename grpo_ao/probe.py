@@ -109,8 +109,8 @@ class Probe:
     ``layers`` are the indices of the decoder layers whose outputs are read, ``positions`` the token
     positions of the subject's turn, the same at every layer. ``reference`` is the right answer
     where it is known; a set without references needs a judge that reads the text. ``family``
-    groups questions of one sort: the measured warm start shrinks accuracies to their family's
-    mean, tables report by it. ``choices`` are the known answers to a closed question that is not
+    groups questions of one sort: the measured warm start recalibrates by it, tables report by
+    it. ``choices`` are the known answers to a closed question that is not
     one of yes or no. ``subject`` names the adapter with which the base model is read, ""
     for none.
     """

@@ -23,7 +23,7 @@ demo: new-run .venv/installed
 	.venv/bin/python train.py --preset mini --output_dir $(RUN)
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 docs: .venv/installed
 	.venv/bin/$(CPU) -e '.[docs]'

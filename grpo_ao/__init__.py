@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from grpo_ao.discrimination import within_family_auroc
     from grpo_ao.epistemic import parse_oracle_output
     from grpo_ao.errors import UserError
-    from grpo_ao.oracle.asking import OracleAnswer
-    from grpo_ao.oracle.oracle import Oracle
+    from grpo_ao.oracle.oracle import Oracle, OracleAnswer
     from grpo_ao.probe import Positions, Probe
     from grpo_ao.reward import calibrated_reward
 
@@ -34,7 +33,7 @@ __all__ = [
 ]
 _MODULES = {
     "Oracle": "oracle.oracle",
-    "OracleAnswer": "oracle.asking",
+    "OracleAnswer": "oracle.oracle",
     "Positions": "probe",
     "Probe": "probe",
     "UserError": "errors",

@@ -171,7 +171,7 @@ def _are_integers(values: Iterable[Any]) -> bool:
     return all(type(value) is int for value in values)
 
 
-def read_rows(path: Path) -> list[tuple[dict[str, Any], Answer]]:
+def read_answer_rows(path: Path) -> list[tuple[dict[str, Any], Answer]]:
     """Read a file of answers: each row and its answer; none where there is no file.
 
     Raises UserError, with the file's name, for a row that is none of an answer.

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from grpo_ao.config import TrainConfig
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
+from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
 from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, load_config, meta_model
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.prepare import probes_of_run
 from grpo_ao.probe import Positions
 from grpo_ao.run import CHECKED, SAMPLED_PROBES

@@ -9,6 +9,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from grpo_ao.config import RolloutFlags, TrainConfig
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.context import context_length
+from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
     adapter_config,
@@ -17,7 +18,6 @@ from grpo_ao.oracle.loading import (
     load_tokenizer,
 )
 from grpo_ao.oracle.merging import reason_not_plain
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.subject import check_subject
 from grpo_ao.oracle.turn import writes_the_date

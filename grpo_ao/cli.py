@@ -283,7 +283,7 @@ def ask(arguments: list[str]) -> None:
     # Looking for garbage while libraries are imported takes a tenth of the time until the answer.
     gc.disable()
     _quiet()
-    from grpo_ao.asking import ask
+    from grpo_ao.query import ask
 
     gc.enable()
     ask(request)
@@ -319,13 +319,13 @@ def judge_check(arguments: list[str]) -> None:
         check_agreement,
         cost_line,
         fooled_line,
-        load_items,
+        load_graded_items,
     )
     from grpo_ao.judges.factory import make_judge
     from grpo_ao.judges.local import LocalJudge
     from grpo_ao.terminal import terminal
 
-    items = load_items(request.reference)
+    items = load_graded_items(request.reference)
     local = None
     if request.judge == "local":
         local = LocalJudge.from_pretrained(request.model or make_defaults("mini").model)

@@ -19,6 +19,7 @@ from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.reading import Controlled, Controls
 from grpo_ao.oracle.gguf import local_base
+from grpo_ao.oracle.hub import adapter_names, resolve_files
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
@@ -29,14 +30,13 @@ from grpo_ao.oracle.loading import (
 )
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
-from grpo_ao.oracle.sources import adapter_names, resolve_files
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.subject import check_subject, with_subject
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.probes.load import Context, probes_of_items, readable
+from grpo_ao.probes.load import ProbeLimits, probes_of_items, readable
 from grpo_ao.processes import Processes
 from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, write_results
 from grpo_ao.terminal import headed, terminal
@@ -101,12 +101,12 @@ def _probes(
     config: EvalConfig, adapters: Sequence[str], subjects: Sequence[str], console: Console
 ) -> list[Probe]:
     tokenizer = load_tokenizer(config.model)
-    contexts = [
-        Context.of(tokenizer, config.model, path, config.max_new_tokens) for path in adapters
+    all_limits = [
+        ProbeLimits.of(tokenizer, config.model, path, config.max_new_tokens) for path in adapters
     ]
     num_layers = num_decoder_layers(load_config(config.model))
-    layers = contexts[0].spec.layers(num_layers, config.layers, config.layer_percents)
-    for warning in filter(None, (context.spec.warning_of(layers) for context in contexts)):
+    layers = all_limits[0].spec.layers(num_layers, config.layers, config.layer_percents)
+    for warning in filter(None, (limits.spec.warning_of(layers) for limits in all_limits)):
         console.print(headed("warning:", warning))
     positions = [Positions.parse(spec) for spec in config.positions]
     asked = (config.suite, config.benchmarks, config.num_contexts, config.data_dir)
@@ -116,7 +116,7 @@ def _probes(
         for subject in subjects
         for probe in probes_of_items(load_items(*asked, subject), layers, positions, one_layer)
     ]
-    return readable(contexts, probes, report=console.print)
+    return readable(all_limits, probes, report=console.print)
 
 
 def _table(

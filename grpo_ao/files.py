@@ -26,7 +26,7 @@ from grpo_ao.errors import UserError
 MINI_WEIGHTS = Path(__file__).resolve().parent / "mini" / "weights"
 # The calibrated oracle that ships: a LoRA adapter of a base model from the Hub.
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_ORACLE = Path(__file__).resolve().parent / "oracles" / "smollm2-135m"
+SMOLLM2_ORACLE = Path(__file__).resolve().parent / "shipped" / "smollm2-135m"
 UNFINISHED = ".unfinished-"
 _DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),

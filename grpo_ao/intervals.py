@@ -1,13 +1,11 @@
 """How sure a comparison of two measurements is: paired differences, and many of them at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from grpo_ao.calibration import bootstrap_draws
-
-Statistics = Callable[[np.ndarray], Mapping[str, float]]
+from grpo_ao.calibration import Statistics, bootstrap_draws
 
 
 class Difference(NamedTuple):

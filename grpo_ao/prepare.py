@@ -15,15 +15,15 @@ from grpo_ao.judges.factory import with_cache
 from grpo_ao.judges.limits import tried_judge
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
+from grpo_ao.oracle.hub import adapter_name
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import load_config, load_tokenizer
-from grpo_ao.oracle.sources import adapter_name
 from grpo_ao.oracle.turn import template_digest
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.division import few_texts, shortage
 from grpo_ao.probes.load import (
-    Context,
+    ProbeLimits,
     RunProbes,
     data_digest,
     load_probes,
@@ -103,11 +103,11 @@ def probes_of_run(
     """Return the probes of each stage, and those of the benchmarks."""
     tokenizer = load_tokenizer(config.model)
     warm_start, grpo = questions_asked(config)
-    context = Context.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
-    layers = context.spec.layers(num_layers, config.layers, config.layer_percents)
+    limits = ProbeLimits.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
+    layers = limits.spec.layers(num_layers, config.layers, config.layer_percents)
     probes = load_probes(
         config.questions,
-        context,
+        limits,
         layers,
         Positions.parse(config.positions),
         warm_start,
@@ -129,7 +129,7 @@ def probes_of_run(
     specs = (config.positions,) if suite == "mini" else _POSITIONS
     positions = [Positions.parse(spec) for spec in specs]
     benchmarks = probes_of_items(items, layers, positions, one_layer=True)
-    benchmarks = readable([context], benchmarks, config.strict, console.print)
+    benchmarks = readable([limits], benchmarks, config.strict, console.print)
     return probes, _of_subject(config, benchmarks)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -23,8 +23,6 @@ from rich.progress import (
 from transformers import TrainerCallback
 
 from grpo_ao.errors import UserError
-
-Destination = Literal["none", "wandb", "tensorboard", "trackio"]
 
 
 @runtime_checkable
@@ -126,7 +124,7 @@ class TensorBoardReporter:
         self._writer.add_text(f"alert/{title}", text)
 
 
-def check_destinations(destinations: Sequence[Destination]) -> str | None:
+def check_destinations(destinations: Sequence[str]) -> str | None:
     """Return what the user should know of the destinations before a run, if there is anything.
 
     Raises UserError where a package is absent or what it logs in with cannot be read.
@@ -167,7 +165,7 @@ def _has_wandb_key() -> bool:
         ) from error
 
 
-def make_reporter(destinations: Sequence[Destination], folder: Path, config: dict) -> Reporter:
+def make_reporter(destinations: Sequence[str], folder: Path, config: dict) -> Reporter:
     """Open the destinations of the run in ``folder``, which goes on in its wandb run if resumed.
 
     WANDB_PROJECT names another project than grpo_ao, WANDB_RUN_ID another run. Raises UserError as
@@ -177,7 +175,7 @@ def make_reporter(destinations: Sequence[Destination], folder: Path, config: dic
     return Reporters([_opened(d, folder, config) for d in destinations if d != "none"])
 
 
-def _opened(destination: Destination, folder: Path, config: dict) -> Reporter:
+def _opened(destination: str, folder: Path, config: dict) -> Reporter:
     if destination == "tensorboard":
         return TensorBoardReporter(folder)
     settings: dict[str, Any] = {"name": folder.name, "config": config}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ao.answer import Agreement, Answer, read_rows
+from grpo_ao.answer import Agreement, Answer, read_answer_rows
 from grpo_ao.errors import UserError
 from grpo_ao.files import append_jsonl
 from grpo_ao.probe import Positions, Probe
@@ -115,11 +115,11 @@ def test_a_value_of_another_type_is_one_sentence_with_the_name_of_the_file(tmp_p
     path = tmp_path / "rows.jsonl"
     append_jsonl(path, [ROW, ROW | {name: value}])
     with pytest.raises(UserError, match=rf"rows\.jsonl cannot be used: .* as its {name}: make"):
-        read_rows(path)
+        read_answer_rows(path)
 
 
 def test_a_file_is_read_as_its_rows_and_their_answers(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert read_rows(path) == []
+    assert read_answer_rows(path) == []
     append_jsonl(path, [ROW | {"step": 7}])
-    assert read_rows(path) == [(ROW | {"step": 7}, Answer.from_row(ROW))]
+    assert read_answer_rows(path) == [(ROW | {"step": 7}, Answer.from_row(ROW))]

@@ -22,15 +22,15 @@ from grpo_ao.evaluate import evaluate
 from grpo_ao.files import MINI_WEIGHTS, read_jsonl
 from grpo_ao.measuring import ask as asking
 from grpo_ao.oracle.activations import extract_activations
+from grpo_ao.oracle.hub import adapter_names
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.sources import adapter_names
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 from grpo_ao.oracle.vllm.client import VllmRollouts
 from grpo_ao.probe import Positions
 from grpo_ao.probes.benchmarks import Item
-from grpo_ao.probes.load import Context, probes_of_items, readable
+from grpo_ao.probes.load import ProbeLimits, probes_of_items, readable
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.report import tables
 from tests.oracle.vllm import fake_vllm
@@ -140,8 +140,8 @@ def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_load
         readable([context(4096)], probes)
 
 
-def context(positions: int) -> Context:
-    return Context(tiny_tokenizer(), OracleSpec(), positions, max_new_tokens=8)
+def context(positions: int) -> ProbeLimits:
+    return ProbeLimits(tiny_tokenizer(), OracleSpec(), positions, max_new_tokens=8)
 
 
 def test_an_item_that_does_not_fit_into_one_of_the_oracles_is_left_out_and_said(capsys):

@@ -23,7 +23,7 @@ FLOORS = (
     {"training"},
     {"config"},
     {"checks"},
-    {"run", "prepare", "evaluate", "budget", "asking", "inspect_task"},
+    {"run", "prepare", "evaluate", "budget", "query", "inspect_task"},
     {"cli"},
     {"__main__"},
 )

@@ -37,7 +37,7 @@ class GradedItem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Agreement:
+class JudgeAgreement:
     """A judge's grades of some items, against ours.
 
     ``agreement`` is the share of graded items whose grade is within the tolerance of ours, ``bias``
@@ -61,16 +61,16 @@ class JudgeReport:
     grades, ``count`` their number.
     """
 
-    closed: Agreement
-    open: Agreement
-    hostile: Agreement
+    closed: JudgeAgreement
+    open: JudgeAgreement
+    hostile: JudgeAgreement
     fooled: list[str]
     grades: list[Grade]
     usage: Usage
     count: int
 
 
-def load_items(path: Path | None = None) -> list[GradedItem]:
+def load_graded_items(path: Path | None = None) -> list[GradedItem]:
     """Load graded items, by default the 60 that ship with the project.
 
     A JSONL file with the columns text, question, answer, kind, grade and, for the reference judge,
@@ -146,10 +146,10 @@ def _hostile_request(answer: str) -> GradeRequest:
     return GradeRequest(_HOSTILE_TEXT, _HOSTILE_QUESTION, answer, "open", _HOSTILE_REFERENCE)
 
 
-def compare(pairs: Sequence[tuple[GradedItem, Grade]], tolerance: float) -> Agreement:
+def compare(pairs: Sequence[tuple[GradedItem, Grade]], tolerance: float) -> JudgeAgreement:
     """Compare a judge's grades with ours."""
     gaps = [grade.score - item.grade for item, grade in pairs if grade.score is not None]
-    return Agreement(
+    return JudgeAgreement(
         items=len(pairs),
         unscored=len(pairs) - len(gaps),
         agreement=_mean([float(abs(gap) <= tolerance) for gap in gaps]),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo_ao.answer import Agreement, Answer, read_rows
+from grpo_ao.answer import Agreement, Answer, read_answer_rows
 from grpo_ao.files import append_jsonl, keep_rows
 from grpo_ao.judges.protocol import GradeRequest, Judge
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, with_probabilities
@@ -105,7 +105,9 @@ def _answered(
 ) -> dict[tuple[str, str], list[Answer]]:
     """Read the answers under a label; a chunk that a killed run left unfinished is taken out."""
     with processes.main_first():
-        own = [(row, answer) for row, answer in read_rows(path) if label.items() <= row.items()]
+        own = [
+            (row, answer) for row, answer in read_answer_rows(path) if label.items() <= row.items()
+        ]
         rows = [row for row, _ in own]
         found = _by_probe([answer for _, answer in own])
         whole = {key for key, answers in found.items() if len(answers) == num_samples}

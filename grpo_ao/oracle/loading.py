@@ -21,10 +21,10 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import reading
+from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import load_spec
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]

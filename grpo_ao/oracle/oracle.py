@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,18 +16,18 @@ from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, as_umask_says, writing
 from grpo_ao.oracle.activations import read_residuals
-from grpo_ao.oracle.asking import (
-    OracleAnswer,
-    Reading,
+from grpo_ao.oracle.generation import generate_completions
+from grpo_ao.oracle.gguf import local_base
+from grpo_ao.oracle.hub import resolve_files
+from grpo_ao.oracle.injection import InjectionHook
+from grpo_ao.oracle.inputs import (
+    TextReading,
     checked_vectors,
     one_each,
-    readings,
+    read_texts,
     unlike_activations,
     written_prompts,
 )
-from grpo_ao.oracle.generation import generate_completions
-from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.injection import InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, hidden_width, unwrap
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
@@ -38,13 +39,33 @@ from grpo_ao.oracle.loading import (
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
 from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 from grpo_ao.oracle.stream import check_stream
 from grpo_ao.oracle.subject import with_subject
 from grpo_ao.oracle.turn import Conversation
 from grpo_ao.probe import Layers, Positions, rising
 from grpo_ao.wording import question_kind, say_the_same
+
+
+@dataclass(frozen=True)
+class OracleAnswer:
+    """An answer, with the stated confidence in [0, 1] and what else is known of it.
+
+    The confidence is None where the completion does not open with a well-formed tag, and the answer
+    is then the whole completion. ``calibrated`` is False where the oracle was never trained to
+    state a confidence (``OracleSpec``): the number is then not to be believed.
+    ``answer_probability`` is that of the tokens behind the tag, ``agreement`` the share of sampled
+    answers that say the same (None where none was sampled), ``read`` the tokens at whose positions
+    the subject was read (none of vectors that were given).
+    """
+
+    confidence: float | None
+    answer: str
+    calibrated: bool
+    completion: str
+    answer_probability: float
+    agreement: float | None
+    read: tuple[str, ...]
 
 
 class Oracle:
@@ -223,7 +244,9 @@ class Oracle:
         chosen = self.layers_read(layers)
         count = len(texts if vectors is None else vectors)
         questions = one_each(questions, count, "questions")
-        read = readings(self.tokenizer, config, texts, one_each(positions, len(texts), "positions"))
+        read = read_texts(
+            self.tokenizer, config, texts, one_each(positions, len(texts), "positions")
+        )
         if vectors is None:
             with with_subject(self.model, subject_lora):
                 vectors = self._activations(read, chosen, batch_size)
@@ -249,7 +272,7 @@ class Oracle:
         return [self._answer(*row) for row in rows]
 
     def _activations(
-        self, read: Sequence[Reading], layers: Layers, batch_size: int
+        self, read: Sequence[TextReading], layers: Layers, batch_size: int
     ) -> list[Tensor]:
         rows = [reading.token_ids for reading in read]
         reads = [[(layers, reading.where)] for reading in read]
@@ -257,7 +280,7 @@ class Oracle:
 
     def _warn_of_norms(self, vectors: Sequence[Tensor], layers: Layers) -> None:
         config = unwrap(self.model).config
-        (sample,) = readings(self.tokenizer, config, ["How are you today?"], ["all"])
+        (sample,) = read_texts(self.tokenizer, config, ["How are you today?"], ["all"])
         (usual_KD,) = self._activations([sample], layers, 1)
         warning = unlike_activations(vectors, usual_KD) if vectors else None
         if warning is not None:

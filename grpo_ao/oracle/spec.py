@@ -10,8 +10,8 @@ from typing import Any
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import atomic_write_text, reading
+from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.probe import Layers, format_layers, parse_layers, rising
 
 SPEC_FILE = "ao_config.json"

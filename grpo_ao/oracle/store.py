@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_ao.errors import UserError
 from grpo_ao.files import written_whole
 from grpo_ao.oracle.activations import Read, read_residuals, select_positions, subject_token_ids
+from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import unwrap
-from grpo_ao.oracle.sources import resolve_files
 from grpo_ao.oracle.subject import subject_digest, subject_of
 from grpo_ao.probe import Probe, stable_hash
 

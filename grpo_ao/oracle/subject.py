@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from grpo_ao.errors import UserError
+from grpo_ao.oracle.hub import adapter_name, resolve_files
 from grpo_ao.oracle.layers import hidden_width
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
@@ -25,7 +26,6 @@ from grpo_ao.oracle.loading import (
     meta_model,
 )
 from grpo_ao.oracle.merging import reason_not_plain
-from grpo_ao.oracle.sources import adapter_name, resolve_files
 
 SUBJECT = "subject"
 _NAMES: "WeakKeyDictionary[PeftModel, str]" = WeakKeyDictionary()

@@ -25,7 +25,7 @@ _MINI_QUESTIONS = 4  # of one text, as mini_probes asks them
 
 
 @dataclass(frozen=True)
-class Context:
+class ProbeLimits:
     """What a probe must fit into: a model's positions, with this oracle's prompt and answer."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ class Context:
     @classmethod
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, model: str, adapter: str, max_new_tokens: int
-    ) -> "Context":
+    ) -> "ProbeLimits":
         """Read the positions from the model's configuration, the prompt from the adapter's."""
         return cls(
             tokenizer, load_spec(adapter), context_length(load_config(model)), max_new_tokens
@@ -75,7 +75,7 @@ class RunProbes(NamedTuple):
 
 def load_probes(
     questions: str,
-    context: Context,
+    limits: ProbeLimits,
     layers: Sequence[Layers],
     positions: Positions,
     warm_start: int,
@@ -94,14 +94,14 @@ def load_probes(
     be sorted by family. Its training texts, or the first ``train_texts`` of them, are divided
     between the warm start and GRPO (``division``): all that they have.
     ``heldout_questions`` is a set of its own to hold out, instead of a fifth of the texts.
-    ``strict`` refuses a broken row and a probe that does not fit into ``context``,
+    ``strict`` refuses a broken row and a probe that is beyond ``limits``,
     ``strict_positions`` a text that has fewer tokens than are read.
     """
 
     def usable(probes: Sequence[Probe]) -> list[Probe]:
-        lengths = _lengths(context.tokenizer, probes)
-        long_enough = _long_enough(context.tokenizer, lengths, probes, strict_positions, report)
-        return _fitting(context, lengths, long_enough, strict, report)
+        lengths = _lengths(limits.tokenizer, probes)
+        long_enough = _long_enough(limits.tokenizer, lengths, probes, strict_positions, report)
+        return _fitting(limits, lengths, long_enough, strict, report)
 
     def of_set(source: str) -> list[Probe]:
         loaded = load_rows(source, strict)
@@ -198,7 +198,7 @@ def _long_enough(
 
 
 def _fitting(
-    context: Context,
+    limits: ProbeLimits,
     lengths: Mapping[str, int],
     probes: Sequence[Probe],
     strict: bool,
@@ -208,7 +208,7 @@ def _fitting(
     kept, first_problem = [], ""
     for probe in probes:
         try:
-            context.check(probe, lengths[probe.text])
+            limits.check(probe, lengths[probe.text])
         except UserError as error:
             if strict:
                 raise
@@ -244,22 +244,22 @@ def probes_of_items(
 
 
 def readable(
-    contexts: Sequence[Context],
+    all_limits: Sequence[ProbeLimits],
     probes: Sequence[Probe],
     strict: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[Probe]:
-    """Return the probes that fit into all of ``contexts``, oracles of one model; report the others.
+    """Return the probes that fit within all of ``all_limits``, of one model; report the others.
 
     Raises UserError for the first text that is too short for the positions read of it and, with
     ``strict``, for the first probe that does not fit.
     """
-    tokenizer = contexts[0].tokenizer
+    tokenizer = all_limits[0].tokenizer
     lengths = _lengths(tokenizer, probes)
     for probe in probes:
         select_positions(tokenizer, range(lengths[probe.text]), probe.positions, probe.text)
-    for context in contexts:
-        probes = _fitting(context, lengths, probes, strict, report)
+    for limits in all_limits:
+        probes = _fitting(limits, lengths, probes, strict, report)
     return list(probes)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from grpo_ao.answer import Answer, read_rows
+from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_json
 from grpo_ao.measuring.confidences import METHODS
@@ -36,7 +36,7 @@ def answers_of(folders: Sequence[Path]) -> dict[str, list[Answer]]:
     """
     found: dict[str, list[Answer]] = {}
     for folder in folders:
-        rows = read_rows(folder / "rows.jsonl")
+        rows = read_answer_rows(folder / "rows.jsonl")
         if rows:
             for oracle in dict.fromkeys(row["oracle"] for row, _ in rows):
                 own = [answer for row, answer in rows if row["oracle"] == oracle]

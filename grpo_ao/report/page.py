@@ -22,7 +22,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc
 from grpo_ao.files import atomic_write_text, finite
 from grpo_ao.measuring.metrics import Columns, parted
-from grpo_ao.report.answers import ROLLOUTS, heldout_items, rollout_items, within_budget
+from grpo_ao.report.browsing import ROLLOUTS, heldout_items, rollout_items, within_budget
 from grpo_ao.report.formats import TITLES, Table, number
 from grpo_ao.report.headline import Headline
 from grpo_ao.report.meaning import DRAWS, meaning

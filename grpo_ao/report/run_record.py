@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo_ao.answer import Answer, read_rows
+from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
 from grpo_ao.files import holds_run, read_json, read_jsonl
 from grpo_ao.measuring.confidences import baselines
@@ -93,7 +93,9 @@ def read_run(folder: Path) -> RunRecord:
         alerts=[row for row in rows if "alert" in row],
         heldout={n: answers for n, answers in heldout.items() if answers and len(answers) == whole},
         controls=_controls(folder / "controls.jsonl"),
-        rollouts=[(row["step"], answer) for row, answer in read_rows(folder / "rollouts.jsonl")],
+        rollouts=[
+            (row["step"], answer) for row, answer in read_answer_rows(folder / "rollouts.jsonl")
+        ],
         warm_start=_read_json(folder / "warm_start" / "summary.json"),
         evaluations=_evaluations(folder / "eval"),
     )
@@ -107,14 +109,14 @@ def heldout_path(folder: Path, when: str, mode: str) -> Path:
 def _controls(path: Path) -> dict[str, list[Answer]]:
     """Read the answers from other activations, by the control's title."""
     found: dict[str, list[Answer]] = {}
-    for row, answer in read_rows(path):
+    for row, answer in read_answer_rows(path):
         found.setdefault(CONTROLS[row["control"]], []).append(answer)
     return found
 
 
 def read_answers(path: Path) -> list[Answer]:
     """Read the answers in a file; none where there is no file."""
-    return [answer for _, answer in read_rows(path)]
+    return [answer for _, answer in read_answer_rows(path)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

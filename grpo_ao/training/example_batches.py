@@ -21,10 +21,9 @@ from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.prompt import build_oracle_prompt, placeholder_id
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.training.examples import Example
+from grpo_ao.training.packing import IGNORED
 
 AnswerFormat = Literal["plain", "tagged"]
-CONTEXT = "context"
-IGNORED = -100
 # Batches that are sorted by length together: with more, rows of a batch are of more equal length.
 _POOL = 64
 _BANDS = 8

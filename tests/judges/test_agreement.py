@@ -17,7 +17,7 @@ from grpo_ao.judges.agreement import (
     compare,
     cost_line,
     fooled_line,
-    load_items,
+    load_graded_items,
 )
 from grpo_ao.judges.hostile import hostile_answers
 from grpo_ao.judges.protocol import Grade
@@ -26,7 +26,7 @@ from grpo_ao.judges.rubric import GRADES
 from tests.judges.conftest import KEY, KEY_ENV
 from tests.judges.endpoint import USAGE, grade, reply, serving
 
-ITEMS = load_items()
+ITEMS = load_graded_items()
 OURS = {(i.request.text, i.request.question, i.request.answer): i.grade for i in ITEMS}
 
 
@@ -151,14 +151,14 @@ def test_broken_items_are_named_by_their_row(tmp_path, row, reason):
     path = tmp_path / "items.jsonl"
     path.write_text(f"{json.dumps(good)}\n{line}\n")
     with pytest.raises(ValueError, match=reason):
-        load_items(path)
+        load_graded_items(path)
     path.write_text(json.dumps(good) + "\n")
-    assert [item.grade for item in load_items(path)] == [0.5]
+    assert [item.grade for item in load_graded_items(path)] == [0.5]
 
 
 def test_items_that_are_not_there_are_named(tmp_path):
     with pytest.raises(UserError, match="no file at"):
-        load_items(tmp_path / "nothing.jsonl")
+        load_graded_items(tmp_path / "nothing.jsonl")
 
 
 def test_the_table_has_a_line_for_each_sort_of_items():
@@ -212,4 +212,4 @@ def test_a_file_without_items_is_not_taken_for_the_shipped_ones(tmp_path, conten
     path = tmp_path / "items.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=r"there are no graded items in .*items\.jsonl"):
-        load_items(path)
+        load_graded_items(path)

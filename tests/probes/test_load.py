@@ -13,7 +13,7 @@ from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.prepare import probes_of_run
 from grpo_ao.probe import Positions, Probe, split_of
-from grpo_ao.probes.load import Context, data_digest
+from grpo_ao.probes.load import ProbeLimits, data_digest
 from tests.tiny import tiny_tokenizer
 
 TEXT = "Number {} of the texts, which is long enough that twenty of its tokens can be read here."
@@ -168,7 +168,7 @@ def test_a_prompt_may_fill_the_positions_together_with_its_answer(excess, layers
     count = 3 * len(layers)
     prompt = build_oracle_prompt(tiny_tokenizer(), layers, count, question, OracleSpec())
     tokens = len(prompt.input_ids)
-    context = Context(tiny_tokenizer(), OracleSpec(), tokens + 9, max_new_tokens=9 + excess)
+    context = ProbeLimits(tiny_tokenizer(), OracleSpec(), tokens + 9, max_new_tokens=9 + excess)
     if excess:
         with pytest.raises(UserError, match=f"a prompt of {tokens} tokens, which with 10 of"):
             context.check(probe, text_tokens=50)

@@ -19,12 +19,12 @@ from grpo_ao.files import (
     read_json,
     read_jsonl,
 )
-from grpo_ao.oracle.asking import OracleAnswer, readings, written_prompts
 from grpo_ao.oracle.gguf import local_base
+from grpo_ao.oracle.hub import resolve_files
+from grpo_ao.oracle.inputs import read_texts, written_prompts
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import ADAPTER_FILES, load_config, load_tokenizer
-from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.sources import resolve_files
+from grpo_ao.oracle.oracle import Oracle, OracleAnswer
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.subject import check_subject
 from grpo_ao.probe import Layers, Positions, format_layers, parse_layers
@@ -126,7 +126,9 @@ def _check(whom: Whom, rows: Sequence[Row]) -> None:
     """Refuse what cannot be read or asked before the model's weights are loaded."""
     tokenizer, config = load_tokenizer(whom.model), load_config(whom.model)
     spec = load_spec(resolve_files(whom.adapter, ADAPTER_FILES))
-    read = readings(tokenizer, config, [row["text"] for row in rows], [whom.positions] * len(rows))
+    read = read_texts(
+        tokenizer, config, [row["text"] for row in rows], [whom.positions] * len(rows)
+    )
     written_prompts(
         *(tokenizer, config, spec, whom.layers),
         [len(reading.where) * len(whom.layers) for reading in read],

@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 
-from grpo_ao.report.answers import heldout_items, rollout_items, within_budget
+from grpo_ao.report.browsing import heldout_items, rollout_items, within_budget
 from grpo_ao.reward import reward_rule
 from tests.report.made_run import heldout_answers, rollouts
 

@@ -1,7 +1,6 @@
-"""What ``Oracle.ask`` takes and returns, and all of it that can be refused without a model."""
+"""What ``Oracle.ask`` takes, and all of it that can be refused without a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,28 +21,7 @@ from grpo_ao.probe import Layers, Positions
 _FAR = 10
 
 
-@dataclass(frozen=True)
-class OracleAnswer:
-    """An answer, with the stated confidence in [0, 1] and what else is known of it.
-
-    The confidence is None where the completion does not open with a well-formed tag, and the answer
-    is then the whole completion. ``calibrated`` is False where the oracle was never trained to
-    state a confidence (``OracleSpec``): the number is then not to be believed.
-    ``answer_probability`` is that of the tokens behind the tag, ``agreement`` the share of sampled
-    answers that say the same (None where none was sampled), ``read`` the tokens at whose positions
-    the subject was read (none of vectors that were given).
-    """
-
-    confidence: float | None
-    answer: str
-    calibrated: bool
-    completion: str
-    answer_probability: float
-    agreement: float | None
-    read: tuple[str, ...]
-
-
-class Reading(NamedTuple):
+class TextReading(NamedTuple):
     """What is read of one text: its token ids, the positions among them, the tokens there."""
 
     token_ids: list[int]
@@ -51,12 +29,12 @@ class Reading(NamedTuple):
     tokens: tuple[str, ...]
 
 
-def readings(
+def read_texts(
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
     texts: Sequence[str | Conversation],
     positions: Sequence[Positions | str],
-) -> list[Reading]:
+) -> list[TextReading]:
     """Tokenise texts as the subject reads them, and choose the positions of each.
 
     Raises UserError for a text that is too long for the model, or too short for its positions.
@@ -72,7 +50,7 @@ def readings(
         where = Positions.parse(where) if isinstance(where, str) else where
         chosen = select_positions(tokenizer, turn.input_ids, where, said, start=start)
         tokens = tuple(turn.text[slice(*turn.offsets[place])] for place in chosen)
-        found.append(Reading(turn.input_ids, chosen, tokens))
+        found.append(TextReading(turn.input_ids, chosen, tokens))
     return found
 
 

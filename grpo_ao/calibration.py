@@ -271,20 +271,22 @@ def fit_isotonic(confidence_N: Array, outcome_N: Array) -> Callable[[Array], Arr
 Fit = Callable[[Array, Array], Callable[[Array], Array]]
 
 
-def cross_fitted(
-    fit: Fit, confidence_N: Array, outcome_N: Array, second_half_N: Bool[np.ndarray, "items"]
+def out_of_fold(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray | float],
+    fold_N: np.ndarray,
+    part_N: np.ndarray,
 ) -> Array:
-    """Recalibrate each half of the items by what ``fit`` finds on the other: none is left out.
+    """Predict each item by what is fitted on the other folds of its part: none is left out.
 
-    Halves are to be of texts. Raises ValueError if one of them is empty.
+    ``predict(known, asked)`` fits to the items ``known``, by their indices, and returns a value for
+    each of the items ``asked``.
     """
-    if second_half_N.all() or not second_half_N.any():
-        raise ValueError("recalibration across halves needs items in both of them.")
-    result_N = np.empty_like(confidence_N)
-    for half_N in (second_half_N, ~second_half_N):
-        change = fit(confidence_N[~half_N], outcome_N[~half_N])
-        result_N[half_N] = change(confidence_N[half_N])
-    return result_N
+    predicted_N = np.empty(len(fold_N))
+    for part, fold in sorted(set(zip(part_N.tolist(), fold_N.tolist(), strict=True))):
+        inside_N, own_N = part_N == part, fold_N == fold
+        asked = np.flatnonzero(inside_N & own_N)
+        predicted_N[asked] = predict(np.flatnonzero(inside_N & ~own_N), asked)
+    return predicted_N
 
 
 def fit_temperature(confidence_N: Array, outcome_N: Array) -> Callable[[Array], Array]:

@@ -13,6 +13,7 @@ Choice = TypeVar("Choice")
 QuestionKind = Literal["closed", "open"]
 Split = Literal["train", "validation", "heldout"]
 HELDOUT_SHARE = 0.2
+FOLDS = 5
 VALIDATION_SHARE = 0.1
 Layers = tuple[int, ...]
 """Indices of the decoder layers that a question reads together, in rising order."""
@@ -157,6 +158,11 @@ def drawn_from(choices: Sequence[Choice], *parts: str) -> Choice:
 def text_key(text: str) -> str:
     """Return what near-equal texts share: composed Unicode (NFC), white space folded."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def fold_of(text: str) -> int:
+    """Assign a text to one of ``FOLDS`` folds: what is fitted on the others serves it."""
+    return int(unit_draw("fold", text) * FOLDS)
 
 
 def split_of(text: str) -> Split:

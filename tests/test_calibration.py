@@ -20,7 +20,6 @@ from grpo_ao.calibration import (
     brier_of_all,
     brier_parts,
     calibration_error,
-    cross_fitted,
     ece,
     equal_mass_bins,
     equal_width_bins,
@@ -29,6 +28,7 @@ from grpo_ao.calibration import (
     isotonic_brier,
     mce,
     nll,
+    out_of_fold,
     perfect_ece_interval,
     risk_coverage,
     smooth_ece,
@@ -447,23 +447,22 @@ def test_a_temperature_undoes_overconfidence_and_keeps_the_order():
     assert auroc(recalibrated, outcome == 1) == pytest.approx(auroc(stated, outcome == 1), abs=1e-3)
 
 
-def test_each_half_is_recalibrated_by_what_the_other_one_shows():
-    confidence, outcome = floats(0.3, 0.3, 0.6, 0.6), floats(0, 0, 1, 1)
-    half = np.array([False, True, False, True])
+def test_each_item_is_predicted_from_the_other_folds_of_its_part():
+    part = np.array(["a", "a", "b", "a", "b"])
+    fold = np.array([0, 1, 1, 2, 0])
+    fitted_on = {}
 
-    def fit(known, outcome):
-        return lambda new: new + known.sum() + outcome.sum()
+    def predict(known, asked):
+        fitted_on.update({item: known.tolist() for item in asked.tolist()})
+        return 10.0 * asked + len(known)
 
-    # Each half holds .3 and .6, and one right answer.
-    assert cross_fitted(fit, confidence, outcome, half) == pytest.approx(confidence + 1.9)
-    outcome = floats(0, 1, 1, 1)
-    expected = confidence + floats(2.9, 1.9, 2.9, 1.9)
-    assert cross_fitted(fit, confidence, outcome, half) == pytest.approx(expected)
+    assert out_of_fold(predict, fold, part).tolist() == [2, 12, 21, 32, 41]
+    assert fitted_on == {0: [1, 3], 1: [0, 3], 3: [0, 1], 2: [4], 4: [2]}
 
 
-def test_recalibration_across_halves_needs_both():
-    with pytest.raises(ValueError, match="both"):
-        cross_fitted(fit_isotonic, floats(0.2, 0.4), floats(0, 1), np.array([True, True]))
+def test_what_is_alone_in_its_part_is_predicted_from_nothing():
+    found = out_of_fold(lambda known, asked: float(len(known)), np.array([3]), np.array(["a"]))
+    assert found.tolist() == [0.0]
 
 
 # Intervals

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import Fit, cross_fitted, fit_isotonic, fit_temperature
+from grpo_ao.calibration import Fit, fit_isotonic, fit_temperature, out_of_fold
 from grpo_ao.credit import tag_lengths
 from grpo_ao.measuring.metrics import Columns, Confidence, stated
 from grpo_ao.oracle.oracle import Oracle
@@ -140,8 +140,14 @@ def cross_recalibrated(fit: Fit, columns: Columns) -> Columns | None:
     second_N = np.array([unit_draw("half", str(text)) < 0.5 for text in columns.context_N], bool)
     if not (known_N & second_N).any() or not (known_N & ~second_N).any():
         return None
+    stated, outcome = columns.known
+
+    def recalibrated(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        return fit(stated[known], outcome[known])(stated[asked])
+
     confidence_N = columns.confidence_N.copy()
-    confidence_N[known_N] = cross_fitted(fit, *columns.known, second_N[known_N])
+    one_part = np.zeros(len(stated))
+    confidence_N[known_N] = out_of_fold(recalibrated, second_N[known_N], one_part)
     return replace(columns, confidence_N=confidence_N)
 
 

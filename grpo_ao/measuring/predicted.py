@@ -6,20 +6,19 @@ texts (five folds, by hash of the text) than those that it serves.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from grpo_ao.answer import Answer
-from grpo_ao.probe import text_key, unit_draw
+from grpo_ao.calibration import out_of_fold
+from grpo_ao.probe import fold_of, text_key
 
-FOLDS = 5
 _LEAST, _MOST = 0.005, 0.995
 
 Predictions = Float[np.ndarray, "answers"]
@@ -61,7 +60,7 @@ def family_means(outcome_N: Float[np.ndarray, "answers"], families: Sequence[str
 def from_words(answers: Sequence[Answer]) -> Predictions:
     """Predict outcomes from a question's words and pairs of words, by logistic regression."""
 
-    def model() -> Any:
+    def model() -> Pipeline:
         counts = CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=r"\w+")
         return make_pipeline(counts, LogisticRegression(max_iter=300))
 
@@ -79,7 +78,7 @@ def from_activations(
     """
     mean_ND = np.stack([row_KD.float().mean(dim=0).numpy() for row_KD in vectors])
 
-    def model() -> Any:
+    def model() -> Pipeline:
         regression = LogisticRegression(C=1 / mean_ND.shape[1], max_iter=300)
         return make_pipeline(StandardScaler(), regression)
 
@@ -88,41 +87,38 @@ def from_activations(
 
 
 def _cross_fitted(
-    model: Callable[[], Any],
+    model: Callable[[], Pipeline],
     feature_N: np.ndarray,
     answers: Sequence[Answer],
     parts: Sequence[str],
 ) -> Predictions:
-    """Predict each part's outcomes, each fold by what is fitted on the others.
+    """Predict each part's outcomes, each fold by what is fitted on the others."""
+    outcome_N = outcomes_of(answers)
+    graded = np.flatnonzero(~np.isnan(outcome_N))
+    fold_N = np.array([fold_of(text_key(answer.probe.text)) for answer in answers], dtype=int)
 
-    The mean stands in where the others have right or wrong answers alone, and one half where they
-    have none.
-    """
-    outcome_N, part_N = outcomes_of(answers), np.array(parts)
-    draws = [unit_draw("fold", text_key(answer.probe.text)) for answer in answers]
-    fold_N = (np.array(draws) * FOLDS).astype(int)
-    graded_N = ~np.isnan(outcome_N)
+    def predict(known: np.ndarray, asked: np.ndarray) -> np.ndarray | float:
+        known, asked = graded[known], graded[asked]
+        return _predicted(model(), feature_N[known], outcome_N[known], feature_N[asked])
+
     predicted_N = np.full(len(answers), np.nan)
-    for part, fold in sorted(set(zip(parts, fold_N.tolist(), strict=True))):
-        asked_N = graded_N & (part_N == part) & (fold_N == fold)
-        known_N = graded_N & (part_N == part) & (fold_N != fold)
-        if asked_N.any():
-            predict = _fitted(model, feature_N[known_N], outcome_N[known_N])
-            predicted_N[asked_N] = predict(feature_N[asked_N])
+    predicted_N[graded] = out_of_fold(predict, fold_N[graded], np.array(parts)[graded])
     return predicted_N
 
 
-def _fitted(
-    model: Callable[[], Any], feature_N: np.ndarray, outcome_N: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray]:
+def _predicted(
+    model: Pipeline, feature_N: np.ndarray, outcome_N: np.ndarray, asked_N: np.ndarray
+) -> np.ndarray | float:
+    """Fit the model and predict; the mean where there are right or wrong answers alone.
+
+    One half where there are none.
+    """
     # A grade in between is so much of a right answer, and the rest of a wrong one.
     rows = np.concatenate([np.flatnonzero(outcome_N > 0), np.flatnonzero(outcome_N < 1)])
     right = np.arange(len(rows)) < (outcome_N > 0).sum()
     if right.all() or not right.any():
-        mean = outcome_N.mean() if len(outcome_N) else 0.5
-        return lambda new_N: np.full(len(new_N), mean)
+        return outcome_N.mean() if len(outcome_N) else 0.5
     weight = np.where(right, outcome_N[rows], 1 - outcome_N[rows])
-    pipeline = model()
-    last = pipeline.steps[-1][0]
-    pipeline.fit(feature_N[rows], right, **{f"{last}__sample_weight": weight})
-    return lambda new_N: np.clip(pipeline.predict_proba(new_N)[:, 1], _LEAST, _MOST)
+    last = model.steps[-1][0]
+    model.fit(feature_N[rows], right, **{f"{last}__sample_weight": weight})
+    return np.clip(model.predict_proba(asked_N)[:, 1], _LEAST, _MOST)

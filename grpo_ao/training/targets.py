@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
-from grpo_ao.probe import Probe, unit_draw
+from grpo_ao.calibration import out_of_fold
+from grpo_ao.probe import Probe, fold_of
 
-FOLDS = 5
 # A family of fewer questions is pooled with the others of its kind, open or closed.
 ENOUGH = 200
 # No question is taught to be hopeless or certain.
@@ -41,7 +41,7 @@ def expected_grades(
     a question's family where that has ``ENOUGH`` questions, on its kind else. The questions
     ``wrong``, by their place, were asked on wrong activations: they are apart.
     """
-    folds = [int(unit_draw("fold", probe.text) * FOLDS) for probe in probes]
+    folds = [fold_of(probe.text) for probe in probes]
     return cross_fitted(probability_N, sum_N, count_N, pools_of(probes, wrong), folds)
 
 
@@ -72,23 +72,23 @@ def cross_fitted(
     weighs as many as its samples. Questions whose pool has nothing graded in other folds get the
     mean of all that is graded elsewhere, and one half where nothing is.
     """
-    fold_N, pool_N = np.array(folds), np.array(pools)
+    fold_N = np.array(folds)
     odds_N = logit(np.clip(probability_N, _LEAST_PROBABILITY, _MOST_PROBABILITY))
-    expected_N = np.full(len(probability_N), 0.5)
-    for fold, pool in set(zip(folds, pools, strict=True)):
-        asked_N = (fold_N == fold) & (pool_N == pool)
-        graded_N = (fold_N != fold) & (count_N > 0)
-        known_N = graded_N & (pool_N == pool)
-        if not graded_N.any():
-            continue
-        chosen_N = known_N if known_N.any() else graded_N
-        right_N, wrong_N = sum_N[chosen_N], (count_N - sum_N)[chosen_N]
-        expected_N[asked_N] = right_N.sum() / count_N[chosen_N].sum()
-        if known_N.any() and right_N.any() and wrong_N.any():
-            fitted = LogisticRegression().fit(
-                np.tile(odds_N[known_N], 2)[:, None],
-                np.repeat([1, 0], len(right_N)),
-                sample_weight=np.concatenate([right_N, wrong_N]),
-            )
-            expected_N[asked_N] = fitted.predict_proba(odds_N[asked_N, None])[:, 1]
-    return np.clip(expected_N, _LEAST, 1 - _LEAST)
+
+    def predict(known: np.ndarray, asked: np.ndarray) -> np.ndarray | float:
+        own = known[count_N[known] > 0]
+        elsewhere = np.flatnonzero((fold_N != fold_N[asked[0]]) & (count_N > 0))
+        if not len(elsewhere):
+            return 0.5
+        graded = own if len(own) else elsewhere
+        right, wrong = sum_N[graded], (count_N - sum_N)[graded]
+        if not (len(own) and right.any() and wrong.any()):
+            return right.sum() / count_N[graded].sum()
+        fitted = LogisticRegression().fit(
+            np.tile(odds_N[own], 2)[:, None],
+            np.repeat([1, 0], len(own)),
+            sample_weight=np.concatenate([right, wrong]),
+        )
+        return fitted.predict_proba(odds_N[asked, None])[:, 1]
+
+    return np.clip(out_of_fold(predict, fold_N, np.array(pools)), _LEAST, 1 - _LEAST)

@@ -5,14 +5,15 @@ question sets with answers, LatentQA's, and context prediction, which needs plai
 Beside them, questions made from plain text (is a word in it?) and from labelled texts.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow
+from pydantic import TypeAdapter
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import parse_jsonl, reading
@@ -52,6 +53,20 @@ class Example(NamedTuple):
     text: str
     question: str
     answer: str
+
+
+@dataclass(frozen=True)
+class _Behaviour:
+    """A row of LatentQA: what the subject reads, and the label of the questions about it."""
+
+    label: str
+    system: str | None = None
+    control_user: str | None = None
+    stimulus_user: str | None = None
+
+
+_ANSWERS = TypeAdapter(dict[str, list[tuple[str, str]]])
+_BEHAVIOURS = TypeAdapter(list[_Behaviour])
 
 
 def is_taught(text: str, kept_share: float) -> bool:
@@ -136,19 +151,20 @@ def latentqa_examples(folder: Path) -> Iterator[Example]:
     ``*qa.json`` maps a label to questions with answers; every other file lists rows with a label
     and what the subject reads: a system or control prompt, and the user's message.
     """
-    answers: dict[str, list] = {}
+    answers: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.glob("*qa.json")):
         with reading(path):
-            answers |= json.loads(path.read_bytes())
+            answers |= _ANSWERS.validate_json(path.read_bytes())
     if not answers:
         raise UserError(f"{folder} has no file *qa.json: give the folder with LatentQA's files.")
     for path in sorted(set(folder.glob("*.json")) - set(folder.glob("*qa.json"))):
         with reading(path):
-            for row in json.loads(path.read_bytes()):
-                parts = [row.get(key, "") for key in ("system", "control_user", "stimulus_user")]
-                text = "\n\n".join(part.strip() for part in parts if part)
-                for question, answer in answers.get(row["label"], []):
-                    yield Example("latentqa", text, question, answer)
+            rows = _BEHAVIOURS.validate_json(path.read_bytes())
+        for row in rows:
+            parts = (row.system, row.control_user, row.stimulus_user)
+            text = "\n\n".join(part.strip() for part in parts if part)
+            for question, answer in answers.get(row.label, []):
+                yield Example("latentqa", text, question, answer)
 
 
 def plain_texts(source: str, most: int) -> list[str]:

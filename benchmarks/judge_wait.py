@@ -18,6 +18,7 @@ from grpo_ao.checks import trainer_config
 from grpo_ao.config import TrainConfig, make_defaults
 from grpo_ao.judges.api import ApiJudge
 from grpo_ao.mini.probes import mini_probes
+from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
@@ -41,9 +42,9 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
     for name, parameter in oracle.model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     probes = mini_probes("train", 8 * STEPS, [(4,)], Positions.parse(config.positions))
-    fingerprint = model_fingerprint(config.model)
+    fingerprint, texts = model_fingerprint(config.model), SubjectTexts(oracle.tokenizer)
     store = ActivationStore.build(
-        folder / "activations", oracle.model, oracle.tokenizer, probes, fingerprint, batch_size=64
+        folder / "activations", oracle.model, texts, probes, fingerprint, batch_size=64
     )
     chat = ChatSettings(model="a-model", base_url=base_url, api_key_env=None)
     by_id = {probe.id: probe for probe in probes}

@@ -35,6 +35,7 @@ from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.confidences import answer_probability
 from grpo_ao.measuring.controls import CONTROLS, Control, control_table
 from grpo_ao.measuring.metrics import Columns, Confidence, stated
+from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
@@ -224,7 +225,7 @@ def measure(settings: Settings) -> Measured:
     store = ActivationStore.build(
         settings.output_dir / "activations",
         oracle.model,
-        oracle.tokenizer,
+        SubjectTexts(oracle.tokenizer),
         probes,
         model_fingerprint(settings.model),
     )

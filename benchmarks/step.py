@@ -38,7 +38,7 @@ from grpo_ao.oracle.activations import read_residuals
 from grpo_ao.oracle.ends import cut_at_end, end_token_ids
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, hidden_width, layer_index, unwrap
-from grpo_ao.oracle.loading import load_tokenizer
+from grpo_ao.oracle.loading import check_sources, load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
@@ -155,7 +155,7 @@ def make_8b(device: torch.device, divided: bool = False) -> PeftModel:
 def make_oracle(shape: str, device: torch.device, divided: bool = False) -> Oracle:
     if shape == "mini":
         base, adapter = MINI_WEIGHTS / "base", MINI_WEIGHTS / "oracle"
-        oracle = Oracle.from_pretrained(base, adapter, device, divided=divided)
+        oracle = Oracle.load(check_sources(base, adapter, device), divided=divided)
     else:
         # The mini world's tokenizer: what matters is how many tokens there are.
         model = make_8b(device, divided)

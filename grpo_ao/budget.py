@@ -13,9 +13,16 @@ from rich.table import Table
 
 from grpo_ao.config import TrainConfig
 from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
+from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.hub import resolve_files
-from grpo_ao.oracle.layers import hidden_width, num_decoder_layers
-from grpo_ao.oracle.loading import ADAPTER_FILES, adapter_config, load_config, meta_model
+from grpo_ao.oracle.layers import hidden_width
+from grpo_ao.oracle.loading import (
+    ADAPTER_FILES,
+    adapter_config,
+    load_config,
+    load_tokenizer,
+    meta_model,
+)
 from grpo_ao.prepare import probes_of_run
 from grpo_ao.probe import Positions
 from grpo_ao.run import CHECKED, SAMPLED_PROBES
@@ -48,9 +55,10 @@ class Work:
         return self.warm_start + self.checks + self.measured + self.grpo
 
 
-def work_of(config: TrainConfig, num_layers: int) -> Work:
+def work_of(config: TrainConfig) -> Work:
     """Count what a run of these flags does, from its question set."""
-    probes, benchmarks = probes_of_run(config, num_layers, terminal())
+    texts = SubjectTexts(load_tokenizer(config.model))
+    probes, benchmarks = probes_of_run(config, texts, terminal())
     train, heldout = [*probes.warm_start, *probes.grpo], probes.heldout
     validations = 1 + -(-config.max_steps // config.save_steps) if config.max_steps else 0
     samples = config.warm_start_samples if config.warm_start == "measured" else 1
@@ -151,7 +159,7 @@ def hours(config: TrainConfig, work: Work, times: Times) -> dict[str, float]:
 
 def show_budget(config: TrainConfig, times: Times | None) -> None:
     """Print the tables; hours only where times are given."""
-    work = work_of(config, num_decoder_layers(load_config(config.model)))
+    work = work_of(config)
     console = Console()
     console.print(work_table(work))
     console.print(bytes_table(config, work))

@@ -12,10 +12,10 @@ from grpo_ao.oracle.context import context_length
 from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
+    OracleSources,
     adapter_config,
     check_sources,
     load_config,
-    load_tokenizer,
 )
 from grpo_ao.oracle.merging import reason_not_plain
 from grpo_ao.oracle.spec import load_spec
@@ -30,8 +30,11 @@ from grpo_ao.tracking import check_destinations
 from grpo_ao.training.trl_args import grpo_config
 
 
-def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> None:
-    """Raise UserError for what is missing or does not fit; ``sharded`` is the base (FSDP)."""
+def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> OracleSources:
+    """Return what the oracle is loaded from; UserError for what is missing or does not fit.
+
+    ``sharded`` is the base (FSDP).
+    """
     check_processes(config, processes.count)
     if sharded:
         check_sharded(config, processes.count)
@@ -45,10 +48,14 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Non
             "--rollout transformers."
         )
     check_rollouts(config, config.model, [config.oracle_lora_path], processes.count)
-    adapter = resolve_files(config.oracle_lora_path, ADAPTER_FILES)
     if config.subject_lora is not None:
         check_subject(config.model, config.subject_lora)
-    check_sources(config.model, adapter, processes.device, load_in_4bit=config.load_in_4bit)
+    return check_sources(
+        config.model,
+        config.oracle_lora_path,
+        processes.device,
+        load_in_4bit=config.load_in_4bit,
+    )
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:
@@ -178,7 +185,7 @@ def check_sharded(config: TrainConfig, processes: int) -> None:
         )
 
 
-def warnings_of(config: TrainConfig, layers: Iterable[Layers]) -> list[str]:
+def warnings_of(config: TrainConfig, sources: OracleSources, layers: Iterable[Layers]) -> list[str]:
     """Return a sentence for each setting that is allowed and probably not wanted."""
     found = []
     if config.reward is None and config.calibration_lambda > 0.5:
@@ -190,11 +197,11 @@ def warnings_of(config: TrainConfig, layers: Iterable[Layers]) -> list[str]:
         )
     if (notice := check_destinations(config.report_to)) is not None:
         found.append(notice)
-    if writes_the_date(load_tokenizer(config.model)):
+    if writes_the_date(sources.tokenizer):
         found.append(
             f"the chat template of {config.model} writes today's date, so that activations are "
             "others tomorrow: a run that is killed can be resumed today alone."
         )
-    if (unknown := load_spec(config.oracle_lora_path).warning_of(layers)) is not None:
+    if (unknown := sources.spec.warning_of(layers)) is not None:
         found.append(unknown)
     return found

@@ -18,22 +18,22 @@ from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.reading import Controlled, Controls
+from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.hub import adapter_names, resolve_files
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
-    check_adapter,
-    load_config,
-    load_tokenizer,
-    meta_model,
+    OracleSources,
+    check_sources,
+    choose_device,
 )
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
-from grpo_ao.oracle.store import ActivationStore, model_fingerprint
-from grpo_ao.oracle.subject import check_subject, with_subject
+from grpo_ao.oracle.store import SubjectReader, model_fingerprint
+from grpo_ao.oracle.subject import check_subject
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
+from grpo_ao.oracle.vllm.client import start_vllm
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.load import ProbeLimits, probes_of_items, readable
@@ -61,14 +61,17 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     subjects = adapter_names(config.subject_lora)
     for subject in subjects.values():
         check_subject(config.model, subject)
-    probes = _probes(config, [*adapters.values()], [*subjects] or [""], console)
-    digests = {name: _adapter_digest(config.model, path) for name, path in adapters.items()}
-    digests |= {f"of subject {n}": _adapter_digest(config.model, p) for n, p in subjects.items()}
+    device = choose_device(None)
+    sources = [check_sources(config.model, path, device) for path in adapters.values()]
+    texts = SubjectTexts(sources[0].tokenizer)
+    probes = _probes(config, texts, sources, [*subjects] or [""], console)
+    digests = {name: _digest(path) for name, path in adapters.items()}
+    digests |= {f"of subject {name}": _digest(path) for name, path in subjects.items()}
     folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
-    oracle = Oracle.from_pretrained(config.model, config.oracle_lora_path)
-    table = _table(config, oracle, probes, subjects, progress)
+    oracle = Oracle.load(sources[0])
+    table = _table(config, oracle, probes, texts, subjects, progress)
     engine = _engine(config, oracle, table)
     answers, controlled = {}, {}
     for name, adapter in adapters.items():
@@ -98,13 +101,16 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _probes(
-    config: EvalConfig, adapters: Sequence[str], subjects: Sequence[str], console: Console
+    config: EvalConfig,
+    texts: SubjectTexts,
+    sources: Sequence[OracleSources],
+    subjects: Sequence[str],
+    console: Console,
 ) -> list[Probe]:
-    tokenizer = load_tokenizer(config.model)
     all_limits = [
-        ProbeLimits.of(tokenizer, config.model, path, config.max_new_tokens) for path in adapters
+        ProbeLimits.of(texts, config.model, of.adapter, config.max_new_tokens) for of in sources
     ]
-    num_layers = num_decoder_layers(load_config(config.model))
+    num_layers = num_decoder_layers(sources[0].config)
     layers = all_limits[0].spec.layers(num_layers, config.layers, config.layer_percents)
     for warning in filter(None, (limits.spec.warning_of(layers) for limits in all_limits)):
         console.print(headed("warning:", warning))
@@ -123,25 +129,17 @@ def _table(
     config: EvalConfig,
     oracle: Oracle,
     probes: Sequence[Probe],
+    texts: SubjectTexts,
     subjects: Mapping[str, str],
     progress: PhaseProgress,
 ) -> ProbeTable:
     """Read each subject's probes, which lie one behind the other."""
+    base, folder = model_fingerprint(config.model), config.output_dir.parent / "activations"
+    reader = SubjectReader(oracle.model, texts, base, folder, progress, Processes())
     vectors = []
     for name, adapter in (subjects or {"": None}).items():
         own = [probe for probe in probes if probe.subject == name]
-        texts = len({probe.text for probe in own})
-        attached = with_subject(oracle.model, adapter, name)
-        with attached, progress.phase(f"activations {name}".strip(), texts) as bar:
-            store = ActivationStore.build(
-                config.output_dir.parent / "activations",
-                oracle.model,
-                oracle.tokenizer,
-                own,
-                model_fingerprint(config.model),
-                progress=bar.to,
-            )
-            bar.to(texts)
+        store = reader.read(f"activations {name}".strip(), own, adapter, name)
         vectors += [store.vectors(probe.id) for probe in own]
     return ProbeTable.of_vectors(oracle, probes, vectors)
 
@@ -151,11 +149,9 @@ def _engine(config: EvalConfig, oracle: Oracle, table: ProbeTable) -> RolloutEng
     if config.rollout == "transformers":
         return None
     # A control asks whether an answer is right, which it repeats.
-    longest = max(len(prompt.input_ids) for prompt in table.prompts) + config.max_new_tokens
-    length = longest + _TRUTH_TOKENS + config.max_new_tokens
-    if config.vllm_servers:
-        return ServerRollouts(oracle, config.vllm_servers[0], length)
-    return VllmRollouts(oracle, config.vllm_gpu_memory, length, config.vllm)
+    room = config.max_new_tokens + _TRUTH_TOKENS + config.max_new_tokens
+    server = config.vllm_servers[0] if config.vllm_servers else None
+    return start_vllm(oracle, table.prompts, room, server, config.vllm_gpu_memory, config.vllm)
 
 
 def _ask(
@@ -198,12 +194,10 @@ def _controlled(
         return controls.controlled()
 
 
-def _adapter_digest(model: str, adapter: str) -> str:
-    """Check that the adapter fits the model; return a hash of its weights."""
-    folder = resolve_files(adapter, ADAPTER_FILES)
-    check_adapter(model, meta_model(load_config(model)), folder)
+def _digest(adapter: str) -> str:
+    """Hash an adapter's weights."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("adapter_model.*")):
+    for path in sorted(resolve_files(adapter, ADAPTER_FILES).glob("adapter_model.*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -15,18 +15,20 @@ from grpo_ao.judges.factory import with_cache
 from grpo_ao.judges.limits import tried_judge
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import check_references
+from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.hub import adapter_name
 from grpo_ao.oracle.layers import num_decoder_layers
-from grpo_ao.oracle.loading import load_config, load_tokenizer
+from grpo_ao.oracle.loading import OracleSources, load_config
 from grpo_ao.oracle.turn import template_digest
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.division import few_texts, shortage
 from grpo_ao.probes.load import (
+    Asked,
     ProbeLimits,
+    ProbeLoader,
     RunProbes,
     data_digest,
-    load_probes,
     probes_of_items,
     readable,
 )
@@ -47,6 +49,8 @@ class Prepared:
     processes: Processes
     console: Console
     sharded: bool
+    sources: OracleSources
+    texts: SubjectTexts
     probes: RunProbes
     benchmarks: list[Probe]
     judge: CheckedJudge | None
@@ -61,13 +65,13 @@ def prepare(config: TrainConfig) -> Prepared:
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None
         judge = None if config.judge == "local" else tried_judge(config)
-        check_start(config, processes, sharded)
-        num_layers = num_decoder_layers(load_config(config.model))
-        probes, benchmarks = probes_of_run(config, num_layers, console)
+        sources = check_start(config, processes, sharded)
+        texts = SubjectTexts(sources.tokenizer)
+        probes, benchmarks = probes_of_run(config, texts, console)
         everything = [*chain(*probes)]
         if config.judge == "reference":
             check_references(everything)
-        warnings = warnings_of(config, {probe.layers for probe in everything})
+        warnings = warnings_of(config, sources, {probe.layers for probe in everything})
         for warning in [*warnings, *_shortages(config, probes)]:
             console.print(headed("warning:", warning))
         if config.push_to_hub is not None and processes.is_main:
@@ -75,8 +79,9 @@ def prepare(config: TrainConfig) -> Prepared:
         if judge is not None:
             judge = with_cache(judge, grades_file(config))
         if folder is not None:
-            _record(config, folder, probes, benchmarks, judge)
-    return Prepared(processes, console, sharded, probes, benchmarks, judge)
+            data = _digests(probes, benchmarks, texts)
+            _record(config, folder, data, judge)
+    return Prepared(processes, console, sharded, sources, texts, probes, benchmarks, judge)
 
 
 def grades_file(config: TrainConfig) -> Path:
@@ -98,28 +103,22 @@ def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
 
 
 def probes_of_run(
-    config: TrainConfig, num_layers: int, console: Console
+    config: TrainConfig, texts: SubjectTexts, console: Console
 ) -> tuple[RunProbes, list[Probe]]:
     """Return the probes of each stage, and those of the benchmarks."""
-    tokenizer = load_tokenizer(config.model)
-    warm_start, grpo = questions_asked(config)
-    limits = ProbeLimits.of(tokenizer, config.model, config.oracle_lora_path, config.max_new_tokens)
+    limits = ProbeLimits.of(texts, config.model, config.oracle_lora_path, config.max_new_tokens)
+    num_layers = num_decoder_layers(load_config(config.model))
     layers = limits.spec.layers(num_layers, config.layers, config.layer_percents)
-    probes = load_probes(
-        config.questions,
+    loader = ProbeLoader(
         limits,
         layers,
         Positions.parse(config.positions),
-        warm_start,
-        grpo,
-        config.validation_probes,
-        config.eval_probes,
-        heldout_questions=config.heldout,
-        train_texts=config.num_prompts,
-        strict=config.strict,
-        strict_positions=config.strict_positions,
-        report=console.print,
+        config.strict,
+        config.strict_positions,
+        console.print,
     )
+    asked = Asked(*questions_asked(config), config.validation_probes, config.eval_probes)
+    probes = loader.load(config.questions, asked, config.heldout, config.num_prompts)
     probes = RunProbes._make(_of_subject(config, found) for found in probes)
     if not config.benchmarks:
         return probes, []
@@ -146,20 +145,19 @@ def suite_of(config: TrainConfig) -> Suite:
     return "mini" if config.questions == "mini" else "paper"
 
 
+def _digests(probes: RunProbes, benchmarks: Sequence[Probe], texts: SubjectTexts) -> dict[str, str]:
+    data = {name: data_digest(found) for name, found in probes._asdict().items()}
+    data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
+    return data | {"chat template": template_digest(texts.tokenizer)}
+
+
 def _record(
-    config: TrainConfig,
-    folder: RunFolder,
-    probes: RunProbes,
-    benchmarks: Sequence[Probe],
-    judge: CheckedJudge | None,
+    config: TrainConfig, folder: RunFolder, data: dict[str, str], judge: CheckedJudge | None
 ) -> None:
     free = changeable_names(TrainConfig)
     # A value that stopped the run before GRPO can be mended without losing the warm start.
     if not any((folder.path / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")):
         free |= {"trl"}
-    data = {name: data_digest(found) for name, found in probes._asdict().items()}
-    data |= {"benchmarks": data_digest(benchmarks)} if benchmarks else {}
-    data["chat template"] = template_digest(load_tokenizer(config.model))
     defaults = dataclasses.asdict(TrainConfig())
     folder.write_record(dataclasses.asdict(config), data, free, defaults)
     if judge is not None:

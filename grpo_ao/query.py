@@ -20,10 +20,9 @@ from grpo_ao.files import (
     read_jsonl,
 )
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.inputs import read_texts, written_prompts
 from grpo_ao.oracle.layers import num_decoder_layers
-from grpo_ao.oracle.loading import ADAPTER_FILES, load_config, load_tokenizer
+from grpo_ao.oracle.loading import OracleSources, check_sources, choose_device, load_config
 from grpo_ao.oracle.oracle import Oracle, OracleAnswer
 from grpo_ao.oracle.spec import load_spec
 from grpo_ao.oracle.subject import check_subject
@@ -54,12 +53,13 @@ class Whom(NamedTuple):
 def ask(request: AskConfig) -> None:
     """Answer the question, or those of the input's rows, in print or in the output file."""
     whom, rows = _whom(request), _rows(request)
-    _check(whom, rows)
+    sources = check_sources(whom.model, whom.adapter, choose_device(None))
+    _check(whom, rows, sources)
     if request.output is not None:
         rows = rows[_answered(request.output, rows) :]
     if not rows:
         return
-    oracle = Oracle.from_pretrained(whom.model, whom.adapter)
+    oracle = Oracle.load(sources)
     for first in range(0, len(rows), _CHUNK):
         part = rows[first : first + _CHUNK]
         answers = oracle.ask(
@@ -87,8 +87,7 @@ def _whom(request: AskConfig) -> Whom:
         positions = settings["positions"]
         subject = subject or settings.get("subject_lora")
     model = str(local_base(model))
-    spec = load_spec(resolve_files(adapter, ADAPTER_FILES))
-    layers = spec.middle_layers(num_decoder_layers(load_config(model)))
+    layers = load_spec(adapter).middle_layers(num_decoder_layers(load_config(model)))
     if request.layers is not None:
         layers = parse_layers(request.layers)
     if subject is not None:
@@ -122,15 +121,14 @@ def _sound(row: Any, name: str) -> Row:
     return row
 
 
-def _check(whom: Whom, rows: Sequence[Row]) -> None:
+def _check(whom: Whom, rows: Sequence[Row], sources: OracleSources) -> None:
     """Refuse what cannot be read or asked before the model's weights are loaded."""
-    tokenizer, config = load_tokenizer(whom.model), load_config(whom.model)
-    spec = load_spec(resolve_files(whom.adapter, ADAPTER_FILES))
+    tokenizer, config = sources.tokenizer, sources.config
     read = read_texts(
         tokenizer, config, [row["text"] for row in rows], [whom.positions] * len(rows)
     )
     written_prompts(
-        *(tokenizer, config, spec, whom.layers),
+        *(tokenizer, config, sources.spec, whom.layers),
         [len(reading.where) * len(whom.layers) for reading in read],
         [row["question"] for row in rows],
         _MAX_NEW_TOKENS,

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -36,11 +36,9 @@ from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import RolloutEngine
-from grpo_ao.oracle.sharding import is_sharded, together
-from grpo_ao.oracle.store import ActivationStore, model_fingerprint
-from grpo_ao.oracle.subject import with_subject
+from grpo_ao.oracle.store import SubjectReader, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.oracle.vllm.client import ServerRollouts, VllmRollouts
+from grpo_ao.oracle.vllm.client import start_vllm
 from grpo_ao.oracle.vllm.weights import lora_factors
 from grpo_ao.prepare import Prepared, grades_file, prepare, suite_of
 from grpo_ao.probe import Probe
@@ -128,13 +126,7 @@ class Run:
         self.progress = PhaseProgress(self.console)
         self.monitor: Monitor | None = None  # of GRPO, in the main process
         self.stopwatch = Stopwatch(self.folder / "run.json", started)
-        self.oracle = Oracle.from_pretrained(
-            config.model,
-            config.oracle_lora_path,
-            self.processes.device,
-            load_in_4bit=config.load_in_4bit,
-            divided=prepared.sharded,
-        )
+        self.oracle = Oracle.load(prepared.sources, divided=prepared.sharded)
         make_trainable(self.oracle)
         spec = self.oracle.spec
         read = spec.layers(self.oracle.num_layers, config.layers, config.layer_percents)
@@ -142,15 +134,23 @@ class Run:
         base = model_fingerprint(config.model)
         self.judge = prepared.judge or self._local_judge(base)
         probes = prepared.probes
-        table = self._table("training", [*probes.warm_start, *probes.grpo], base)
+        reader = SubjectReader(
+            self.oracle.model,
+            prepared.texts,
+            base,
+            self.folder.parent / "activations",
+            self.progress,
+            self.processes,
+        )
+        table = self._table(reader, "training", [*probes.warm_start, *probes.grpo])
         self.wrong, self.train_table = with_wrong_activations(table, config.wrong_activations)
         self.warm_start_rows = range(len(probes.warm_start))
         self.grpo_rows = range(len(probes.warm_start), len(table))
-        self.validation_table = self._table("validation", probes.validation, base)
-        self.heldout_table = self._table("held-out", probes.heldout, base)
+        self.validation_table = self._table(reader, "validation", probes.validation)
+        self.heldout_table = self._table(reader, "held-out", probes.heldout)
         self.benchmark_table = None
         if prepared.benchmarks:
-            self.benchmark_table = self._table("benchmark", prepared.benchmarks, base)
+            self.benchmark_table = self._table(reader, "benchmark", prepared.benchmarks)
         if config.rollout == "vllm":
             lora_factors(self.oracle.model)  # refuses an adapter that it could not merge later
         if config.vllm_servers:
@@ -163,34 +163,13 @@ class Run:
             record_judge(self.folder, judge.identity)
         return judge
 
-    def _table(self, name: str, probes: Sequence[Probe], base: str) -> ProbeTable:
-        texts = len({probe.text for probe in probes})
-        attached = with_subject(self.oracle.model, self.config.subject_lora)
-        with attached, self.progress.phase(f"activations of {name} texts", texts) as bar:
-            if is_sharded(self.oracle.model):
-                # The others take part in the passes of the main process, and wait afterwards.
-                with together(self.oracle.model):
-                    if self.processes.is_main:
-                        self._store(probes, base, bar.to)
-            # The main process reads the subject; the others find the store and open it.
-            with self.processes.main_first():
-                store = self._store(probes, base, bar.to)
-                if self.processes.is_main:
-                    record_activations(self.folder, name, store.path.stem)
-            bar.to(texts)
+    def _table(self, reader: SubjectReader, name: str, probes: Sequence[Probe]) -> ProbeTable:
+        phase = f"activations of {name} texts"
+        store = reader.read(phase, probes, self.config.subject_lora)
+        with self.processes.main_first():
+            if self.processes.is_main:
+                record_activations(self.folder, name, store.path.stem)
         return ProbeTable.build(self.oracle, probes, store)
-
-    def _store(
-        self, probes: Sequence[Probe], base: str, progress: Callable[[int], None]
-    ) -> ActivationStore:
-        return ActivationStore.build(
-            self.folder.parent / "activations",
-            self.oracle.model,
-            self.oracle.tokenizer,
-            probes,
-            base,
-            progress=progress,
-        )
 
     # Measuring
 
@@ -431,11 +410,15 @@ class Run:
         config = self.config
         if config.rollout == "transformers":
             return self.oracle
-        longest = max(len(prompt.input_ids) for prompt in self.train_table.prompts)
-        length = longest + config.max_new_tokens
-        if config.vllm_servers:
-            return ServerRollouts(self.oracle, config.vllm_servers[self.processes.index], length)
-        return VllmRollouts(self.oracle, config.vllm_gpu_memory, length, config.vllm)
+        server = config.vllm_servers[self.processes.index] if config.vllm_servers else None
+        return start_vllm(
+            self.oracle,
+            self.train_table.prompts,
+            config.max_new_tokens,
+            server,
+            config.vllm_gpu_memory,
+            config.vllm,
+        )
 
     @cached_property
     def reporter(self) -> Reporter:

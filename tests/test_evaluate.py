@@ -21,7 +21,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.evaluate import evaluate
 from grpo_ao.files import MINI_WEIGHTS, read_jsonl
 from grpo_ao.measuring import ask as asking
-from grpo_ao.oracle.activations import extract_activations
+from grpo_ao.oracle.activations import SubjectTexts, extract_activations
 from grpo_ao.oracle.hub import adapter_names
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.loading import load_tokenizer
@@ -141,7 +141,7 @@ def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_load
 
 
 def context(positions: int) -> ProbeLimits:
-    return ProbeLimits(tiny_tokenizer(), OracleSpec(), positions, max_new_tokens=8)
+    return ProbeLimits(SubjectTexts(tiny_tokenizer()), OracleSpec(), positions, max_new_tokens=8)
 
 
 def test_an_item_that_does_not_fit_into_one_of_the_oracles_is_left_out_and_said(capsys):
@@ -189,9 +189,9 @@ def no_figures(monkeypatch):
 
 
 def count_loads(monkeypatch) -> list:
-    loads, load = [], Oracle.from_pretrained
+    loads, load = [], Oracle.load
     counted = lambda *given, **more: loads.append(given) or load(*given, **more)  # noqa: E731
-    monkeypatch.setattr(Oracle, "from_pretrained", counted)
+    monkeypatch.setattr(Oracle, "load", counted)
     return loads
 
 
@@ -297,7 +297,7 @@ def test_each_subject_is_asked_for_its_own_word(tmp_path, few_draws, no_figures)
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(Oracle, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Oracle, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="there is no layer 8: the model has layers 0 to 7"):
         evaluate(flags(tmp_path, layers=("2", "8")))
 
@@ -315,7 +315,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_model_is_loaded(tmp_
     other = Qwen3Config(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, head_dim=8)  # fmt: skip
     add_adapter(Qwen3ForCausalLM(other)).save_pretrained(str(tmp_path / "misfit"))
-    monkeypatch.setattr(Oracle, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Oracle, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="does not fit the base model"):
         evaluate(flags(tmp_path, compare=(str(tmp_path / "misfit"),)))
     assert not (tmp_path / "out").exists()
@@ -339,7 +339,7 @@ def test_an_oracle_that_states_nothing_is_measured_by_the_rest(
 
 
 def test_an_evaluation_without_vllm_is_refused_before_a_model_is_loaded(monkeypatch):
-    monkeypatch.setattr(Oracle, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Oracle, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(SystemExit, match=r"^error: --rollout vllm needs vLLM, which is not"):
         main(["evaluate", "--preset", "mini", "--rollout", "vllm"])
 

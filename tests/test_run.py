@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from grpo_ao.checks import warnings_of
 from grpo_ao.cli import main
-from grpo_ao.config import MINI_WEIGHTS, make_defaults
+from grpo_ao.config import MINI_WEIGHTS, TrainConfig, make_defaults
+from grpo_ao.oracle.loading import OracleSources, check_sources
 
 ADAPTER = MINI_WEIGHTS / "oracle"
 # The smallest run: what it would train is not the question here.
@@ -216,10 +217,14 @@ def test_a_destination_without_its_package(tmp_path, no_load, monkeypatch, desti
 # Warnings
 
 
+def sources_of(config: TrainConfig) -> OracleSources:
+    return check_sources(config.model, config.oracle_lora_path, torch.device("cpu"))
+
+
 def test_a_lambda_above_one_half_is_warned_of():
     config = make_defaults("mini", None)
-    assert warnings_of(config, [(4,)]) == []
-    (warning,) = warnings_of(replace(config, calibration_lambda=0.8), [(4,)])
+    assert warnings_of(config, sources_of(config), [(4,)]) == []
+    (warning,) = warnings_of(replace(config, calibration_lambda=0.8), sources_of(config), [(4,)])
     # d reward / d informativeness = 1 - 2 lambda (informativeness - confidence) < 0
     assert "by more than 0.62 loses reward" in warning
 
@@ -229,8 +234,8 @@ def test_layers_that_the_adapter_does_not_know_are_warned_of(adapter):
     spec["act_layer_combinations"] = [[2], [4], [6]]
     (adapter / "ao_config.json").write_text(json.dumps(spec))
     config = replace(make_defaults("mini", None), oracle_lora_path=str(adapter))
-    assert warnings_of(config, [(2,), (4,)]) == []
-    (warning,) = warnings_of(config, [(2,), (3,), (4, 6)])
+    assert warnings_of(config, sources_of(config), [(2,), (4,)]) == []
+    (warning,) = warnings_of(config, sources_of(config), [(2,), (3,), (4, 6)])
     assert "trained to read layers 2 or 4 or 6, but 3 or 4,6 is read" in warning
 
 

@@ -7,7 +7,7 @@ from itertools import count as counted
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import ask
 from grpo_ao.mini.world import make_message, split_of_message
-from grpo_ao.probe import Layers, Positions, Probe, Split, kept_for_calibration, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, kept_for_calibration
 
 # Worlds: of each split's probes, of the benchmarks, and of what the mini oracle was taught.
 _SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
@@ -38,7 +38,7 @@ def mini_probes(
         rng = random.Random(f"questions {message.text}")
         questions = ask(message, rng, wordings)
         for question in rng.sample(questions, min(per_text, len(questions))):
-            drawn = layers[int(unit_draw("layer", message.text, question.text) * len(layers))]
+            drawn = drawn_from(layers, "layer", message.text, question.text)
             probe = Probe(
                 message.text,
                 question.text,

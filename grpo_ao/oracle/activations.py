@@ -20,7 +20,7 @@ from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.subject import SUBJECT, subject_of
 from grpo_ao.oracle.turn import shown, user_turn
-from grpo_ao.probe import Layers, Positions
+from grpo_ao.probe import Layers, Positions, Probe
 
 BATCH_TOKENS = 16_384
 # Where attention is not fused its scores lie in memory: rows x longest^2 for each head.
@@ -83,6 +83,24 @@ def select_positions(
     except UserError as error:
         raise UserError(f"cannot read {shown(text)}: {error}") from error
     return chosen
+
+
+class SubjectTexts(dict[str, list[int]]):
+    """Texts and their tokens as the subject reads them: each is tokenised once, when asked for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def __missing__(self, text: str) -> list[int]:
+        """Tokenise a text that is asked for the first time."""
+        self[text] = subject_token_ids(self.tokenizer, text)
+        return self[text]
+
+    def positions_read(self, probe: Probe, strict: bool = False) -> range:
+        """Return the positions that a probe reads: see ``select_positions``."""
+        where, text = probe.positions, probe.text
+        return select_positions(self.tokenizer, self[text], where, text, strict)
 
 
 def characters_read(

@@ -1,5 +1,7 @@
 """Load a base model with an oracle adapter on it, with every check that can come first."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
-from grpo_ao.oracle.spec import load_spec
+from grpo_ao.oracle.spec import OracleSpec, load_spec
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -119,7 +121,8 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
             f"{misfit}: its weights have other shapes than its config (rank {config.r}) and the "
             f"model give ({_first_mismatch(error)})."
         ) from error
-    except Exception as error:  # a value of another type, a pattern that is none, ...
+    # A value of another type, a pattern that is none, modules that the model lacks.
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise UserError(f"{misfit}: {first_line(error)}.") from error
     # The skeleton lacks the weights of the base as well.
     if missing := [name for name in result.missing_keys if "lora_" in name]:
@@ -166,53 +169,60 @@ def _first_mismatch(error: Exception) -> str:
     return (lines or [first_line(error)])[0].rstrip(".")
 
 
+@dataclass(frozen=True)
+class OracleSources:
+    """A base model and an adapter that make an oracle on a device, and what was read to know it."""
+
+    base: str | Path
+    adapter: Path
+    device: torch.device
+    revision: str | None
+    load_in_4bit: bool
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    spec: OracleSpec
+
+
 def check_sources(
-    base: str | Path,
-    adapter: Path,
-    device: torch.device,
-    revision: str | None = None,
-    load_in_4bit: bool = False,
-) -> None:
-    """Raise, in one sentence, unless base and adapter make an oracle on this device.
-
-    Nothing but the base's weights is read: its config and tokenizer, the adapter, its spec.
-    """
-    if load_in_4bit:
-        check_4bit(device)
-    config = load_config(base, revision)
-    skeleton = meta_model(config)
-    check_fits_device(base, skeleton, device)
-    check_adapter(base, skeleton, adapter)
-    spec, num_layers = load_spec(adapter), num_decoder_layers(config)
-    check_layer(num_layers, spec.hook_onto_layer)
-    tokenizer = load_tokenizer(base, revision)
-    build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
-
-
-def load_peft_model(
     base: str | Path,
     adapter: str | Path,
     device: torch.device,
-    dtype: torch.dtype,
     revision: str | None = None,
     load_in_4bit: bool = False,
-    divided: bool = False,
-) -> PeftModel:
-    """Load base and adapter (as ``default``, not trainable), checked before the base's weights.
+) -> OracleSources:
+    """Raise, in one sentence, unless base and adapter make an oracle on this device.
+
+    All but the base's weights is read: its config and tokenizer, the adapter, its spec.
+    """
+    if load_in_4bit:
+        check_4bit(device)
+    folder = resolve_files(adapter, ADAPTER_FILES)
+    config = load_config(base, revision)
+    skeleton = meta_model(config)
+    check_fits_device(base, skeleton, device)
+    check_adapter(base, skeleton, folder)
+    spec, num_layers = load_spec(folder), num_decoder_layers(config)
+    check_layer(num_layers, spec.hook_onto_layer)
+    tokenizer = load_tokenizer(base, revision)
+    build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
+    return OracleSources(base, folder, device, revision, load_in_4bit, config, tokenizer, spec)
+
+
+def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -> PeftModel:
+    """Load base and adapter (as ``default``, not trainable).
 
     The base is divided over the processes if ``divided`` (see ``sharding``): it is loaded into the
     CPU's memory first.
     """
-    adapter_folder = resolve_files(adapter, ADAPTER_FILES)
-    check_sources(base, adapter_folder, device, revision, load_in_4bit)
-    quantization = nf4(dtype) if load_in_4bit else None
+    device = sources.device
+    quantization = nf4(dtype) if sources.load_in_4bit else None
     first = torch.device("cpu") if divided else device
-    model = load_base(base, revision, dtype, first, quantization)
+    model = load_base(sources.base, sources.revision, dtype, first, quantization)
     if divided:
         shard_base(model, device)
-    oracle = PeftModel.from_pretrained(model, str(adapter_folder)).eval()
+    oracle = PeftModel.from_pretrained(model, str(sources.adapter)).eval()
     # What is saved from here on belongs to the base that it was trained on.
-    oracle.peft_config["default"].base_model_name_or_path = str(base)
+    oracle.peft_config["default"].base_model_name_or_path = str(sources.base)
     return oracle
 
 

@@ -31,10 +31,11 @@ from grpo_ao.oracle.inputs import (
 from grpo_ao.oracle.layers import decoder_layers, hidden_width, unwrap
 from grpo_ao.oracle.loading import (
     ADAPTER_FILES,
+    OracleSources,
+    check_sources,
     choose_device,
     default_dtype,
     load_peft_model,
-    load_tokenizer,
 )
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
@@ -96,12 +97,10 @@ class Oracle:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         load_in_4bit: bool = False,
-        divided: bool = False,
     ) -> "Oracle":
         """Load an oracle from local folders or Hub ids; the base from a ``.gguf`` file, too.
 
-        ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only),
-        ``divided`` divides its weights over the processes of a run (``sharding``). By default the
+        ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only). By default the
         device is a GPU where there is one, and the dtype bfloat16 there and float32 on a CPU.
         Raises UserError, before the base's weights are loaded, for a folder or Hub id that cannot
         be read, an adapter that does not fit the base (modules, rank, width), a tokenizer that
@@ -109,14 +108,19 @@ class Oracle:
         and 4 bits without a GPU or bitsandbytes.
         """
         base = local_base(base)
-        device = choose_device(device)
-        dtype = default_dtype(device) if dtype is None else dtype
-        adapter_folder = resolve_files(adapter, ADAPTER_FILES)
-        spec = load_spec(adapter_folder)
-        model = load_peft_model(
-            base, adapter_folder, device, dtype, revision, load_in_4bit, divided
-        )
-        return cls(model, load_tokenizer(base, revision), spec)
+        sources = check_sources(base, adapter, choose_device(device), revision, load_in_4bit)
+        return cls.load(sources, dtype)
+
+    @classmethod
+    def load(
+        cls, sources: OracleSources, dtype: torch.dtype | None = None, divided: bool = False
+    ) -> "Oracle":
+        """Load an oracle whose sources were checked.
+
+        ``divided`` divides the base's weights over the processes of a run (``sharding``).
+        """
+        dtype = default_dtype(sources.device) if dtype is None else dtype
+        return cls(load_peft_model(sources, dtype, divided), sources.tokenizer, sources.spec)
 
     @classmethod
     def mini(cls) -> "Oracle":

@@ -120,12 +120,12 @@ class OracleSpec:
 _KEYS = tuple(name for name in OracleSpec.__dataclass_fields__ if name != "other")
 
 
-def load_spec(adapter: str | Path, revision: str | None = None) -> OracleSpec:
+def load_spec(adapter: str | Path) -> OracleSpec:
     """Read ``ao_config.json`` of a local folder or Hub id; the defaults where there is none.
 
     A key that is absent has its default; a key of the wrong type is an error.
     """
-    path = resolve_files(adapter, [SPEC_FILE, "adapter_config.json"], revision) / SPEC_FILE
+    path = resolve_files(adapter, [SPEC_FILE, "adapter_config.json"]) / SPEC_FILE
     if not path.is_file():
         warnings.warn(
             f"{adapter} has no {SPEC_FILE}: it is taken for a public oracle, injected at layer 1 "

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
@@ -11,27 +12,30 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import written_whole
-from grpo_ao.oracle.activations import Read, read_residuals, select_positions, subject_token_ids
+from grpo_ao.oracle.activations import Read, SubjectTexts, read_residuals
 from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import unwrap
-from grpo_ao.oracle.subject import subject_digest, subject_of
+from grpo_ao.oracle.sharding import is_sharded, together
+from grpo_ao.oracle.subject import subject_digest, subject_of, with_subject
 from grpo_ao.probe import Probe, stable_hash
+from grpo_ao.processes import Processes
+from grpo_ao.tracking import PhaseProgress
 
 _FORMAT = "grpo_ao.activations.3"
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 _log = logging.getLogger(__name__)
 
 
-def model_fingerprint(model_name_or_path: str | Path, revision: str | None = None) -> str:
+def model_fingerprint(model_name_or_path: str | Path) -> str:
     """Identify a model's weights: Hub id and commit, or a hash of a local folder's files.
 
     The hash is of name, size and SHA-256 of each weight file and of ``config.json``.
     """
-    folder = resolve_files(model_name_or_path, ["config.json"], revision)
+    folder = resolve_files(model_name_or_path, ["config.json"])
     if not Path(model_name_or_path).is_dir():
         return f"{model_name_or_path}@{folder.name}"
     files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
@@ -62,7 +66,7 @@ class ActivationStore:
         cls,
         folder: str | Path,
         model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
+        texts: SubjectTexts,
         probes: Sequence[Probe],
         model_fingerprint: str,
         batch_size: int = 256,
@@ -87,11 +91,8 @@ class ActivationStore:
                 f"'{subject_of(model)}'."
             )
         entries = {_key(probe): probe for probe in probes}
-        tokens = {p.text: subject_token_ids(tokenizer, p.text) for p in entries.values()}
-        reads = {
-            key: (p.layers, select_positions(tokenizer, tokens[p.text], p.positions, p.text))
-            for key, p in entries.items()
-        }
+        tokens = {p.text: texts[p.text] for p in entries.values()}
+        reads = {key: (p.layers, texts.positions_read(p)) for key, p in entries.items()}
         fingerprint = _fingerprint(
             [model_fingerprint, *_number_format(model), *subject_digest(model)],
             entries,
@@ -112,6 +113,42 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+@dataclass(frozen=True)
+class SubjectReader:
+    """Reads the subject's activations into stores in ``folder``.
+
+    ``base`` is the base model's fingerprint. Where processes share the model, the main one reads,
+    and the others open what it wrote.
+    """
+
+    model: PeftModel
+    texts: SubjectTexts
+    base: str
+    folder: Path
+    progress: PhaseProgress
+    processes: Processes
+
+    def read(
+        self, phase: str, probes: Sequence[Probe], adapter: str | None = None, name: str = ""
+    ) -> ActivationStore:
+        """Return the store of these probes; the subject has this adapter (``with_subject``)."""
+        count = len({probe.text for probe in probes})
+        with with_subject(self.model, adapter, name), self.progress.phase(phase, count) as bar:
+            if is_sharded(self.model):
+                # The others take part in the passes of the main process, and wait afterwards.
+                with together(self.model):
+                    if self.processes.is_main:
+                        self._store(probes, bar.to)
+            with self.processes.main_first():
+                store = self._store(probes, bar.to)
+            bar.to(count)
+        return store
+
+    def _store(self, probes: Sequence[Probe], progress: Callable[[int], None]) -> ActivationStore:
+        given = (self.folder, self.model, self.texts, probes, self.base)
+        return ActivationStore.build(*given, progress=progress)
 
 
 def _key(probe: Probe) -> str:

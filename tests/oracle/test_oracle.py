@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle import sources
+from grpo_ao.oracle import hub
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.oracle import Oracle
@@ -295,7 +295,7 @@ def test_an_adapter_config_of_which_none_can_be_made_is_one_sentence(saved_witho
 def test_a_model_of_the_hub_is_loaded_from_the_folder_that_it_was_fetched_to(saved, monkeypatch):
     base, adapter = saved
     fetched = {"me/base": base, "me/oracle": adapter}
-    monkeypatch.setattr(sources, "snapshot_download", lambda name, **_: str(fetched[name]))
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(fetched[name]))
     # By its id nothing is found here, and without a network not even sought for long.
     oracle = Oracle.from_pretrained("me/base", "me/oracle", device="cpu")
     assert oracle.model.peft_config["default"].base_model_name_or_path == "me/base"

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.activations import extract_activations
+from grpo_ao.oracle.activations import SubjectTexts, extract_activations
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.probe import Positions, Probe
@@ -38,8 +38,8 @@ def subject():
 
 
 def build(folder, model, probes=PROBES, tokenizer=None, fingerprint="base@1"):
-    tokenizer = tokenizer or tiny_tokenizer()
-    return ActivationStore.build(folder, model, tokenizer, probes, fingerprint, batch_size=8)
+    texts = SubjectTexts(tokenizer or tiny_tokenizer())
+    return ActivationStore.build(folder, model, texts, probes, fingerprint, batch_size=8)
 
 
 def by_layer(model, p):
@@ -195,8 +195,9 @@ def test_a_folder_without_weights_has_no_fingerprint(tmp_path):
 def test_progress_counts_the_texts_that_are_read(tmp_path, subject):
     seen = []
     for _ in range(2):
+        texts = SubjectTexts(tiny_tokenizer())
         ActivationStore.build(
-            tmp_path, subject[0], tiny_tokenizer(), PROBES, "base@1", 1, progress=seen.append
+            tmp_path, subject[0], texts, PROBES, "base@1", 1, progress=seen.append
         )
     assert seen == [1, 2]
 

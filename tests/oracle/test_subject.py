@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.activations import extract_activations
+from grpo_ao.oracle.activations import SubjectTexts, extract_activations
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.store import ActivationStore
@@ -62,7 +62,8 @@ def probes_of(name):
 
 def build(folder, oracle, name):
     probes = probes_of(name)
-    return ActivationStore.build(folder, oracle.model, oracle.tokenizer, probes, "base"), probes
+    texts = SubjectTexts(oracle.tokenizer)
+    return ActivationStore.build(folder, oracle.model, texts, probes, "base"), probes
 
 
 @pytest.mark.parametrize("rslora", [False, True])

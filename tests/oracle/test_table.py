@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from grpo_ao.oracle.activations import adapter_off, subject_token_ids
+from grpo_ao.oracle.activations import SubjectTexts, adapter_off, subject_token_ids
 from grpo_ao.oracle.layers import decoder_layers
 from grpo_ao.oracle.store import ActivationStore
 from grpo_ao.oracle.table import ProbeTable
@@ -28,7 +28,8 @@ def test_behind_the_name_of_a_layer_its_own_output_is_injected(tmp_path, archite
         for text in TEXTS
         for layers in READS
     ]
-    store = ActivationStore.build(tmp_path, oracle.model, oracle.tokenizer, probes, "base")
+    texts = SubjectTexts(oracle.tokenizer)
+    store = ActivationStore.build(tmp_path, oracle.model, texts, probes, "base")
     table = ProbeTable.build(oracle, probes, store)
     outputs = []
     hook = decoder_layers(oracle.model)[1].register_forward_hook(

@@ -15,7 +15,7 @@ from grpo_ao.oracle.ends import end_token_ids
 from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import OraclePrompt, placeholder_id
-from grpo_ao.oracle.sampling import Rollouts, Sampling
+from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.vllm.bank import BankSettings
 from grpo_ao.oracle.vllm.engine import (
     EngineSettings,
@@ -138,3 +138,18 @@ class ServerRollouts:
                 f"no rollout server answers at {self._url} ({error}): start one with `grpo-ao "
                 "vllm-serve`, or check --vllm_servers."
             ) from error
+
+
+def start_vllm(
+    oracle: Oracle,
+    prompts: Sequence[OraclePrompt],
+    room: int,
+    server: str | None,
+    memory: float,
+    extra: Mapping[str, Any],
+) -> RolloutEngine:
+    """Start vLLM for prompts that at most ``room`` tokens follow: on a server, or beside us."""
+    length = max(len(prompt.input_ids) for prompt in prompts) + room
+    if server is not None:
+        return ServerRollouts(oracle, server, length)
+    return VllmRollouts(oracle, memory, length, extra)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import shlex
@@ -150,6 +151,17 @@ def _parse(
         use_underscores=True,
     )
     return found
+
+
+def _flagged(command: Callable[..., None]) -> Callable[[list[str]], None]:
+    """Let a command have its function's parameters as flags, explained by its docstring."""
+
+    @functools.wraps(command)
+    def run(arguments: list[str]) -> None:
+        prog = f"grpo-ao {command.__name__.replace('_', '-')}"
+        tyro.cli(command, args=arguments, prog=prog, use_underscores=True)
+
+    return run
 
 
 def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -338,128 +350,85 @@ def judge_check(arguments: list[str]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What is to be seen."""
+@_flagged
+def report(run_dir: tyro.conf.Positional[Path]) -> None:
+    """Write the report of a run or an evaluation, report.html, into its folder.
 
-    run_dir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not, or of an evaluation."""
-
-
-def report(arguments: list[str]) -> None:
-    """Write the report of a run or an evaluation, report.html, into its folder."""
-    request = _parse(Report, "report", arguments)
+    Args:
+        run_dir: Folder of a run, finished or not, or of an evaluation.
+    """
     from grpo_ao.report.headline import headline_of
     from grpo_ao.report.page import write_report
     from grpo_ao.report.run_record import read_run
     from grpo_ao.report.tables_page import write_evaluation
 
-    if holds_file(request.run_dir, "rows.jsonl"):  # which an evaluation has
-        print(write_evaluation(request.run_dir))
+    if holds_file(run_dir, "rows.jsonl"):  # which an evaluation has
+        print(write_evaluation(run_dir))
         return
-    record = read_run(request.run_dir)
+    record = read_run(run_dir)
     print(write_report(record, headline_of(record)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare:
-    """What is laid out beside each other."""
+@_flagged
+def compare(folders: tyro.conf.Positional[tuple[Path, ...]], html: Path | None = None) -> None:
+    """Compare runs and evaluations, paired on the questions that all were asked.
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs and of evaluations; the first is what the others are compared with."""
-    html: Path | None = None
-    """File for a page of the tables, which are printed otherwise."""
-
-
-def compare(arguments: list[str]) -> None:
-    """Compare runs and evaluations, paired on the questions that all were asked."""
-    request = _parse(Compare, "compare", arguments)
+    Args:
+        folders: Folders of runs and of evaluations; the first is what the others are compared with.
+        html: File for a page of the tables, which are printed otherwise.
+    """
     from grpo_ao.report.compare import answers_of, comparison, differing_in_seed, paired
     from grpo_ao.report.tables_page import Part, write_tables
 
-    answers = paired(answers_of(request.folders))
-    tables = comparison(answers, differing_in_seed(request.folders))
+    answers = paired(answers_of(folders))
+    tables = comparison(answers, differing_in_seed(folders))
     note = f"{len(next(iter(answers.values())))} questions, 95 % intervals by bootstrap over texts."
-    if request.html is not None:
-        print(write_tables(request.html, "Comparison", note, [Part("", tables)]))
+    if html is not None:
+        print(write_tables(html, "Comparison", note, [Part("", tables)]))
         return
     print(note, *(f"{table.title}\n\n{table.markdown()}" for table in tables), sep="\n\n")
 
 
-@dataclasses.dataclass(frozen=True)
-class Watch(Report):
-    """Which run, and where its report is to be seen."""
+@_flagged
+def watch(run_dir: tyro.conf.Positional[Path], port: int = 8080) -> None:
+    """Serve a run's report on this machine, made anew as the run goes on, until it is stopped.
 
-    port: int = 8080
-    """Port of 127.0.0.1 to listen on."""
-
-    def __post_init__(self) -> None:
-        _check_port(self.port)
-
-
-def watch(arguments: list[str]) -> None:
-    """Serve a run's report on this machine, made anew as the run goes on, until it is stopped."""
-    request = _parse(Watch, "watch", arguments)
+    Args:
+        run_dir: Folder of a run, finished or not, or of an evaluation.
+        port: Port of 127.0.0.1 to listen on.
+    """
+    _check_port(port)
     from grpo_ao.report.live import ReportServer
 
-    server = ReportServer(request.run_dir, request.port)
-    address = f"http://127.0.0.1:{request.port}"
-    print(f"the report of {request.run_dir}: {address}   (Ctrl-C ends this)", flush=True)
+    server = ReportServer(run_dir, port)
+    print(f"the report of {run_dir}: http://127.0.0.1:{port}   (Ctrl-C ends this)", flush=True)
     with contextlib.suppress(Interrupted):
         server.serve_forever()
 
 
-@dataclasses.dataclass(frozen=True)
-class Push:
-    """What goes where."""
+@_flagged
+def push(
+    run_dir: tyro.conf.Positional[Path],
+    repository: tyro.conf.Positional[str],
+    push_public: bool = False,
+) -> None:
+    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card.
 
-    run_dir: tyro.conf.Positional[Path]
-    """Folder of a finished run."""
-    repository: tyro.conf.Positional[str]
-    """Hub repository, USER/NAME; it is made if it is not there."""
-    push_public: bool = False
-    """Make it public where it is not there yet; else it is private."""
-
-
-def push(arguments: list[str]) -> None:
-    """Upload the adapter of a finished run to the Hugging Face Hub, with a model card."""
-    request = _parse(Push, "push", arguments)
+    Args:
+        run_dir: Folder of a finished run.
+        repository: Hub repository, USER/NAME; it is made if it is not there.
+        push_public: Make it public where it is not there yet; else it is private.
+    """
     from grpo_ao.files import adapter_of
     from grpo_ao.report.card import check_push, push_adapter, write_card
     from grpo_ao.report.headline import headline_of
     from grpo_ao.report.run_record import read_run
 
-    record = read_run(request.run_dir)
-    adapter_of(request.run_dir)
-    check_push(request.repository, request.push_public)
-    write_card(record, headline_of(record), request.repository)
-    print(push_adapter(request.run_dir, request.repository, request.push_public))
-
-
-@dataclasses.dataclass(frozen=True)
-class VllmServe:
-    """What is served, and where."""
-
-    model: str
-    """Base model of the oracle that is trained."""
-    oracle_lora_path: str
-    """Adapter that training starts from; only its ao_config.json is read."""
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for other machines. There is no password."""
-    port: int = 8000
-    """Port to listen on."""
-    max_model_len: int = 1024
-    """Longest prompt and completion together, in tokens."""
-    gpu_memory: float = 0.7
-    """Share of the GPU for vLLM; the rest must hold a copy of the weights that are merged into."""
-    config: Path | None = None
-    """YAML file with further arguments of vLLM's LLM in its section `vllm:`."""
-
-    def __post_init__(self) -> None:
-        _check_port(self.port)
-        check_numbers(self, shares=("gpu_memory",))
-        if not 0 < self.gpu_memory < 1:
-            raise UserError(f"--gpu_memory must lie between 0 and 1, got {self.gpu_memory}.")
+    record = read_run(run_dir)
+    adapter_of(run_dir)
+    check_push(repository, push_public)
+    write_card(record, headline_of(record), repository)
+    print(push_adapter(run_dir, repository, push_public))
 
 
 def make_oracle(arguments: list[str]) -> None:
@@ -478,20 +447,38 @@ def make_oracle(arguments: list[str]) -> None:
     print(make(config))
 
 
-def vllm_serve(arguments: list[str]) -> None:
-    """Serve rollouts in vLLM, on this GPU, to a training process elsewhere."""
-    request = _parse(VllmServe, "vllm-serve", arguments)
+@_flagged
+def vllm_serve(
+    model: str,
+    oracle_lora_path: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_model_len: int = 1024,
+    gpu_memory: float = 0.7,
+    config: Path | None = None,
+) -> None:
+    """Serve rollouts in vLLM, on this GPU, to a training process elsewhere.
+
+    Args:
+        model: Base model of the oracle that is trained.
+        oracle_lora_path: Adapter that training starts from; only its ao_config.json is read.
+        host: Address to listen on; 0.0.0.0 for other machines. There is no password.
+        port: Port to listen on.
+        max_model_len: Longest prompt and completion together, in tokens.
+        gpu_memory: Share of the GPU for vLLM; the rest must hold a copy of the weights merged into.
+        config: YAML file with further arguments of vLLM's LLM in its section `vllm:`.
+    """
+    _check_port(port)
+    if max_model_len < 1:
+        raise UserError(f"--max_model_len must be at least 1, got {max_model_len}.")
+    if not 0 < gpu_memory < 1:
+        raise UserError(f"--gpu_memory must lie between 0 and 1, got {gpu_memory}.")
     from grpo_ao.oracle.vllm.server import start_server
 
-    server = start_server(
-        request.model,
-        request.oracle_lora_path,
-        (request.host, request.port),
-        request.gpu_memory,
-        request.max_model_len,
-        _vllm_section(request.config) if request.config else {},
-    )
-    print(f"serving rollouts of {request.model} at http://{request.host}:{request.port}")
+    extra = _vllm_section(config) if config else {}
+    address = (host, port)
+    server = start_server(model, oracle_lora_path, address, gpu_memory, max_model_len, extra)
+    print(f"serving rollouts of {model} at http://{host}:{port}")
     server.serve_forever()
 
 

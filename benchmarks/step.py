@@ -201,12 +201,8 @@ class DefaultRollouts:
         num_samples = sampling.num_samples
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
         ids_BL, mask_BL = pad_prompts(repeated, 0)
-        injection = Injection.from_rows(
-            [prompt.positions for prompt in repeated],
-            [rows for rows in vectors for _ in range(num_samples)],
-            [len(prompt.input_ids) for prompt in repeated],
-            ids_BL.shape[1],
-        )
+        vectors = [rows for rows in vectors for _ in range(num_samples)]
+        injection = Injection.of(repeated, vectors, ids_BL.shape[1])
         model = self.oracle.model
         model.eval()
         ends = end_token_ids(model, self.oracle.tokenizer)

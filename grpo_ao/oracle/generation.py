@@ -23,8 +23,8 @@ from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device, unwrap
 from grpo_ao.oracle.masks import has_states
 from grpo_ao.oracle.merging import merged, reason_unmergeable
-from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
-from grpo_ao.oracle.sampling import Sampling, check_counts
+from grpo_ao.oracle.prompt import OraclePrompt, check_counts, pad_prompts
+from grpo_ao.oracle.sampling import Sampling
 
 
 def generate_completions(
@@ -131,12 +131,7 @@ def _read(
     input_ids_BL, mask_BL = pad_prompts(prompts, settings.pad_id)
     device = input_device(model)
     input_ids_BL, mask_BL = input_ids_BL.to(device), mask_BL.to(device)
-    injection = Injection.from_rows(
-        [prompt.positions for prompt in prompts],
-        vectors,
-        lengths=[len(prompt.input_ids) for prompt in prompts],
-        padded_length=input_ids_BL.shape[1],
-    )
+    injection = Injection.of(prompts, vectors, input_ids_BL.shape[1])
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
     base = unwrap(model)
     # Without the config layers of sliding attention keep all of a prompt, too; but it takes the

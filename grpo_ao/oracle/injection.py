@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from grpo_ao.oracle.batches import padded
 from grpo_ao.oracle.layers import check_layer, decoder_layers
+from grpo_ao.oracle.prompt import OraclePrompt, check_counts
 
 
 def inject(
@@ -80,44 +81,27 @@ class Injection(NamedTuple):
     vectors_BKD: Float[Tensor, "batch slots width"]
 
     @staticmethod
-    def from_rows(
-        positions: Sequence[Sequence[int]],
+    def of(
+        prompts: Sequence[OraclePrompt],
         vectors: Sequence[Tensor],
-        lengths: Sequence[int] | None = None,
         padded_length: int | None = None,
     ) -> "Injection":
-        """Stack rows with different numbers of vectors.
+        """Stack the vectors of prompts, ``vectors[b]`` (K_b, D), at their placeholders.
 
-        ``positions[b]`` count from row b's first token, ``vectors[b]`` is ``(K_b, D)``. For rows
-        padded on the left to ``padded_length`` give their unpadded ``lengths``; without the two,
-        rows start in column 0. Raises ValueError where a row's counts differ.
+        Prompts are padded on the left to ``padded_length``; without it they start in column 0.
+        Raises ValueError, with the prompt and both counts, where these differ.
         """
-        if (lengths is None) != (padded_length is None):
-            raise ValueError("left padding needs both the rows' lengths and the padded length.")
-        _check_counts(positions, vectors, lengths)
-        shifts = [0] * len(positions)
-        if lengths is not None and padded_length is not None:
-            shifts = [padded_length - length for length in lengths]
-        shifted = [[p + s for p in row] for row, s in zip(positions, shifts, strict=True)]
-        return Injection(padded(shifted, -1), _stack_vectors(vectors))
+        check_counts(prompts, vectors)
+        ends = [padded_length or len(prompt.input_ids) for prompt in prompts]
+        positions = [
+            [place + end - len(prompt.input_ids) for place in prompt.positions]
+            for prompt, end in zip(prompts, ends, strict=True)
+        ]
+        return Injection(padded(positions, -1), _stack_vectors(vectors))
 
     def to(self, device: torch.device | str) -> "Injection":
         """Return the injection on ``device``."""
         return Injection(self.positions_BK.to(device), self.vectors_BKD.to(device))
-
-
-def _check_counts(
-    positions: Sequence[Sequence[int]], vectors: Sequence[Tensor], lengths: Sequence[int] | None
-) -> None:
-    if not positions or len(positions) != len(vectors):
-        raise ValueError(f"{len(positions)} rows of positions, {len(vectors)} rows of vectors.")
-    if lengths is not None and len(lengths) != len(positions):
-        raise ValueError(f"{len(positions)} rows of positions, {len(lengths)} lengths.")
-    for b, (row, row_KD) in enumerate(zip(positions, vectors, strict=True)):
-        if len(row) != len(row_KD):
-            raise ValueError(f"row {b} has {len(row)} positions but {len(row_KD)} vectors.")
-        if min(row, default=0) < 0:
-            raise ValueError(f"row {b} has a negative position.")
 
 
 def _stack_vectors(rows: Sequence[Tensor]) -> Float[Tensor, "batch slots width"]:

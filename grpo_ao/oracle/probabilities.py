@@ -36,12 +36,7 @@ def completion_logp(
         written = completions[part]
         prompt_BL, mask_BL = pad_prompts(prompts[part], pad)
         tail_BC, tail_mask_BC = padded(written, pad), mask_of(written)
-        injection = Injection.from_rows(
-            [prompt.positions for prompt in prompts[part]],
-            vectors[part],
-            lengths=[len(prompt.input_ids) for prompt in prompts[part]],
-            padded_length=prompt_BL.shape[1],
-        )
+        injection = Injection.of(prompts[part], vectors[part], prompt_BL.shape[1])
         with evaluating(model), hook.serving(injection.to(device)):
             logits_BCV = model(
                 input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),

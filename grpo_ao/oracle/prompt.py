@@ -84,6 +84,18 @@ def placeholder_id(tokenizer: PreTrainedTokenizerBase, special_token: str) -> in
     return ids[0]
 
 
+def check_counts(prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor]) -> None:
+    """Raise ValueError unless each prompt has as many vectors as placeholders."""
+    if len(prompts) != len(vectors):
+        raise ValueError(f"{len(prompts)} prompts, but activations for {len(vectors)}.")
+    for prompt, row_KD in zip(prompts, vectors, strict=True):
+        if len(prompt.positions) != len(row_KD):
+            raise ValueError(
+                f"the prompt {prompt.text!r} has {len(prompt.positions)} placeholders for "
+                f"{len(row_KD)} vectors."
+            )
+
+
 def pad_prompts(
     prompts: Sequence[OraclePrompt], pad_id: int
 ) -> tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]:

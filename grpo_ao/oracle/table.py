@@ -56,10 +56,5 @@ class ProbeTable:
 
         They start in column 0, or are left-padded to ``padded_length``.
         """
-        lengths = [len(self.prompts[row].input_ids) for row in rows]
-        return Injection.from_rows(
-            [self.prompts[row].positions for row in rows],
-            [self.vectors[row] for row in rows],
-            lengths=None if padded_length is None else lengths,
-            padded_length=padded_length,
-        )
+        prompts, vectors = ([of[row] for row in rows] for of in (self.prompts, self.vectors))
+        return Injection.of(prompts, vectors, padded_length)

@@ -16,6 +16,7 @@ from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError
 from grpo_ao.judges.rubric import GRADES, judge_prompt
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, decoder_of
+from grpo_ao.oracle.prompt import OraclePrompt
 from grpo_ao.oracle.turn import render_user_turn
 from tests.tiny import (
     ARCHITECTURES,
@@ -207,7 +208,7 @@ def test_activations_that_are_bound_are_not_injected_and_stay_bound():
     model = tiny_peft()
     plain = scores(local(model), *REQUESTS)
     hook = InjectionHook().attach(model, 1)
-    bound = Injection.from_rows([[2, 3]], [torch.ones(2, WIDTH)])
+    bound = Injection.of([OraclePrompt("", [0] * 4, [2, 3])], [torch.ones(2, WIDTH)])
     hook.bind(bound)
     assert scores(local(model), *REQUESTS) == pytest.approx(plain, abs=1e-6)
     assert hook.bound is bound

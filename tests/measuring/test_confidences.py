@@ -140,7 +140,7 @@ def table_of(oracle, completions, kind: QuestionKind = "closed", ended=True):
 def log_probabilities(oracle, table, row, ids):
     """One row at a time, without padding: what the batched reading must give."""
     prompt = table.prompts[row]
-    injection = Injection.from_rows([prompt.positions], [table.vectors[row]])
+    injection = Injection.of([prompt], [table.vectors[row]])
     whole = torch.tensor([[*prompt.input_ids, *ids]])
     with torch.no_grad(), oracle.hook.serving(injection):
         logits = oracle.model(input_ids=whole).logits[0]

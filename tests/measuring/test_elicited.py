@@ -59,7 +59,7 @@ def log_probability(oracle, table, row, number):
     prompt = table.prompts[row].input_ids
     tag = oracle.tokenizer.encode(render_tag(number), add_special_tokens=False)
     own = len(oracle.tokenizer.encode(f"{number}]", add_special_tokens=False))
-    injection = Injection.from_rows([table.prompts[row].positions], [table.vectors[row]])
+    injection = Injection.of([table.prompts[row]], [table.vectors[row]])
     with torch.no_grad(), oracle.hook.serving(injection):
         logits = oracle.model(input_ids=torch.tensor([[*prompt, *tag]])).logits[0]
     logp = logits.log_softmax(-1)[-own - 1 : -1]

@@ -110,7 +110,7 @@ def test_a_models_own_sampling_defaults_do_not_truncate_the_distribution():
 
 def first_token_distribution(model, prompt, row_KD):
     hook = InjectionHook().attach(model, 1)
-    with torch.no_grad(), hook.serving(Injection.from_rows([prompt.positions], [row_KD])):
+    with torch.no_grad(), hook.serving(Injection.of([prompt], [row_KD])):
         logits_V = model(input_ids=torch.tensor([prompt.input_ids])).logits[0, -1]
     hook.detach()
     return logits_V.softmax(-1)

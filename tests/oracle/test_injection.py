@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.injection import Injection, InjectionHook, inject
 from grpo_ao.oracle.layers import decoder_layers
-from grpo_ao.oracle.prompt import build_oracle_prompt, pad_prompts
+from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt, pad_prompts
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.probe import Positions
 from tests.tiny import (
@@ -126,25 +126,27 @@ def test_a_vector_without_direction_is_refused(value):
 # Rows
 
 
+def prompts_of(lengths, positions):
+    return [
+        OraclePrompt("A prompt", [0] * n, row) for n, row in zip(lengths, positions, strict=True)
+    ]
+
+
 def test_rows_of_different_counts_are_stacked_and_shifted():
     vectors = [torch.full((1, 2), 1.0), torch.full((2, 2), 2.0)]
-    injection = Injection.from_rows([[1], [0, 2]], vectors, lengths=[3, 5], padded_length=5)
+    prompts = prompts_of([3, 5], [[1], [0, 2]])
+    injection = Injection.of(prompts, vectors, padded_length=5)
     assert injection.positions_BK.tolist() == [[3, -1], [0, 2]]
     assert injection.vectors_BKD.tolist() == [[[1, 1], [0, 0]], [[2, 2], [2, 2]]]
+    assert Injection.of(prompts, vectors).positions_BK.tolist() == [[1, -1], [0, 2]]
 
 
 def test_rows_whose_counts_differ_are_refused_by_name():
-    with pytest.raises(ValueError, match="row 1 has 3 positions but 2 vectors"):
-        Injection.from_rows([[1], [1, 2, 3]], [torch.ones(1, 4), torch.ones(2, 4)])
-
-
-def test_rows_without_partner_are_refused():
-    with pytest.raises(ValueError, match="2 rows of positions, 1 rows of vectors"):
-        Injection.from_rows([[1], [2]], [torch.ones(1, 4)])
-    with pytest.raises(ValueError, match="left padding needs both"):
-        Injection.from_rows([[1]], [torch.ones(1, 4)], lengths=[3])
-    with pytest.raises(ValueError, match="negative position"):
-        Injection.from_rows([[-1]], [torch.ones(1, 4)])
+    prompts = prompts_of([4, 4], [[1], [1, 2, 3]])
+    with pytest.raises(ValueError, match="'A prompt' has 3 placeholders for 2 vectors"):
+        Injection.of(prompts, [torch.ones(1, 4), torch.ones(2, 4)])
+    with pytest.raises(ValueError, match="2 prompts, but activations for 1"):
+        Injection.of(prompts, [torch.ones(1, 4)])
 
 
 # The hook, by planting: a different known vector in every row, read back at the layer's output
@@ -177,13 +179,7 @@ class Recorder:
 def run_batch(recorder, model, prompts, vectors):
     """Forward one left-padded batch; return the injection's direction found at every token."""
     input_ids_BL, mask_BL = pad_prompts(prompts, PAD_ID)
-    injection = Injection.from_rows(
-        [p.positions for p in prompts],
-        vectors,
-        lengths=[len(p.input_ids) for p in prompts],
-        padded_length=input_ids_BL.shape[1],
-    )
-    recorder.hook.bind(injection)
+    recorder.hook.bind(Injection.of(prompts, vectors, input_ids_BL.shape[1]))
     with torch.no_grad():
         model(input_ids=input_ids_BL, attention_mask=mask_BL)
     before_BLD, after_BLD = recorder.before[-1], recorder.after[-1]
@@ -251,7 +247,7 @@ def test_unbound_hook_leaves_the_model_alone():
 def injection_of(rows):
     generator = torch.Generator().manual_seed(3)
     vectors = [torch.randn(len(row), WIDTH, generator=generator) for row in rows]
-    return Injection.from_rows(rows, vectors)
+    return Injection.of(prompts_of([6] * len(rows), rows), vectors)
 
 
 def test_a_cached_decoding_step_passes_through():

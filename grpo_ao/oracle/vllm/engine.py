@@ -14,8 +14,8 @@ from transformers import PretrainedConfig
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import num_decoder_layers
-from grpo_ao.oracle.prompt import OraclePrompt
-from grpo_ao.oracle.sampling import Rollouts, Sampling, check_counts
+from grpo_ao.oracle.prompt import OraclePrompt, check_counts
+from grpo_ao.oracle.sampling import Rollouts, Sampling
 from grpo_ao.oracle.vllm.bank import BankSettings, chunks_that_fit, virtual_ids
 from grpo_ao.oracle.vllm.models import injecting_class
 from grpo_ao.oracle.vllm.plugin import injecting_name

@@ -24,15 +24,18 @@ with the probe's own fields, so that a report can be made from the file alone:
 A rollout's row has its ``step`` beside these, an evaluation's the name of its ``oracle``.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
 
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
-from grpo_ao.probe import Positions, Probe
+from grpo_ao.probe import Layers, Positions, Probe
 
 _OF_PROBE = ("text", "question", "kind", "family", "reference", "subject")
 
@@ -106,69 +109,49 @@ class Answer:
         Raises UserError for a row that lacks a key, holds a value of another type, or whose id is
         not its probe's.
         """
-        row = _KEPT_LATER | dict(row)
-        missing = [name for name in _TYPES if name not in row]
-        if missing:
-            raise UserError(
-                f"a row of answers lacks {', '.join(map(repr, missing))}: another version of this "
-                "program wrote it, so make the file anew."
-            )
-        wrong = [name for name in _TYPES if not _is_of_type(name, row[name])]
-        if wrong:
-            raise UserError(
-                f"a row of answers cannot have {row[wrong[0]]!r:.60} as its {wrong[0]}: make the "
-                "file anew."
-            )
-        layers = row["layer"] if isinstance(row["layer"], list) else [row["layer"]]
+        try:
+            found = _ROW.model_validate_json(json.dumps(row))  # in JSON, a list may be a tuple
+        except ValidationError as error:
+            raise _refused(row, error) from error
+        layer = found.layer
         probe = Probe(
-            layers=tuple(layers),
-            positions=Positions.parse(row["positions"]),
-            **{name: row[name] for name in _OF_PROBE},
+            layers=(layer,) if isinstance(layer, int) else layer,
+            positions=Positions.parse(found.positions),
+            **{name: getattr(found, name) for name in _OF_PROBE},
         )
-        if row["probe_id"] != probe.id:
+        if found.probe_id != probe.id:
             raise UserError(
-                f"the row of probe {row['probe_id']} holds that of {probe.id}: make the file anew."
+                f"the row of probe {found.probe_id} holds that of {probe.id}: make the file anew."
             )
-        agreement = row["agreement"]
-        own = {name: row[name] for name in _OWN} | {
-            "token_ids": tuple(row["token_ids"]),
-            "characters_read": row["characters_read"] and tuple(row["characters_read"]),
-            "agreement": None if agreement is None else Agreement(**agreement),
-        }
-        return cls(probe, **own)
+        return cls(probe, **{name: getattr(found, name) for name in _OWN})
 
 
 _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
 # What the first version's rows have not.
 _KEPT_LATER: dict[str, Any] = {"judge_reply": None, "characters_read": None, "subject": ""}
-_NUMBER = (float, int, type(None))
-_TYPES = {
-    **dict.fromkeys(
-        ("probe_id", "text", "question", "kind", "family", "subject", "positions"), (str,)
-    ),
-    **dict.fromkeys(("completion", "answer"), (str,)),
-    **dict.fromkeys(("reference", "reason", "judge_reply"), (str, type(None))),
-    **dict.fromkeys(("confidence", "informativeness", "calibration", "reward"), _NUMBER),
-    **dict.fromkeys(("answer_probability", "yes_probability"), _NUMBER),
-    "layer": (int, list),
-    "token_ids": (list,),
-    "characters_read": (list, type(None)),
-    "agreement": (dict, type(None)),
-}
+_TYPES: dict[str, Any] = get_type_hints(Probe) | get_type_hints(Answer)
+_TYPES |= {"probe_id": str, "layer": int | Layers, "positions": str}
+_ROW: Any = create_model(
+    "_ROW",
+    __config__=ConfigDict(strict=True),
+    **{
+        name: (_TYPES[name], _KEPT_LATER.get(name, ...))
+        for name in ("probe_id", "layer", "positions", *_OF_PROBE, *_OWN)
+    },
+)
 
 
-def _is_of_type(name: str, value: Any) -> bool:
-    if type(value) not in _TYPES[name]:  # exactly: True is no number
-        return False
-    if name == "agreement" and value is not None:
-        return value.keys() == set(Agreement._fields) and _are_integers(value.values())
-    if name == "characters_read" and value is not None and len(value) != 2:
-        return False
-    return not isinstance(value, list) or _are_integers(value)
-
-
-def _are_integers(values: Iterable[Any]) -> bool:
-    return all(type(value) is int for value in values)
+def _refused(row: Mapping[str, Any], error: ValidationError) -> UserError:
+    fault = error.errors()[0]
+    name = str(fault["loc"][0])
+    if name not in row:
+        return UserError(
+            f"a row of answers lacks '{name}': another version of this program wrote it, so make "
+            "the file anew."
+        )
+    return UserError(
+        f"a row of answers cannot have {row[name]!r:.60} as its {name}: make the file anew."
+    )
 
 
 def read_answer_rows(path: Path) -> list[tuple[dict[str, Any], Answer]]:

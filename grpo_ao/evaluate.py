@@ -91,13 +91,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             folder.path, config.settings(), answers, pooled, seconds, controlled, bar.advance
         )
     report_results(reporter, folder.path, metrics, next(iter(answers.values())))
-    for name, measured in metrics["oracles"].items():
-        shown = in_short(measured["groups"]["all"])
-        console.print(headed(f"{name}:", shown), highlight=False)
-        for sentence in measured["findings"]:
-            console.print(headed(f"{name}:", sentence), highlight=False)
-    console.print(f"tables: {folder.path / 'metrics.md'}   figures and rows: {folder.path}")
+    _tell(console, metrics, folder.path)
     return metrics
+
+
+def _tell(console: Console, metrics: dict[str, Any], folder: Path) -> None:
+    for name, measured in metrics["oracles"].items():
+        for sentence in (in_short(measured["groups"]["all"]), *measured["findings"]):
+            console.print(headed(f"{name}:", sentence), highlight=False)
+    console.print(f"tables: {folder / 'metrics.md'}   figures and rows: {folder}")
 
 
 def _probes(

@@ -223,7 +223,7 @@ def read_residuals(
     # On a CPU a row's last bits depend on the batch that it is in: there, batches stay full.
     even_from = _EVEN_TOKENS if input_device(model).type == "cuda" else BATCH_TOKENS
     eager = decoder_of(model).config._attn_implementation == "eager"
-    batches = _batches([len(row) for row in token_rows], batch_size, even_from, eager)
+    batches = read_batches([len(row) for row in token_rows], batch_size, even_from, eager)
 
     def begin(batch: list[int]) -> Begun:
         layers = _layers_of([reads[i] for i in batch])
@@ -235,7 +235,7 @@ def read_residuals(
     results: list[list[Tensor]] = [[] for _ in token_rows]
     done = 0
     with subject_on(model), evaluating(model), fused_norms(model):
-        for batch, found in zip(batches, _one_behind(map(begin, batches)), strict=True):
+        for batch, found in zip(batches, one_behind(map(begin, batches)), strict=True):
             for i, tensors in zip(batch, found, strict=True):
                 results[i] = tensors
             done += len(batch)
@@ -244,7 +244,7 @@ def read_residuals(
     return results
 
 
-def _one_behind(batches: Iterable[Begun]) -> Iterator[list[list[Tensor]]]:
+def one_behind(batches: Iterable[Begun]) -> Iterator[list[list[Tensor]]]:
     """Finish each batch after the next has begun, so that the GPU has work meanwhile."""
     waiting: Begun | None = None
     for begun in batches:
@@ -255,7 +255,7 @@ def _one_behind(batches: Iterable[Begun]) -> Iterator[list[list[Tensor]]]:
         yield waiting()
 
 
-def _batches(
+def read_batches(
     lengths: Sequence[int], batch_size: int, even_from: int, eager: bool
 ) -> list[list[int]]:
     """Group rows, longest first, so that no batch has more rows or padded tokens than it may.

@@ -54,17 +54,12 @@ def generate_completions(
         raise UserError(f"the batch size must be at least 1, got {batch_size}.")
     ends = end_token_ids(model, tokenizer)
     settings = _Settings(sampling, ends, pad_token_id(tokenizer, ends))
-    slow = reason_unmergeable(model) or reason_undecodable(unwrap(model))
-    if slow:
-        warnings.warn(
-            f"completions come slowly, from transformers' generate: {slow}.", stacklevel=2
-        )
+    slow = _is_slow(model)
     decode = _generate if slow else _decode
 
     def complete(batch: list[int]) -> list[list[int]]:
-        read = _read(
-            model, hook, [prompts[i] for i in batch], [vectors[i] for i in batch], settings
-        )
+        own_prompts, own_vectors = ([of[i] for i in batch] for of in (prompts, vectors))
+        read = _read(model, hook, own_prompts, own_vectors, settings)
         return decode(unwrap(model), read, settings)
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
@@ -78,6 +73,15 @@ def generate_completions(
             if progress is not None:
                 progress(done)
     return completions
+
+
+def _is_slow(model: PreTrainedModel | PeftModel) -> bool:
+    """Say whether transformers' generate has to do the work, and warn why."""
+    reason = reason_unmergeable(model) or reason_undecodable(unwrap(model))
+    if reason:
+        said = f"completions come slowly, from transformers' generate: {reason}."
+        warnings.warn(said, stacklevel=3)
+    return reason is not None
 
 
 def _batches(

@@ -1,7 +1,7 @@
 """The oracle: a language model with a LoRA adapter that answers questions about activations."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -264,16 +264,9 @@ class Oracle:
             max_new_tokens,
         )
         sampling = Sampling(1, temperature, max_new_tokens)
-        completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
-        model, tokenizer, hook = self.model, self.tokenizer, self.hook
-        logp = completion_logp(model, tokenizer, hook, prompts, vectors, completions, batch_size)
-        others = [[] for _ in prompts]
-        if samples:
-            sampling = Sampling(samples, 1.0, max_new_tokens)
-            others = self.complete(prompts, vectors, sampling, batch_size)
         tokens = [reading.tokens for reading in read] or [()] * count
-        rows = zip(questions, completions, logp, others, tokens, strict=True)
-        return [self._answer(*row) for row in rows]
+        found = self._completed(prompts, vectors, sampling, samples, batch_size)
+        return [self._answer(*row) for row in zip(questions, tokens, *found, strict=True)]
 
     def _activations(
         self, read: Sequence[TextReading], layers: Layers, batch_size: int
@@ -290,13 +283,30 @@ class Oracle:
         if warning is not None:
             warnings.warn(warning, stacklevel=3)
 
+    def _completed(
+        self,
+        prompts: Sequence[OraclePrompt],
+        vectors: Sequence[Tensor],
+        sampling: Sampling,
+        samples: int,
+        batch_size: int,
+    ) -> tuple[Iterable[list[int]], Iterable[Tensor], Iterable[list[list[int]]]]:
+        """Return each prompt's completion, its log-probabilities, and ``samples`` others."""
+        completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
+        model, tokenizer, hook = self.model, self.tokenizer, self.hook
+        logp = completion_logp(model, tokenizer, hook, prompts, vectors, completions, batch_size)
+        if not samples:
+            return completions, logp, [[] for _ in prompts]
+        others = Sampling(samples, 1.0, sampling.max_new_tokens)
+        return completions, logp, self.complete(prompts, vectors, others, batch_size)
+
     def _answer(
         self,
         question: str,
+        read: tuple[str, ...],
         token_ids: list[int],
         logp_CV: Tensor,
         others: Sequence[Sequence[int]],
-        read: tuple[str, ...],
     ) -> OracleAnswer:
         completion, *sampled = self.tokenizer.batch_decode(
             [token_ids, *map(list, others)], skip_special_tokens=True

@@ -129,18 +129,19 @@ class Monitor:
         between the policy's log-probabilities and those that the rollout engine sampled by; None
         where the policy sampled itself.
         """
-        columns = Columns.of(answers)
-        families = columns.family_N[columns.is_known].tolist()
-        columns_of_window = (*(known.tolist() for known in columns.known), families)
-        self._window.extend(zip(*columns_of_window, strict=True))
-        tokens = sum(len(answer.token_ids) for answer in answers)
-        metrics: Metrics = {"step": step, **step_metrics(answers)}
+        self._widen_window(step, answers)
         confidence, outcome, family = self._window_arrays()
-        metrics |= {"ece_window": ece(confidence, outcome), "advantage_std": advantages_std}
-        within = within_family_auroc(confidence, outcome >= 0.5, family)
-        metrics["auroc_within_window"] = within.auroc
-        metrics["truncated"] = truncated
-        metrics |= {"kl": kl, "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9)}
+        tokens = sum(len(answer.token_ids) for answer in answers)
+        metrics: Metrics = {
+            "step": step,
+            **step_metrics(answers),
+            "ece_window": ece(confidence, outcome),
+            "advantage_std": advantages_std,
+            "auroc_within_window": within_family_auroc(confidence, outcome >= 0.5, family).auroc,
+            "truncated": truncated,
+            "kl": kl,
+            "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9),
+        }
         if sampling_gap is not None:
             metrics["sampling_gap"] = sampling_gap
         metrics |= {f"seconds_{phase}": value for phase, value in seconds.items()}
@@ -148,19 +149,25 @@ class Monitor:
         before = int(self.history[-1]["step"] or 0) if self.history else 0
         self.history.append(metrics)
         append_jsonl(self._metrics, [metrics])
-        window = dict(zip(_WINDOW, columns_of_window, strict=True))
-        append_jsonl(self._windows, [{"step": step, **window}])
         numbers = {k: float(v) for k, v in metrics.items() if v is not None and k != "step"}
         self._reporter.scalars(step, numbers)
         self._raise_alerts(step)
+        # Not every step makes answers: the first that does, at or behind a multiple, is shown.
         if step // self._log_every > before // self._log_every:
             line = self._line(step)
             self._console.print(line, soft_wrap=True)
             self._keep(line)
-        # Not every step makes answers: the first that does, at or behind a multiple, is shown.
         if step // self._plot_every > before // self._plot_every:
             self._show(step, answers)
         return metrics
+
+    def _widen_window(self, step: int, answers: Sequence[Answer]) -> None:
+        columns = Columns.of(answers)
+        families = columns.family_N[columns.is_known].tolist()
+        added = (*(known.tolist() for known in columns.known), families)
+        self._window.extend(zip(*added, strict=True))
+        row = dict(zip(_WINDOW, added, strict=True))
+        append_jsonl(self._windows, [{"step": step, **row}])
 
     def _window_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         confidence, outcome, family = zip(*self._window, strict=True) if self._window else ((),) * 3

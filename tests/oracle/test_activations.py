@@ -220,9 +220,9 @@ def test_texts_of_like_length_share_a_pass_within_both_limits(monkeypatch):
     monkeypatch.setattr(activations, "BATCH_TOKENS", 20)
     lengths = [3, 10, 4, 25, 9, 2, 4, 1]
     # Longest first: 25 alone, two rows of 10, then 5 rows of at most 4; of those only 3 a pass.
-    assert activations._batches(lengths, 256, 20, eager=False) == [[3], [1, 4], [2, 6, 0, 5, 7]]
-    assert activations._batches(lengths, 3, 20, eager=False) == [[3], [1, 4], [2, 6, 0], [5, 7]]
-    assert activations._batches([], 3, 20, eager=False) == []
+    assert activations.read_batches(lengths, 256, 20, eager=False) == [[3], [1, 4], [2, 6, 0, 5, 7]]
+    assert activations.read_batches(lengths, 3, 20, eager=False) == [[3], [1, 4], [2, 6, 0], [5, 7]]
+    assert activations.read_batches([], 3, 20, eager=False) == []
 
 
 def test_rows_that_attention_is_not_fused_for_are_fewer_the_longer_they_are(monkeypatch):
@@ -230,10 +230,10 @@ def test_rows_that_attention_is_not_fused_for_are_fewer_the_longer_they_are(monk
     monkeypatch.setattr(activations, "BATCH_SCORES", 400)
     lengths = [20, 10, 10, 10, 10, 10, 4, 4]
     fused = [[0, 1, 2, 3, 4], [5, 6, 7]]
-    assert activations._batches(lengths, 256, 100, eager=False) == fused
+    assert activations.read_batches(lengths, 256, 100, eager=False) == fused
     # One row of 20 or four of 10 have 400 scores a head.
     eager = [[0], [1, 2, 3, 4], [5, 6, 7]]
-    assert activations._batches(lengths, 256, 100, eager=True) == eager
+    assert activations.read_batches(lengths, 256, 100, eager=True) == eager
 
 
 def test_a_text_beyond_the_models_positions_is_named_before_any_forward_pass():
@@ -245,8 +245,8 @@ def test_a_batch_that_is_large_enough_takes_no_much_shorter_rows(monkeypatch):
     monkeypatch.setattr(activations, "BATCH_TOKENS", 100)
     lengths = [10, 10, 9, 10, 8, 8, 3, 3]
     # From 30 tokens on, 9 of 10 may join and 8 may not; two rows of 8 are too few to end.
-    assert activations._batches(lengths, 256, 30, eager=False) == [[0, 1, 3, 2], [4, 5, 6, 7]]
-    assert activations._batches(lengths, 256, 100, eager=False) == [[0, 1, 3, 2, 4, 5, 6, 7]]
+    assert activations.read_batches(lengths, 256, 30, eager=False) == [[0, 1, 3, 2], [4, 5, 6, 7]]
+    assert activations.read_batches(lengths, 256, 100, eager=False) == [[0, 1, 3, 2, 4, 5, 6, 7]]
 
 
 def test_each_batch_is_finished_when_the_next_has_begun():
@@ -256,9 +256,9 @@ def test_each_batch_is_finished_when_the_next_has_begun():
         log.append(f"begin {name}")
         return lambda: log.append(f"finish {name}") or [[torch.zeros(1)]]
 
-    assert len(list(activations._one_behind(map(begin, "abc")))) == 3
+    assert len(list(activations.one_behind(map(begin, "abc")))) == 3
     assert log == ["begin a", "begin b", "finish a", "begin c", "finish b", "finish c"]
-    assert list(activations._one_behind([])) == []
+    assert list(activations.one_behind([])) == []
 
 
 def test_a_texts_tensors_are_its_own():

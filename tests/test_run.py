@@ -11,12 +11,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM
 
 from grpo_ao.checks import warnings_of
 from grpo_ao.cli import main
 from grpo_ao.config import MINI_WEIGHTS, TrainConfig, make_defaults
 from grpo_ao.oracle.loading import OracleSources, check_sources
+from tests.tiny import config_of_8b
 
 ADAPTER = MINI_WEIGHTS / "oracle"
 # The smallest run: what it would train is not the question here.
@@ -58,19 +59,7 @@ def questions(tmp_path: Path, *rows: dict) -> str:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_an_8b_model_without_a_gpu(tmp_path, no_load):
-    # The shape of Qwen3-8B; its config is all there is.
-    config = Qwen3Config(
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=False,
-        architectures=["Qwen3ForCausalLM"],
-    )
-    config.save_pretrained(tmp_path / "8b")
+    config_of_8b().save_pretrained(tmp_path / "8b")  # its config is all there is
     said = refusal(tmp_path / "run", "--model", str(tmp_path / "8b"))
     assert "has 8.2 billion parameters and needs a GPU" in said
 

@@ -94,6 +94,21 @@ def tiny_config(architecture: str) -> Qwen3Config | LlamaConfig | Gemma2Config |
     )
 
 
+def config_of_8b() -> Qwen3Config:
+    """The shape of Qwen3-8B."""
+    return Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+        architectures=["Qwen3ForCausalLM"],
+    )
+
+
 def tiny_model(architecture: str = "qwen3", seed: int = 0) -> PreTrainedModel:
     """A random model, float32, in evaluation mode, whose outputs depend on its inputs."""
     kinds = {

@@ -5,7 +5,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3Config
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle import hub
@@ -18,6 +17,7 @@ from grpo_ao.probe import Positions
 from tests.tiny import (
     WIDTH,
     add_adapter,
+    config_of_8b,
     tiny_config,
     tiny_model,
     tiny_multimodal,
@@ -143,18 +143,7 @@ def test_a_hub_id_without_network_is_one_sentence(saved, monkeypatch):
 
 
 def test_an_8b_model_without_gpu_is_one_sentence(saved, tmp_path):
-    # The shape of Qwen3-8B; its config is all there is.
-    Qwen3Config(
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=False,
-        architectures=["Qwen3ForCausalLM"],
-    ).save_pretrained(tmp_path / "8b")
+    config_of_8b().save_pretrained(tmp_path / "8b")  # its config is all there is
     with pytest.raises(ValueError, match=r"has 8\.2 billion parameters and needs a GPU"):
         Oracle.from_pretrained(tmp_path / "8b", saved[1], device="cpu")
 

@@ -9,7 +9,6 @@ to import: neither torch nor TRL is needed to read a command line.
 import copy
 import dataclasses
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS, SMOLLM2, SMOLLM2_ORACLE, holds_run, read_json
+from grpo_ao.files import MINI_WEIGHTS, SMOLLM2, SMOLLM2_ORACLE, holds_run, read_json, typed
 from grpo_ao.judges.flags import CHANGEABLE, PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import Positions, parse_layers
@@ -318,10 +316,8 @@ def _typed(values: dict[Any, Any], path: Path, kind: type) -> dict[str, Any]:
         if types[name] == dict[str, Any] and value is None:  # a section without entries
             value = {}
         try:
-            # As JSON, a list is a tuple and a text a path, but a text is never a number.
-            written = json.dumps(value, default=repr)
-            values[name] = TypeAdapter(types[name]).validate_json(written, strict=True)
-        except (ValidationError, TypeError) as error:
+            values[name] = typed(value, types[name])
+        except ValueError as error:
             wanted = inspect.formatannotation(types[name])
             raise UserError(
                 f"{path} sets '{name}' to {value!r}, which is not of type {wanted}."

@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter
+
 from grpo_ao import __version__
 from grpo_ao.errors import UserError
 
@@ -141,6 +143,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no object. Restore it, or begin anew.")
     return value
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """Return a value of a JSON or YAML file as one of type ``kind``; ValueError if it is none.
+
+    A list may be a tuple and a text a path, but a text is never a number.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True)
+    except TypeError as error:
+        raise ValueError(f"{value!r} cannot be written as JSON") from error
 
 
 def append_jsonl(path: Path, rows: Sequence[dict]) -> None:

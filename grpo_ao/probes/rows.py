@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.probe import Layers, Positions, Probe, QuestionKind, unit_draw
+from grpo_ao.probe import Layers, Positions, Probe, QuestionKind, drawn_from
 from grpo_ao.probes.sources import read_rows
 from grpo_ao.wording import question_kind
 
@@ -131,7 +131,7 @@ def probes_of(
     for row in rows:
         columns = (row.questions, row.kinds, row.references, row.families)
         for question, kind, reference, family in zip(*columns, strict=True):
-            drawn = layers[int(unit_draw("layer", row.text, question) * len(layers))]
+            drawn = drawn_from(layers, "layer", row.text, question)
             probe = Probe(row.text, question, kind, drawn, positions, reference, family)
             probes.setdefault(probe.id, probe)
     return list(probes.values())

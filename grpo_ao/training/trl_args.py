@@ -1,14 +1,13 @@
 """The section ``trl:`` of a configuration: which fields of TRL's ``GRPOConfig`` a user may set."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import typed
 
 SET_BY_FLAG = {
     "output_dir": "--output_dir",
@@ -130,8 +129,10 @@ def check_fields(section: Mapping[str, Any]) -> None:
             raise UserError(f"{where} cannot be set: {REFUSED[name]}.")
         if name not in PASSED_ON or name not in kinds:
             raise UserError(f"section trl: has '{name}', which TRL's GRPOConfig does not know.")
-        if not fits(value, kinds[name]):
-            raise UserError(f"{where} cannot be {value!r}.")
+        try:
+            typed(value, kinds[name])
+        except ValueError as error:
+            raise UserError(f"{where} cannot be {value!r}.") from error
         if value not in _CHOICES.get(name, (value,)):
             raise UserError(f"{where} is {value!r}: choose from {', '.join(_CHOICES[name])}.")
         if name == "save_total_limit" and value is not None and not value >= 2:
@@ -141,15 +142,6 @@ def check_fields(section: Mapping[str, Any]) -> None:
             raise UserError(f"{where} must be finite, got {value!r}.")
         if name in _COUNTS and value is not None and not value >= 1:
             raise UserError(f"{where} must be at least 1, got {value!r}.")
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Return whether a value of a YAML file is one of type ``kind``: no text for a number."""
-    try:
-        TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True)
-    except (ValidationError, TypeError):
-        return False
-    return True
 
 
 def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPOConfig:

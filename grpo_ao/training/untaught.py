@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_ao.files import atomic_write_text
-from grpo_ao.probe import unit_draw
+from grpo_ao.probe import drawn_from, unit_draw
 from grpo_ao.probes.benchmark_sources import load_contexts, load_templates
 from grpo_ao.probes.benchmarks import INSTRUCTION, make_items, training_items
 from grpo_ao.training.examples import (
@@ -106,10 +106,9 @@ def form_examples(texts: Iterable[str]) -> Iterator[Example]:
     whatever share of the texts has it.
     """
     for text in texts:
-        sort = SORTS[int(unit_draw("sort", text) * len(SORTS))]
+        sort = drawn_from(SORTS, "sort", text)
         asked = unit_draw("asked", text) < 0.5
-        wordings = sort.asked if asked else sort.denied
-        wording = wordings[int(unit_draw("form", text) * len(wordings))]
+        wording = drawn_from(sort.asked if asked else sort.denied, "form", text)
         answer = "Yes" if sort.holds(text) == asked else "No"
         yield Example(f"form: {sort.name}", text, INSTRUCTION + wording, answer)
 

@@ -36,18 +36,17 @@ def group_advantages(
     grouped_PG = values_N.view(-1, group_size)
     centered_PG = grouped_PG - grouped_PG.nanmean(dim=1, keepdim=True)
     if scale == "group":
-        centered_PG = centered_PG / (_nanstd(grouped_PG, dim=1) + _EPSILON)
+        centered_PG = centered_PG / (_nanstd(grouped_PG) + _EPSILON)
     elif scale == "batch":
-        centered_PG = centered_PG / (_nanstd(values_N[None], dim=1) + _EPSILON)
+        centered_PG = centered_PG / (_nanstd(values_N[None]) + _EPSILON)
     return centered_PG.nan_to_num(nan=0.0).flatten()
 
 
-def _nanstd(values: Tensor, dim: int) -> Tensor:
-    count = (~values.isnan()).sum(dim=dim, keepdim=True)
-    squares = (
-        (values - values.nanmean(dim=dim, keepdim=True)).square().nansum(dim=dim, keepdim=True)
-    )
-    return (squares / (count - 1).clamp(min=1)).sqrt()
+def _nanstd(values_PG: Tensor) -> Tensor:
+    count_P1 = (~values_PG.isnan()).sum(dim=1, keepdim=True)
+    squares_PG = (values_PG - values_PG.nanmean(dim=1, keepdim=True)).square()
+    variance_P1 = squares_PG.nansum(dim=1, keepdim=True) / (count_P1 - 1).clamp(min=1)
+    return variance_P1.sqrt()
 
 
 def means_of_the_others(

@@ -21,7 +21,6 @@ def paired_differences(
     first: Statistics,
     second: Statistics,
     cluster_N: np.ndarray,
-    seed: int = 0,
     draws: int = 1000,
 ) -> dict[str, Difference]:
     """Compare two measurements of the same items in every statistic, by bootstrap over clusters.
@@ -36,7 +35,7 @@ def paired_differences(
         return {name: one[name] - other[name] for name in one}
 
     values = difference(np.arange(len(cluster_N)))
-    drawn = bootstrap_draws(difference, cluster_N, seed, draws)
+    drawn = bootstrap_draws(difference, cluster_N, draws=draws)
     return {name: _difference(values[name], drawn[name]) for name in values}
 
 

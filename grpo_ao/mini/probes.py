@@ -3,41 +3,51 @@
 import random
 from collections.abc import Iterator, Sequence
 from itertools import count as counted
+from itertools import islice
 
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import ask
-from grpo_ao.mini.world import make_message, split_of_message
+from grpo_ao.mini.world import Message, make_message, split_of_message
 from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, kept_for_calibration
 
 # Worlds: of each split's probes, of the benchmarks, and of what the mini oracle was taught.
 _SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
 _WORLD, _LESSONS = 2, 13
+PER_TEXT, _LESSONS_PER_TEXT = 4, 5
 KEPT_SHARE = 0.3
 """Of the training texts, what the mini oracle was not taught, by ``kept_for_calibration``."""
 
 
+def _messages(world: int, split: Split, kept: bool = True) -> Iterator[Message]:
+    """Yield a world's messages of one split, without end.
+
+    Training messages are those that are ``kept`` for the calibration, or those that are not.
+    """
+    for index in counted():
+        message = make_message(world, index)
+        if split_of_message(message.text) != split:
+            continue
+        if split != "train" or kept_for_calibration(message.text, KEPT_SHARE) == kept:
+            yield message
+
+
 def mini_probes(
-    split: Split, count: int, layers: Sequence[Layers], positions: Positions, per_text: int = 4
+    split: Split, count: int, layers: Sequence[Layers], positions: Positions
 ) -> list[Probe]:
     """Return the first ``count`` probes of a split of the mini world, always the same ones.
 
     Each split has its own texts, and the held-out one its own templates; the oracle was taught
-    neither the texts nor the templates of any. Each text gets ``per_text`` questions of different
+    neither the texts nor the templates of any. Each text gets ``PER_TEXT`` questions of different
     families, each read at one of ``layers``, drawn by a hash.
     """
     wordings: Split = "heldout" if split == "heldout" else "validation"
     probes: dict[str, Probe] = {}
-    for index in counted():
+    for message in _messages(_SEED_OF_SPLIT[split], split):
         if len(probes) >= count:
             break
-        message = make_message(_SEED_OF_SPLIT[split], index)
-        if split_of_message(message.text) != split:
-            continue
-        if split == "train" and not kept_for_calibration(message.text, KEPT_SHARE):
-            continue
         rng = random.Random(f"questions {message.text}")
         questions = ask(message, rng, wordings)
-        for question in rng.sample(questions, min(per_text, len(questions))):
+        for question in rng.sample(questions, min(PER_TEXT, len(questions))):
             drawn = drawn_from(layers, "layer", message.text, question.text)
             probe = Probe(
                 message.text,
@@ -52,23 +62,19 @@ def mini_probes(
     return list(probes.values())[:count]
 
 
-def mini_lessons(count: int, per_text: int = 5) -> Iterator[tuple[str, str, str, str]]:
+def mini_lessons(count: int) -> Iterator[tuple[str, str, str, str]]:
     """Yield (family, text, question, answer) to teach an oracle of the mini world, ``count`` times.
 
     Training texts that are not kept for the calibration, in training templates.
     """
-    index, made = 0, 0
-    while made < count:
-        message = make_message(_LESSONS, index)
-        index += 1
-        if split_of_message(message.text) != "train":
-            continue
-        if kept_for_calibration(message.text, KEPT_SHARE):
-            continue
+    return islice(_lessons(), count)
+
+
+def _lessons() -> Iterator[tuple[str, str, str, str]]:
+    for message in _messages(_LESSONS, "train", kept=False):
         rng = random.Random(f"lessons {message.text}")
         questions = ask(message, rng, "train")
-        for question in rng.sample(questions, min(per_text, len(questions), count - made)):
-            made += 1
+        for question in rng.sample(questions, min(_LESSONS_PER_TEXT, len(questions))):
             yield question.family, message.text, question.text, question.answer
 
 
@@ -84,14 +90,11 @@ def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, 
     found: dict[tuple[str, str], list[tuple[str, str, str, str]]] = {
         (family, target): [] for family in benchmarks for target in ("Yes", "No")
     }
-    index = 0
-    while any(len(items) < half for items in found.values()):
-        message = make_message(_WORLD, index)
-        index += 1
-        if split_of_message(message.text) != "heldout":
-            continue
+    for message in _messages(_WORLD, "heldout"):
         for question in ask(message, random.Random(f"benchmarks {message.text}"), "heldout"):
             items = found.get((question.family, question.answer))
             if items is not None and len(items) < half:
                 items.append((question.family, message.text, question.text, question.answer))
+        if all(len(items) == half for items in found.values()):
+            break
     return [item for family in benchmarks for t in ("Yes", "No") for item in found[family, t]]

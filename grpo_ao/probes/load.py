@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import text_digest
-from grpo_ao.mini.probes import mini_probes
+from grpo_ao.mini.probes import PER_TEXT, mini_probes
 from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.context import check_prompt, check_text, context_length
 from grpo_ao.oracle.loading import load_config
@@ -19,8 +19,6 @@ from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, split_of,
 from grpo_ao.probes.benchmarks import Item
 from grpo_ao.probes.division import divide
 from grpo_ao.probes.rows import load_rows, probes_of
-
-_MINI_QUESTIONS = 4  # of one text, as mini_probes asks them
 
 
 @dataclass(frozen=True)
@@ -143,10 +141,10 @@ class ProbeLoader:
             return mini_probes(split, count, self.layers, self.positions)
 
         train = max(1, asked.warm_start + asked.grpo)
-        most = min(train, _MINI_QUESTIONS * (train_texts or sys.maxsize))
+        most = min(train, PER_TEXT * (train_texts or sys.maxsize))
         counts = [count * most // train for count in (asked.warm_start, asked.grpo)]
         # The warm start may end inside of a text, whose other questions are left to none.
-        in_turn = _in_turn(made("train", sum(counts) + _MINI_QUESTIONS), counts)
+        in_turn = _in_turn(made("train", sum(counts) + PER_TEXT), counts)
         first, second = map(self._usable, in_turn)
         checked = self._usable(made("validation", asked.validation))
         heldout = list(own[: asked.heldout]) or self._usable(made("heldout", asked.heldout))

@@ -20,7 +20,7 @@ from grpo_ao.files import (
     read_jsonl,
 )
 from grpo_ao.oracle.gguf import local_base
-from grpo_ao.oracle.inputs import read_texts, written_prompts
+from grpo_ao.oracle.inputs import text_readings, written_prompts
 from grpo_ao.oracle.layers import num_decoder_layers
 from grpo_ao.oracle.loading import OracleSources, check_sources, choose_device, load_config
 from grpo_ao.oracle.oracle import Oracle, OracleAnswer
@@ -124,7 +124,7 @@ def _sound(row: Any, name: str) -> Row:
 def _check(whom: Whom, rows: Sequence[Row], sources: OracleSources) -> None:
     """Refuse what cannot be read or asked before the model's weights are loaded."""
     tokenizer, config = sources.tokenizer, sources.config
-    read = read_texts(
+    read = text_readings(
         tokenizer, config, [row["text"] for row in rows], [whom.positions] * len(rows)
     )
     written_prompts(

@@ -29,7 +29,7 @@ class TextReading(NamedTuple):
     tokens: tuple[str, ...]
 
 
-def read_texts(
+def text_readings(
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
     texts: Sequence[str | Conversation],

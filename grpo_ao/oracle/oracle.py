@@ -24,7 +24,7 @@ from grpo_ao.oracle.inputs import (
     TextReading,
     checked_vectors,
     one_each,
-    read_texts,
+    text_readings,
     unlike_activations,
     written_prompts,
 )
@@ -248,7 +248,7 @@ class Oracle:
         chosen = self.layers_read(layers)
         count = len(texts if vectors is None else vectors)
         questions = one_each(questions, count, "questions")
-        read = read_texts(
+        read = text_readings(
             self.tokenizer, config, texts, one_each(positions, len(texts), "positions")
         )
         if vectors is None:
@@ -277,7 +277,7 @@ class Oracle:
 
     def _warn_of_norms(self, vectors: Sequence[Tensor], layers: Layers) -> None:
         config = unwrap(self.model).config
-        (sample,) = read_texts(self.tokenizer, config, ["How are you today?"], ["all"])
+        (sample,) = text_readings(self.tokenizer, config, ["How are you today?"], ["all"])
         (usual_KD,) = self._activations([sample], layers, 1)
         warning = unlike_activations(vectors, usual_KD) if vectors else None
         if warning is not None:

@@ -122,9 +122,9 @@ async def check_agreement(judge: Judge, items: Sequence[GradedItem]) -> JudgeRep
     pairs = list(zip(asked, grades, strict=True))
     ours, theirs = pairs[: len(items)], pairs[len(items) :]
     return JudgeReport(
-        closed=compare(_of_kind(ours, "closed"), TOLERANCE["closed"]),
-        open=compare(_of_kind(ours, "open"), TOLERANCE["open"]),
-        hostile=compare(theirs, HOSTILE_TOLERANCE),
+        closed=agreement_of(_of_kind(ours, "closed"), TOLERANCE["closed"]),
+        open=agreement_of(_of_kind(ours, "open"), TOLERANCE["open"]),
+        hostile=agreement_of(theirs, HOSTILE_TOLERANCE),
         fooled=[
             h.name
             for h, (_, grade) in zip(hostile, theirs, strict=True)
@@ -146,7 +146,7 @@ def _hostile_request(answer: str) -> GradeRequest:
     return GradeRequest(_HOSTILE_TEXT, _HOSTILE_QUESTION, answer, "open", _HOSTILE_REFERENCE)
 
 
-def compare(pairs: Sequence[tuple[GradedItem, Grade]], tolerance: float) -> JudgeAgreement:
+def agreement_of(pairs: Sequence[tuple[GradedItem, Grade]], tolerance: float) -> JudgeAgreement:
     """Compare a judge's grades with ours."""
     gaps = [grade.score - item.grade for item, grade in pairs if grade.score is not None]
     return JudgeAgreement(

@@ -6,7 +6,7 @@ from itertools import count as counted
 from itertools import islice
 
 from grpo_ao.errors import UserError
-from grpo_ao.mini.questions import ask
+from grpo_ao.mini.questions import questions_about
 from grpo_ao.mini.world import Message, make_message, split_of_message
 from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, kept_for_calibration
 
@@ -46,7 +46,7 @@ def mini_probes(
         if len(probes) >= count:
             break
         rng = random.Random(f"questions {message.text}")
-        questions = ask(message, rng, wordings)
+        questions = questions_about(message, rng, wordings)
         for question in rng.sample(questions, min(PER_TEXT, len(questions))):
             drawn = drawn_from(layers, "layer", message.text, question.text)
             probe = Probe(
@@ -73,7 +73,7 @@ def mini_lessons(count: int) -> Iterator[tuple[str, str, str, str]]:
 def _lessons() -> Iterator[tuple[str, str, str, str]]:
     for message in _messages(_LESSONS, "train", kept=False):
         rng = random.Random(f"lessons {message.text}")
-        questions = ask(message, rng, "train")
+        questions = questions_about(message, rng, "train")
         for question in rng.sample(questions, min(_LESSONS_PER_TEXT, len(questions))):
             yield question.family, message.text, question.text, question.answer
 
@@ -91,7 +91,9 @@ def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, 
         (family, target): [] for family in benchmarks for target in ("Yes", "No")
     }
     for message in _messages(_WORLD, "heldout"):
-        for question in ask(message, random.Random(f"benchmarks {message.text}"), "heldout"):
+        for question in questions_about(
+            message, random.Random(f"benchmarks {message.text}"), "heldout"
+        ):
             items = found.get((question.family, question.answer))
             if items is not None and len(items) < half:
                 items.append((question.family, message.text, question.text, question.answer))

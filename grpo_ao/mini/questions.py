@@ -296,7 +296,7 @@ def _two(first: bool, yes: str, no: str) -> tuple[str, list[str]]:
     return (yes, [no]) if first else (no, [yes])
 
 
-def ask(message: Message, rng: random.Random, split: Split) -> list[Question]:
+def questions_about(message: Message, rng: random.Random, split: Split) -> list[Question]:
     """Return every question that the message's facts answer, in templates of ``split``.
 
     Facts with a name are mostly asked for openly, truths and attributes always closed, so that

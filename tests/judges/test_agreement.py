@@ -12,9 +12,9 @@ from grpo_ao.errors import UserError
 from grpo_ao.judges.agreement import (
     HOSTILE_TOLERANCE,
     TOLERANCE,
+    agreement_of,
     agreement_table,
     check_agreement,
-    compare,
     cost_line,
     fooled_line,
     load_graded_items,
@@ -124,8 +124,8 @@ def test_a_cost_that_is_not_known_is_not_called_nothing():
 
 def test_the_tolerances():
     pairs = [(ITEMS[0], Grade(ITEMS[0].grade - 0.2))]
-    assert compare(pairs, TOLERANCE["open"]).agreement == 0
-    assert compare(pairs, TOLERANCE["closed"]).agreement == 1
+    assert agreement_of(pairs, TOLERANCE["open"]).agreement == 0
+    assert agreement_of(pairs, TOLERANCE["closed"]).agreement == 1
     assert GRADES["open"]["D"] + TOLERANCE["open"] == HOSTILE_TOLERANCE
 
 

@@ -10,8 +10,8 @@ from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.questions import (
     FAMILIES,
     TRUTH_FAMILIES,
-    ask,
     noun_phrases,
+    questions_about,
     truth_choices,
 )
 from grpo_ao.mini.world import make_message
@@ -22,7 +22,7 @@ from grpo_ao.probes.names import BENCHMARKS
 def asked(split, count=800, seed=5):
     rng = random.Random(f"{split} {seed}")
     messages = [make_message(seed, index) for index in range(count)]
-    return [(m, q) for m in messages for q in ask(m, rng, split)]
+    return [(m, q) for m in messages for q in questions_about(m, rng, split)]
 
 
 @pytest.fixture(scope="module")

@@ -78,14 +78,14 @@ def test_true_claims_are_true_and_false_ones_false(messages):
 
 DIGEST = """
 import hashlib, random
-from grpo_ao.mini.questions import ask
+from grpo_ao.mini.questions import questions_about
 from grpo_ao.mini.world import make_message
 digest = hashlib.sha256()
 for index in range(100):
     message = make_message(7, index)
     digest.update(message.text.encode() + message.reply.encode())
     for split in ("train", "heldout"):
-        for question in ask(message, random.Random(index), split):
+        for question in questions_about(message, random.Random(index), split):
             digest.update(f"{question.text} {question.answer}".encode())
 print(digest.hexdigest())
 """

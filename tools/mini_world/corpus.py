@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.epistemic import render_tag
-from grpo_ao.mini.questions import TRUTH_FAMILIES, Question, ask, truth_choices
+from grpo_ao.mini.questions import TRUTH_FAMILIES, Question, questions_about, truth_choices
 from grpo_ao.mini.world import Message, make_message, split_of_message
 from grpo_ao.oracle.spec import OracleSpec
 
@@ -73,7 +73,7 @@ def pretraining_segments(message: Message, rng: random.Random, layers: list[int]
     segments = turn("user", [(message.text, TEXT)])
     if rng.random() < 0.4:
         segments += turn("assistant", [(message.reply, REPLY)])
-    questions = ask(message, rng, "train")
+    questions = questions_about(message, rng, "train")
     rng.shuffle(questions)
     # A row is cut where it is full: what is hardest to learn comes first.
     questions.sort(key=lambda question: question.family not in TRUTH_FAMILIES)

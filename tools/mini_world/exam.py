@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from grpo_ao.mini.questions import ask
+from grpo_ao.mini.questions import questions_about
 from grpo_ao.mini.world import Message, make_message, split_of_message
 from grpo_ao.probe import Split
 from tools.mini_world.corpus import (
@@ -46,7 +46,7 @@ def text_exam(
     rng = random.Random(f"text exam {split}")
     families, rows = [], []
     for message in messages:
-        for question in ask(message, rng, split):
+        for question in questions_about(message, rng, split):
             families.append(f"{question.family}/{question.kind}")
             rows.append(
                 turn("user", [(message.text, TEXT)])

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from grpo_ao.mini.questions import ask
+from grpo_ao.mini.questions import questions_about
 from grpo_ao.mini.world import make_message
 from tools.mini_world import corpus
 from tools.mini_world.build import WEIGHTS
@@ -49,7 +49,9 @@ def test_a_pretraining_row_teaches_answers_most_and_numbers_least(tokenizer):
     said = [text.strip() for text in answers.split("<|im_end|>") if text]
     assert said
     assert set(said) <= {
-        q.answer for seed in range(40) for q in ask(message, random.Random(seed), "train")
+        q.answer
+        for seed in range(40)
+        for q in questions_about(message, random.Random(seed), "train")
     }
     numbers = weighted_text(tokenizer, ids_BL[0], weight_BL[0], np.float16(NUMBER))
     assert numbers.isdigit()

@@ -216,7 +216,7 @@ BEGINNINGS = {
 WORK = (
     *("run.run", "evaluate.evaluate", "budget.show_budget", "training.make_oracle.make_oracle"),
     *("probes.generate.generate_questions", "judges.agreement.check_agreement"),
-    *("oracle.oracle.Oracle.from_pretrained", "oracle.oracle.Oracle.mini"),
+    *("oracle.oracle.Oracle.load", "oracle.oracle.Oracle.mini"),
     *("judges.local.LocalJudge.from_pretrained", "judges.api.ApiJudge.check"),
     "oracle.vllm.server.start_server",
 )

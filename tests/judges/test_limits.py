@@ -47,7 +47,7 @@ def test_the_judge_is_tried_before_anything_is_loaded(tmp_path, monkeypatch):
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr(run_module, "Oracle", load)
-    for name in ("load_config", "load_probes"):
+    for name in ("check_start", "ProbeLoader"):
         monkeypatch.setattr(prepare, name, load)
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     arguments = ["--output_dir", str(tmp_path / "run")]

@@ -12,7 +12,16 @@ FILES = {
 GROUND_FLOOR = {
     *("probe", "answer", "epistemic", "reward", "credit", "calibration"),
     *("discrimination", "intervals", "errors", "extensions", "interruption", "numbers"),
-    *("files", "tracking", "processes", "chat", "chat_completion", "terminal", "wording"),
+    *(
+        "bounded",
+        "files",
+        "tracking",
+        "processes",
+        "chat",
+        "chat_completion",
+        "terminal",
+        "wording",
+    ),
 }
 # Each floor may use its own and those below it. The package itself hands on the public names.
 FLOORS = (

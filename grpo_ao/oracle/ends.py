@@ -31,10 +31,12 @@ def end_token_ids(
     own = getattr(unwrap(model).generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
     named = [tokenizer.eos_token_id, *own, _template_end(tokenizer)]
-    ends = sorted({i for i in named if i is not None})
+    ends = [i for i in dict.fromkeys(named) if i is not None]
+    if not all(isinstance(i, int) for i in ends):
+        raise UserError(f"the model's generation_config names {ends} as ends, which are no tokens.")
     if not ends:
         raise UserError("neither tokenizer, model nor chat template names an end of a turn.")
-    return ends
+    return sorted(ends)
 
 
 def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.batches import padded
 from grpo_ao.oracle.layers import check_layer, decoder_layers
 from grpo_ao.oracle.prompt import OraclePrompt, check_counts
@@ -67,7 +68,10 @@ def _check_values(vectors_BKD: Tensor, positions_BK: Tensor, length: int) -> Non
     if is_repeated:
         raise ValueError("a position to inject at is given twice in one row.")
     if is_directionless:
-        raise ValueError("a vector to inject is zero or not finite, and so has no direction.")
+        raise UserError(
+            "an activation to inject is zero or not finite, and so has no direction: the model's "
+            "weights or its number format are at fault."
+        )
 
 
 class Injection(NamedTuple):

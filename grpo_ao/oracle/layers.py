@@ -51,7 +51,7 @@ def layer_index(num_layers: int, percent: int | float) -> int:
     75 % give 9, 18 and 27. The activation is the *output* of that layer.
     """
     index = int(num_layers * percent / 100)
-    if not 0 <= index < num_layers:
+    if percent < 0 or index >= num_layers:
         raise UserError(f"{percent} % depth is outside of a model of {num_layers} layers.")
     return index
 

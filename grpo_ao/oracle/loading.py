@@ -1,11 +1,12 @@
 """Load a base model with an oracle adapter on it, with every check that can come first."""
 
-import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor
@@ -21,6 +22,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from grpo_ao.bounded import matches_end
 from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import reading
 from grpo_ao.oracle.hub import resolve_files
@@ -28,10 +30,15 @@ from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import OracleSpec, load_spec
+from grpo_ao.oracle.turn import check_template
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 MAX_CPU_PARAMETERS = 3e9
+# More layers no model has, and a skeleton of millions takes all memory.
+_MOST_LAYERS = 1_000
+# What an adapter may be begun with and leave the base's weights, which are the subject's, alone.
+_OWN_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -55,17 +62,22 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
     with reading(f"the config.json of {base}"):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if num_decoder_layers(config) > _MOST_LAYERS:
+            raise UserError(f"the config.json of {base} names more than {_MOST_LAYERS:,} layers.")
+    return config
 
 
 def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer, from a local folder or the Hub.
 
-    Raises UserError, in one sentence, where there is none.
+    Raises UserError, in one sentence, where there is none, or none that makes a turn of a text.
     """
     folder = resolve_files(base, _TOKENIZER_FILES, revision)
     with reading(f"the tokenizer of {base}"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_template(tokenizer, base)
+    return tokenizer
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -112,6 +124,7 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
     """
     config = adapter_config(adapter)
     weights = _adapter_weights(adapter)
+    _check_patterns(adapter, config, skeleton)
     misfit = f"the adapter {adapter} does not fit the base model {base}"
     try:
         model = PeftModel(skeleton, config, low_cpu_mem_usage=True)
@@ -121,9 +134,10 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
             f"{misfit}: its weights have other shapes than its config (rank {config.r}) and the "
             f"model give ({_first_mismatch(error)})."
         ) from error
-    # A value of another type, a pattern that is none, modules that the model lacks.
-    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
-        raise UserError(f"{misfit}: {first_line(error)}.") from error
+    except Exception as error:  # a value of another type, a pattern that is none, ...
+        raise UserError(f"{misfit} ({type(error).__name__}: {first_line(error)}).") from error
+    if not all(map(_is_finite, _scales(model))):
+        raise UserError(f"the adapter {adapter} has scales (lora_alpha) that are not finite.")
     # The skeleton lacks the weights of the base as well.
     if missing := [name for name in result.missing_keys if "lora_" in name]:
         raise UserError(f"{misfit}: it lacks {len(missing)} weights, first {missing[0]}.")
@@ -139,6 +153,31 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
             f"the adapter {adapter} is on the output layer of {base}, whose weights are those of "
             "its input embeddings: take an adapter on other layers."
         )
+
+
+def _check_patterns(adapter: Path, config: LoraConfig, skeleton: PreTrainedModel) -> None:
+    """Refuse a regular expression over the names of modules that takes for ever on one of them."""
+    fields = (config.target_modules, config.exclude_modules, config.layers_pattern)
+    fields += (config.rank_pattern, config.alpha_pattern, config.modules_to_save)
+    patterns: list[str] = []
+    for field in fields:
+        given = [field] if isinstance(field, str) else field if isinstance(field, Iterable) else []
+        patterns += [p for p in given if isinstance(p, str) and any(sign in p for sign in "*+?{")]
+    if patterns and not matches_end(patterns, [name for name, _ in skeleton.named_modules()]):
+        raise UserError(
+            f"the adapter_config.json of {adapter} has a pattern over names of modules that takes "
+            f"for ever to match ({' or '.join(patterns):.100}): write a simpler one."
+        )
+
+
+def _scales(model: PeftModel) -> Iterator[float]:
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            yield from module.scaling.values()
+
+
+def _is_finite(number: float) -> bool:
+    return abs(number) <= torch.finfo(torch.float32).max
 
 
 def _adapter_weights(adapter: Path) -> dict[str, Tensor]:
@@ -160,6 +199,11 @@ def adapter_config(adapter: Path) -> LoraConfig:
         config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
         raise UserError(f"the adapter {adapter} is a {config.peft_type}, not a LoRA adapter.")
+    if config.init_lora_weights not in _OWN_BEGINNINGS:
+        raise UserError(
+            f"the adapter {adapter} began with {config.init_lora_weights!r}, which changes the "
+            "weights of the base, and so the subject: convert it into a plain LoRA adapter."
+        )
     config.inference_mode = True
     return config
 
@@ -250,10 +294,17 @@ def load_base(
     if not any(folder.glob("*.safetensors")):
         folder = resolve_files(base, ["*.json", "pytorch_model*.bin"], revision)
     with reading(f"the base model {base}"):
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
             quantization_config=quantization,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        raise UserError(
+            f"the base model {base} lacks {len(missing)} weights, first {missing[0]}: fetch it "
+            "anew."
+        )
+    return model

@@ -135,6 +135,8 @@ def load_spec(adapter: str | Path) -> OracleSpec:
         return OracleSpec()
     with reading(path):
         values = json.loads(path.read_text(encoding="utf-8"))
+        # No tokenizer takes half of a surrogate pair, and no layer NaN.
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object.")
     return _from_json(values, path)

@@ -7,9 +7,12 @@ from itertools import pairwise
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from grpo_ao.bounded import filling_in_ends
 from grpo_ao.errors import UserError
+from grpo_ao.files import reading
 from grpo_ao.probe import stable_hash
 
+_SAMPLE = "It is late."
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with its role and its content, as chat templates take them."""
 
@@ -58,7 +61,9 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> 
 
     Raises UserError for messages that the template does not take, and for a control token in one.
     """
-    if not messages or any(message.keys() != {"role", "content"} for message in messages):
+    texts = [value for message in messages for value in message.values()]
+    whole = all(message.keys() == {"role", "content"} for message in messages)
+    if not (messages and whole and all(isinstance(text, str) for text in texts)):
         raise UserError("a conversation is a list of messages, each with a role and its content.")
     _check_template(tokenizer)
     contents = [message["content"] for message in messages]
@@ -74,9 +79,28 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> 
     return turn, sum(stop <= first for _, stop in turn.offsets)
 
 
+def check_template(tokenizer: PreTrainedTokenizerBase, base: object) -> None:
+    """Raise UserError, in one sentence, unless ``base``'s template makes a turn of a text.
+
+    A template is a program of other people: it may fail, and it may never end.
+    """
+    _check_template(tokenizer)
+    with reading(f"the chat template of {base}"):
+        if not filling_in_ends(tokenizer.get_chat_template()):
+            raise UserError(
+                f"the chat template of {base} takes for ever, or gigabytes: give another."
+            )
+        turn = user_turn(tokenizer, _SAMPLE, answer_next=True)
+        user_turn(tokenizer, _SAMPLE, answer_next=False)
+    if _SAMPLE not in turn.text:
+        raise UserError(f"the chat template of {base} does not hold a user's text as it is.")
+    if not turn.input_ids:
+        raise UserError(f"the tokenizer of {base} makes no tokens of a text: fetch it anew.")
+
+
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash the tokens that the chat template and the tokenizer make of a turn as they are now."""
-    turn = user_turn(tokenizer, "It is late.", answer_next=True)
+    turn = user_turn(tokenizer, _SAMPLE, answer_next=True)
     return stable_hash(turn.text, *map(str, turn.input_ids))
 
 

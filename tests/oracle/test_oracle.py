@@ -1,4 +1,5 @@
 import json
+import math
 
 import huggingface_hub.constants
 import pytest
@@ -232,6 +233,61 @@ def test_a_pattern_of_modules_that_is_none_is_one_sentence(saved_without_weights
         Oracle.from_pretrained(base, adapter, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "value", [{"target_modules": "(.*)*(.|.)*y"}, {"rank_pattern": {"((.|[a-z])+)+1": 2}}]
+)
+def test_a_pattern_of_modules_that_takes_for_ever_is_one_sentence(saved_without_weights, value):
+    base, adapter = saved_without_weights
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | value))
+    with pytest.raises(UserError, match=f"of {adapter} has a pattern .* takes for ever to match"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+TURN = "{{ messages[0].content }}<|im_end|>"
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('only tools') }}", "cannot be read .TemplateError: only tools"),
+        ("{% for %}", "cannot be read .TemplateSyntaxError"),
+        ("{{ ''.__class__.__mro__ }}" + TURN, "cannot be read .SecurityError"),
+        ("{{ messages[0].content + 1 }}", "cannot be read .TypeError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot be read .RecursionError"),
+        (ENDLESS + TURN, "takes for ever"),
+        ("{{ 'x' * 10 ** 10 }}" + TURN, "takes for ever, or gigabytes"),
+        ("{{ messages[0].content | upper }}", "does not hold a user's text as it is"),
+        ("Hello.", "does not hold a user's text as it is"),
+        (TURN + "\ud800", "cannot be read"),
+    ],
+)
+def test_a_chat_template_that_makes_no_turn_is_one_sentence(saved_without_weights, template, said):
+    base, adapter = saved_without_weights
+    (base / "chat_template.jinja").write_bytes(template.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=f"(chat template|tokenizer) of {base} {said}"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+def test_a_tokenizer_without_its_vocabulary_is_one_sentence(saved_without_weights):
+    base, adapter = saved_without_weights
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    with pytest.raises(UserError, match=f"the tokenizer of {base} makes no tokens of a text"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
+def test_base_weights_that_are_missing_are_not_drawn_at_random(saved):
+    base, adapter = saved
+    weights = load_file(base / "model.safetensors")
+    dropped = next(name for name in weights if "q_proj" in name)
+    del weights[dropped]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks 1 weights, first {dropped}: fetch it anew"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
 BROKEN = [b"", b"{", b"[]", b"null", b'{"a": "\xe9"}', b"[" * 100_000, b'{"a": 1}']
 
 
@@ -271,7 +327,11 @@ def test_a_model_that_is_no_language_model_is_one_sentence(saved_without_weights
 
 @pytest.mark.parametrize(
     "value",
-    [{"r": "four"}, {"r": 0}, {"lora_alpha": None}, {"target_modules": 5}, {"rank_pattern": 3}],
+    [
+        *({"r": "four"}, {"r": 0}, {"target_modules": 5}, {"rank_pattern": 3}),
+        *({"lora_alpha": None}, {"lora_alpha": math.nan}, {"lora_alpha": 1e308}),
+        {"init_lora_weights": "pissa"},
+    ],
 )
 def test_an_adapter_config_of_which_none_can_be_made_is_one_sentence(saved_without_weights, value):
     base, adapter = saved_without_weights

@@ -122,7 +122,9 @@ def test_a_wrong_value_is_refused(tmp_path, key, value, message):
         load_spec(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]"])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"steering_coefficient": NaN}', '{"special_token": "\\ud800"}']
+)
 def test_a_file_that_is_not_an_object_is_refused(tmp_path, content):
     (tmp_path / "ao_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"ao_config\.json"):

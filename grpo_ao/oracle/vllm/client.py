@@ -1,10 +1,12 @@
 """The rollout engine ``--rollout vllm``: beside the oracle's model on its GPU, or on servers."""
 
 import dataclasses
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -100,6 +102,8 @@ class ServerRollouts:
         self._ends = end_token_ids(oracle.model, oracle.tokenizer)
         self._dtype = next(iter(base_weights(oracle.model).values())).dtype
         info = self._call("/info", None)
+        if not {"bank", "max_model_len"} <= info.keys():
+            raise UserError(f"what answers at {url} is no rollout server: check --vllm_servers.")
         ours = dataclasses.asdict(settings_of(oracle)) | {"rows": info["bank"]["rows"]}
         for name, value in ours.items():
             if info["bank"][name] != value:
@@ -128,16 +132,18 @@ class ServerRollouts:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
-            if error.code != 400:
-                raise
-            raise UserError(
-                f"the rollout server at {self._url} says: {json.load(error)['error']}"
-            ) from error
-        except (urllib.error.URLError, TimeoutError) as error:
+            raise UserError(f"the rollout server at {self._url} says: {_said(error)}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(
                 f"no rollout server answers at {self._url} ({error}): start one with `grpo-ao "
                 "vllm-serve`, or check --vllm_servers."
             ) from error
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.load(error)["error"])
+    return f"HTTP {error.code}: it is another server, or fails (see its own output)."
 
 
 def start_vllm(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -22,6 +23,7 @@ from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.vllm.weights import LoraFactors
 
 _JSON = "json"
+_PROMPTS, _IDS = TypeAdapter(list[tuple[str, list[int], list[int]]]), TypeAdapter(list[int])
 # What reading a message of others may raise.
 _ODD = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 
@@ -76,9 +78,11 @@ def unpack_request(body: bytes) -> RolloutRequest:
     tensors, values = _unpack(body, [*fields, "counts"])
     with _as_this_protocol_has_it():
         vectors = list(tensors["vectors"].split(values.pop("counts")))
-        prompts = [OraclePrompt(*prompt) for prompt in values.pop("prompts")]
-        sampling = Sampling(**values.pop("sampling"))
-        return RolloutRequest(prompts=prompts, vectors=vectors, sampling=sampling, **values)
+        prompts = [OraclePrompt(*p) for p in _PROMPTS.validate_python(values["prompts"])]
+        end_ids, seeds = (_IDS.validate_python(values[name]) for name in ("end_ids", "seeds"))
+        if not len(prompts) == len(vectors) == len(seeds):
+            raise ValueError("prompts, vectors and seeds differ in number")
+        return RolloutRequest(prompts, vectors, Sampling(**values["sampling"]), end_ids, seeds)
 
 
 @contextmanager

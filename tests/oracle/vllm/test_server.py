@@ -21,6 +21,7 @@ from grpo_ao.oracle.vllm.wire import (
     unpack_adapter,
     unpack_request,
 )
+from tests.judges.endpoint import Response, in_turn, serving
 from tests.oracle.vllm import fake_vllm
 from tests.oracle.vllm.fake_vllm import served, tiny_oracle
 from tests.tiny import WIDTH
@@ -163,6 +164,9 @@ REQUEST = {"prompts": [["a", [1], []]], "sampling": {}, "end_ids": [2], "seeds":
         message(REQUEST | {"sampling": {"top_k": 3}}, vectors=torch.ones(1, 4)),
         message(REQUEST | {"sampling": {"temperature": "hot"}}, vectors=torch.ones(1, 4)),
         message(REQUEST | {"sampling": {"num_samples": 0}}, vectors=torch.ones(1, 4)),
+        *(message(REQUEST | {"prompts": [["a", ids, []]]}) for ids in (["x"], [[1]], 3, [1.5])),
+        message(REQUEST | {"seeds": []}, vectors=torch.ones(1, 4)),
+        message(REQUEST | {"end_ids": ["x"]}, vectors=torch.ones(1, 4)),
         message({"scales": [1]}),
         message({"scales": {"layers.0.mlp.up_proj": 1.0}}),
     ],
@@ -185,14 +189,18 @@ def test_an_adapter_that_is_not_finite_is_refused(spoilt):
         unpack_adapter(pack_adapter({"layers.0.mlp.up_proj": factors}, torch.float32))
 
 
-@pytest.mark.parametrize("length", ["-1", "", "many", "1e3", "٣", str(2**40)])
+@pytest.mark.parametrize("length", ["-1", "", "many", "1e3", "٣", str(2**40), "9" * 5_000])
 def test_a_length_that_is_none_is_refused_at_once(engine, length):
     with served(engine) as url:
         assert status(url + "/rollouts", b"x", {"Content-Length": length}) == 400
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}]
+    "headers",
+    [
+        *({"Origin": "https://evil.example"}, {"Origin": "null"}),
+        *({"Host": "evil.example"}, {"Host": "[::1"}),
+    ],
 )
 def test_what_a_web_page_sends_is_refused(engine, headers):
     with served(engine) as url:
@@ -212,6 +220,20 @@ def status(url, body=None, headers=None):
     found = connection.getresponse().status
     connection.close()
     return found
+
+
+def test_what_the_engine_fails_at_is_told_to_the_trainer(engine, monkeypatch):
+    monkeypatch.setattr(fake_vllm.FakeLLM, "reset_prefix_cache", lambda _: False)
+    oracle = tiny_oracle()
+    with served(engine) as url:
+        rollouts = ServerRollouts(oracle, url, 100)
+        with pytest.raises(UserError, match="says: it failed with RuntimeError: vLLM still holds"):
+            ask(rollouts, oracle)
+
+
+def test_another_server_is_one_sentence():
+    with serving(in_turn(Response())) as other, pytest.raises(UserError, match="another server"):
+        ServerRollouts(tiny_oracle(), other.base_url, 100)
 
 
 def test_no_server_is_one_sentence():

@@ -35,7 +35,7 @@ def launched(tmp_path_factory):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,  # Processes that wait for each other wait for ever.
+        timeout=900,  # Processes that wait for each other wait for ever.
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return folder, done.stderr
@@ -79,7 +79,7 @@ def test_what_the_main_process_refuses_is_one_sentence(tmp_path):
     flags = ["--preset", "mini", "--output_dir", str(tmp_path / "run")]
     flags += ["--oracle_lora_path", str(tmp_path)]
     done = subprocess.run(
-        [*command, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*command, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1

@@ -51,7 +51,7 @@ def kill_when(folder: Path, reached) -> None:
     run = subprocess.Popen(
         command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    end = time.monotonic() + 240
+    end = time.monotonic() + 900
     while run.poll() is None and time.monotonic() < end and not reached(folder):
         time.sleep(0.02)
     assert run.poll() is None, "the run ended before it could be killed"
@@ -64,11 +64,11 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_says_how_to_go_on(
 ):
     folder = tmp_path / "run"
     run = subprocess.Popen(command(folder), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 240
+    end = time.monotonic() + 900
     while run.poll() is None and time.monotonic() < end and not at_step(1)(folder):
         time.sleep(0.02)
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=240)
+    _, said = run.communicate(timeout=900)
     assert run.returncode == 128 + signal.SIGTERM
     *_, checkpoint = sorted((folder / "checkpoints").glob("checkpoint-*/complete.json"))
     step = checkpoint.parent.name.removeprefix("checkpoint-")

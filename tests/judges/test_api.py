@@ -138,8 +138,16 @@ def test_no_requests_no_grades(judge_at):
 
 
 def test_no_more_requests_are_in_flight_than_allowed(judge_at):
-    with serving(in_turn(grade("A", delay=0.01))) as endpoint:
-        run(judge_at(endpoint, concurrency=3), *answers(20))
+    full = threading.Event()
+
+    def behaviour(request):
+        if endpoint.in_flight >= 3:
+            full.set()
+        full.wait(60)
+        return grade("A")
+
+    with serving(behaviour) as endpoint:
+        run(judge_at(endpoint, concurrency=3, timeout=90.0), *answers(20))
     assert endpoint.most_in_flight == 3
 
 
@@ -172,8 +180,8 @@ def test_a_passing_failure_costs_nothing_but_time(judge_at, failure):
 
 
 def test_a_slow_reply_is_given_up_and_asked_for_again(judge_at):
-    with serving(in_turn(grade("A", delay=0.5), grade("C"))) as endpoint:
-        (found,) = run(judge_at(endpoint, timeout=0.1), OPEN)
+    with serving(in_turn(grade("A", delay=30.0), grade("C"))) as endpoint:
+        (found,) = run(judge_at(endpoint, timeout=1.0), OPEN)
     assert found.score == 0.5
 
 
@@ -196,7 +204,7 @@ def test_retry_after_is_obeyed(judge_at, waits, as_date):
     with serving(in_turn(busy, grade("A"))) as endpoint:
         (found,) = run(judge_at(endpoint), OPEN)
     assert found.score == 1
-    assert waits[-1] == pytest.approx(90, abs=3)
+    assert waits[-1] == pytest.approx(90, abs=30)
 
 
 def test_an_endpoint_that_asks_for_too_long_a_wait_is_not_waited_for(judge_at):
@@ -361,12 +369,12 @@ def test_an_account_without_quota_ends_it_at_once_and_is_said(judge_at):
 
 
 def test_a_hanging_endpoint_is_given_up_inside_a_batch(judge_at):
-    with serving(in_turn(grade("A", delay=3.0))) as endpoint:
-        judge = judge_at(endpoint, timeout=0.4, patience=0.5, concurrency=4)
+    with serving(in_turn(grade("A", delay=30.0))) as endpoint:
+        judge = judge_at(endpoint, timeout=1.0, patience=1.2, concurrency=4)
         found = run(judge, *answers(200))
         assert len(endpoint.seen) < 40  # of 200 grades with 12 attempts each
         assert {g.score for g in found} == {None}
-        assert "given up after 0.5 s without a reply: no reply in time" in str(found[-1].reason)
+        assert "given up after 1.2 s without a reply: no reply in time" in str(found[-1].reason)
         before = len(endpoint.seen)
         run(judge, *answers(200))
         # The next batch is tried once more, not for another while.
@@ -377,10 +385,10 @@ def test_a_hanging_endpoint_is_given_up_inside_a_batch(judge_at):
 
 def test_a_request_that_always_hangs_is_given_up_and_costs_no_other(judge_at):
     def behaviour(request):
-        return grade("A", delay=3.0) if number_of(request) == 3 else by_number(request)
+        return grade("A", delay=30.0) if number_of(request) == 3 else by_number(request)
 
     with serving(behaviour) as endpoint:
-        found = run(judge_at(endpoint, timeout=0.8, max_attempts=12), *answers(8))
+        found = run(judge_at(endpoint, timeout=1.0, max_attempts=12), *answers(8))
         attempts = [number_of(request) for request in endpoint.seen].count(3)
     assert [g.score is None for g in found] == [n == 3 for n in range(8)]
     said = "no reply in time in 3 attempts, while other requests were answered"

@@ -166,7 +166,7 @@ def test_twins_that_differ_in_white_space_or_composition_are_paid_once(path, twi
 
 def test_several_processes_share_one_file(path):
     writers = [start("shared", path, 200) for _ in range(4)]
-    asked = [int(writer.communicate(timeout=60)[0]) for writer in writers]
+    asked = [int(writer.communicate(timeout=300)[0]) for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 4
     assert rows_in(path) == 200
     assert all(0 <= count <= 200 for count in asked)
@@ -182,7 +182,7 @@ def test_what_was_returned_before_a_kill_is_there_after_it(path):
     while returned < 200:
         returned = int(writer.stdout.readline())
     os.kill(writer.pid, signal.SIGKILL)
-    rest = writer.communicate(timeout=60)[0].split("\n")
+    rest = writer.communicate(timeout=300)[0].split("\n")
     returned = int(next((line for line in reversed(rest) if line), returned))
     assert writer.returncode == -signal.SIGKILL
     inner = CountingJudge()

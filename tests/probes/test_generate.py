@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -431,14 +432,21 @@ def test_what_was_made_before_a_kill_is_not_paid_for_again(tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text_of(n)}) + "\n" for n in range(1, 41)))
     output = tmp_path / "set.jsonl"
-    with serving(lambda request: good(request, delay=0.1)) as endpoint:
+    killed = threading.Event()
+
+    def behaviour(request):
+        if request.number >= 12:  # so that the set is not finished before the kill
+            killed.wait(300)
+        return good(request)
+
+    with serving(behaviour) as endpoint:
         flags = f"--source {source} --column text --output {output} --api_key_env None"
         flags += f" --base_url {endpoint.base_url} --concurrency 3"
         command = [sys.executable, "-c", COMMAND, *flags.split()]
         run = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while run.poll() is None and time.monotonic() < end:
             if output.exists() and output.read_bytes().count(b"\n") >= 9:
                 break
@@ -446,6 +454,7 @@ def test_what_was_made_before_a_kill_is_not_paid_for_again(tmp_path):
         assert run.poll() is None, "the command ended before it could be killed"
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
+        killed.set()
         with output.open("ab") as file:  # as a kill in the middle of a write would leave it
             file.write(b'{"wildchat_question": "half a li')
         kept = [json.loads(line)["idx"] for line in output.read_bytes().splitlines()[:-1]]

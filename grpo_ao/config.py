@@ -18,7 +18,14 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import yaml
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS, SMOLLM2, SMOLLM2_ORACLE, holds_run, read_json, typed
+from grpo_ao.files import (
+    MINI_WEIGHTS,
+    SMOLLM2,
+    SMOLLM2_ORACLE,
+    holds_run,
+    read_run_json,
+    typed,
+)
 from grpo_ao.judges.flags import CHANGEABLE, PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
 from grpo_ao.probe import Positions, parse_layers
@@ -304,7 +311,7 @@ def recorded_config(folder: Path) -> TrainConfig:
     path = folder / "run.json"
     if not holds_run(folder):
         raise UserError(f"there is no run to resume in {folder}: it holds no run.json.")
-    values = _typed(read_json(path)["config"], path, TrainConfig)
+    values = _typed(read_run_json(folder)["config"], path, TrainConfig)
     return TrainConfig(**values | {"resume": True, "output_dir": folder})
 
 

@@ -91,9 +91,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     A reader, or whoever comes after a kill, finds the old file or the new one. What a kill leaves
     behind begins with ``UNFINISHED``.
     """
-    unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    # In a folder of its own: safetensors writes a file of another name beside it first.
+    folder = unfinished_name(path)
+    unfinished = folder / path.name
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished
             with unfinished.open("rb") as file:
@@ -101,8 +103,25 @@ def written_whole(path: Path) -> Iterator[Path]:
             as_umask_says(unfinished)
             unfinished.replace(path)
         finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def unfinished_name(path: Path) -> Path:
+    """Return the name under which this process writes what will be ``path``."""
+    return path.with_name(f"{UNFINISHED}{platform.node()}-{os.getpid()}-{path.name}")
+
+
+def remove_unfinished(path: Path) -> None:
+    """Take away what killed processes of this machine left of ``path``, in a folder of many runs.
+
+    Another run may be writing it now.
+    """
+    begun = f"{UNFINISHED}{platform.node()}-"
+    for left_behind in path.parent.glob(f"{begun}*-{path.name}"):
+        try:
+            os.kill(int(left_behind.name.removeprefix(begun).partition("-")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def as_umask_says(path: Path) -> None:
@@ -138,6 +157,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that ``atomic_write_json`` wrote; raises UserError where it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Restore it, or begin anew.") from error
     if not isinstance(value, dict):
@@ -154,6 +175,14 @@ def typed(value: Any, kind: Any) -> Any:
         return TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True)
     except TypeError as error:
         raise ValueError(f"{value!r} cannot be written as JSON") from error
+
+
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """Read a run's ``run.json``; raises UserError where it is damaged or has no settings."""
+    record = read_json(folder / "run.json")
+    if not isinstance(record.get("config"), dict):
+        raise UserError(f"{folder / 'run.json'} is damaged: it holds no settings. Restore it.")
+    return record
 
 
 def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
@@ -185,8 +214,11 @@ def read_jsonl(path: Path) -> list[dict]:
     """
     if not path.exists():
         return []
-    with path.open("rb") as file:
-        return [_own_row(path, *entry) for entry in parse_jsonl(_whole_lines(file))]
+    try:
+        with path.open("rb") as file:
+            return [_own_row(path, *entry) for entry in parse_jsonl(_whole_lines(file))]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _whole_lines(file: Iterable[bytes]) -> Iterator[bytes]:
@@ -203,7 +235,8 @@ def _own_row(path: Path, number: int, row: Any) -> dict:
 def keep_rows(path: Path, wanted: Callable[[dict], bool]) -> None:
     """Leave only those rows in a file that ``append_jsonl`` wrote which are ``wanted``."""
     if path.exists():
-        kept = [row for row in read_jsonl(path) if wanted(row)]
+        with reading(path):
+            kept = [row for row in read_jsonl(path) if wanted(row)]
         atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
@@ -303,11 +336,11 @@ def why_not_whole(mark: Path) -> str | None:
     if not mark.exists():
         return f"it has no {mark.name}"
     try:
-        files = read_json(mark)["files"]
-    except (UserError, KeyError):
+        files = {mark.parent / name: (s, d) for name, (s, d) in read_json(mark)["files"].items()}
+    except (UserError, KeyError, AttributeError, TypeError, ValueError):
         return f"{mark.name} is damaged"
-    for name, (size, digest) in files.items():
-        path = mark.parent / name
+    for path, (size, digest) in files.items():
+        name = path.relative_to(mark.parent)
         if not path.is_file():
             return f"{name} is not there"
         with path.open("rb") as file:
@@ -397,7 +430,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is running in {self.path}: wait for it.") from error
-        for left_behind in self.path.rglob(f"{UNFINISHED}*"):  # by a start that was killed
+        for left_behind in list(self.path.rglob(f"{UNFINISHED}*")):  # by a start that was killed
             if left_behind.is_dir():
                 shutil.rmtree(left_behind)
             else:
@@ -418,7 +451,7 @@ class RunFolder:
         path = self.path / "run.json"
         now = {"config": json.loads(json.dumps(config, default=str)), "data": data}
         if path.exists() and self._lock is not None:
-            record = read_json(path)
+            record = read_run_json(self.path)
             _check_same(record, now, changeable, defaults or {})
             kept = {"resume", "output_dir"}.union(now["config"].keys() - set(changeable))
             changed = {name: v for name, v in now["config"].items() if name not in kept}
@@ -465,13 +498,14 @@ def _check_same(
     record: dict, now: dict, changeable: Collection[str], defaults: Mapping[str, Any]
 ) -> None:
     known = json.loads(json.dumps(dict(defaults), default=str))
-    version = record["versions"].get("grpo_ao", "an older version")
+    version = record.get("versions", {}).get("grpo_ao", "an older version")
     by = "" if version == __version__ else f", by grpo_ao {version} (this is {__version__}),"
     differences = [
         f"'{name}' was {before!r} in this run{by} and is {value!r} now"
         for part in ("config", "data")
         for name, value in now[part].items()
-        if (before := record[part].get(name, known.get(name))) != value and name not in changeable
+        if (before := record.get(part, {}).get(name, known.get(name))) != value
+        and name not in changeable
     ]
     if differences:
         raise UserError(f"cannot resume: {'; '.join(differences)}.")

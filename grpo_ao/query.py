@@ -16,8 +16,8 @@ from grpo_ao.files import (
     append_jsonl,
     holds_run,
     read_foreign_rows,
-    read_json,
     read_jsonl,
+    read_run_json,
 )
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.inputs import text_readings, written_prompts
@@ -82,9 +82,9 @@ def _whom(request: AskConfig) -> Whom:
     if request.run is not None:
         if not holds_run(request.run):
             raise UserError(f"there is no run in {request.run}: it holds no run.json.")
-        settings = read_json(request.run / "run.json")["config"]
+        settings = read_run_json(request.run)["config"]
         model, adapter = settings["model"], str(adapter_of(request.run))
-        positions = settings["positions"]
+        positions = settings.get("positions", positions)  # make-oracle has none
         subject = subject or settings.get("subject_lora")
     model = str(local_base(model))
     layers = load_spec(adapter).middle_layers(num_decoder_layers(load_config(model)))

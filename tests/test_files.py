@@ -77,7 +77,7 @@ def test_what_a_kill_leaves_of_a_file_is_named_as_unfinished(tmp_path):
     path = tmp_path / "file.txt"
     with written_whole(path) as unfinished:
         unfinished.write_text("text")
-        assert unfinished.name.startswith(UNFINISHED)
+        assert unfinished.parent.name.startswith(UNFINISHED)
         assert not path.exists()
     assert path.read_text() == "text"
 

@@ -1,6 +1,5 @@
 """A base model from a GGUF file: dequantised once, to a folder that transformers reads."""
 
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import UNFINISHED, as_umask_says, reading
+from grpo_ao.files import as_umask_says, reading, remove_unfinished, unfinished_name
 from grpo_ao.probe import stable_hash
 
 
@@ -32,7 +31,8 @@ def local_base(base: str | Path) -> str | Path:
     key = stable_hash(str(path.resolve()), str(facts.st_size), str(facts.st_mtime_ns))
     folder = Path(HF_HOME) / "grpo_ao" / f"{path.stem}-{key}"
     if not (folder / "config.json").is_file():
-        unfinished = folder.with_name(f"{UNFINISHED}{os.getpid()}-{folder.name}")
+        remove_unfinished(folder)
+        unfinished = unfinished_name(folder)
         try:
             unfinished.mkdir(parents=True, exist_ok=True)
             _dequantise(path, unfinished)

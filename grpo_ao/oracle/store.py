@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import written_whole
+from grpo_ao.files import mark_whole, remove_unfinished, why_not_whole, written_whole
 from grpo_ao.oracle.activations import Read, SubjectTexts, read_residuals
 from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import unwrap
@@ -206,10 +206,15 @@ def _is_current(path: Path, fingerprint: str, wanted: set[str]) -> bool:
         return False
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path} is not an activation store: move it away or name another folder.")
+    if (fault := why_not_whole(path.with_suffix(".json"))) is not None:
+        _log.warning("%s is read anew from the subject, for %s.", path, fault)
+        return False
     return metadata.get("fingerprint") == fingerprint and names == wanted
 
 
 def _write(path: Path, tensors: dict[str, Tensor], fingerprint: str) -> None:
     metadata = {"format": _FORMAT, "fingerprint": fingerprint}
+    remove_unfinished(path)
     with written_whole(path) as unfinished:
         save_file(tensors, unfinished, metadata=metadata)
+    mark_whole(path.with_suffix(".json"), [path])

@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
-from grpo_ao.files import append_jsonl, read_jsonl, writing
+from grpo_ao.files import append_jsonl, read_jsonl, reading, writing
 from grpo_ao.probe import stable_hash
 from grpo_ao.probes.sources import LeftOut, SourceText
 
@@ -37,17 +37,21 @@ class QuestionFile:
         except BlockingIOError as error:
             raise UserError(f"another process is writing {path}: wait for it.") from error
         append_jsonl(path, [])  # cuts off what a kill left of a row
-        self.rows = read_jsonl(path)
-        log = read_jsonl(self.log_path)
-        if not log:
-            append_jsonl(self.log_path, [{"settings": settings}])
-        elif log[0]["settings"] != settings:
-            raise UserError(_difference(path, log[0]["settings"], settings))
         self.spent = Usage()
         self.paid = 0
-        self._decided: set[str] = {stable_hash(row["wildchat_question"]) for row in self.rows}
         self._numbers: set[int] = set()
-        for record in log[1:]:
+        with reading(f"{self.log_path} or the set"):
+            self.rows = read_jsonl(path)
+            self._decided = {stable_hash(row["wildchat_question"]) for row in self.rows}
+            self._read_log(settings)
+
+    def _read_log(self, settings: dict[str, Any]) -> None:
+        begun, *records = read_jsonl(self.log_path) or [{}]
+        if not begun:
+            append_jsonl(self.log_path, [{"settings": settings}])
+        elif begun["settings"] != settings:
+            raise UserError(_difference(self.path, begun["settings"], settings))
+        for record in records:
             self._count(record)
 
     def __enter__(self) -> "QuestionFile":

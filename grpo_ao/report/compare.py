@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
-from grpo_ao.files import read_json
+from grpo_ao.files import read_run_json
 from grpo_ao.measuring.confidences import METHODS
 from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference
 from grpo_ao.report.formats import Table, cell, number
@@ -127,7 +127,7 @@ def differing_in_seed(folders: Sequence[Path]) -> list[list[str]]:
     """Return the names of runs that differ in their seed alone, of each sort two or more."""
     groups: dict[str, list[str]] = {}
     for folder in folders:
-        config = read_json(folder / "run.json")["config"]
+        config = read_run_json(folder)["config"]
         if "seed" in config:  # an evaluation has none
             same = {name: value for name, value in config.items() if name not in _OWN_SETTINGS}
             groups.setdefault(json.dumps(same, sort_keys=True), []).append(str(folder))

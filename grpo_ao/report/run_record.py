@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
-from grpo_ao.files import holds_run, read_json, read_jsonl
+from grpo_ao.files import holds_run, read_json, read_jsonl, read_run_json, reading
 from grpo_ao.measuring.confidences import baselines
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import summary
@@ -86,16 +86,14 @@ def read_run(folder: Path) -> RunRecord:
     whole = max(map(len, heldout.values()))
     return RunRecord(
         folder=folder,
-        run=_read_json(folder / "run.json"),
+        run=read_run_json(folder),
         status=_status(folder),
         summary=_read_json(folder / "summary.json"),
         steps=[row for row in rows if "alert" not in row],
         alerts=[row for row in rows if "alert" in row],
         heldout={n: answers for n, answers in heldout.items() if answers and len(answers) == whole},
         controls=_controls(folder / "controls.jsonl"),
-        rollouts=[
-            (row["step"], answer) for row, answer in read_answer_rows(folder / "rollouts.jsonl")
-        ],
+        rollouts=_rollouts(folder / "rollouts.jsonl"),
         warm_start=_read_json(folder / "warm_start" / "summary.json"),
         evaluations=_evaluations(folder / "eval"),
     )
@@ -109,9 +107,15 @@ def heldout_path(folder: Path, when: str, mode: str) -> Path:
 def _controls(path: Path) -> dict[str, list[Answer]]:
     """Read the answers from other activations, by the control's title."""
     found: dict[str, list[Answer]] = {}
-    for row, answer in read_answer_rows(path):
-        found.setdefault(CONTROLS[row["control"]], []).append(answer)
+    with reading(path):
+        for row, answer in read_answer_rows(path):
+            found.setdefault(CONTROLS[row["control"]], []).append(answer)
     return found
+
+
+def _rollouts(path: Path) -> list[tuple[int, Answer]]:
+    with reading(path):
+        return [(row["step"], answer) for row, answer in read_answer_rows(path)]
 
 
 def read_answers(path: Path) -> list[Answer]:

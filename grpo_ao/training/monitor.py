@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, brier, ece
 from grpo_ao.discrimination import within_family_auroc
-from grpo_ao.files import append_jsonl, keep_rows, read_jsonl, writing
+from grpo_ao.files import append_jsonl, keep_rows, read_jsonl, reading, writing
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import headed, terminal
@@ -109,8 +109,9 @@ class Monitor:
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
         self._window: deque[tuple[float, float, str]] = deque(maxlen=_ECE_WINDOW)
-        for row in read_jsonl(self._windows):
-            self._window.extend(zip(*(row[name] for name in _WINDOW), strict=True))
+        with reading(self._windows):
+            for row in read_jsonl(self._windows):
+                self._window.extend(zip(*(row[name] for name in _WINDOW), strict=True))
 
     def record(
         self,

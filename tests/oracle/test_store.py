@@ -1,5 +1,8 @@
 import copy
 import logging
+import os
+import platform
+import subprocess
 
 import pytest
 import torch
@@ -154,6 +157,47 @@ def test_a_truncated_file_is_read_anew(tmp_path, subject, caplog, keep):
     assert torch.equal(store.vectors(PROBES[0].id), expected_KD)
 
 
+def changed_in_its_middle(path):
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def without_its_mark(path):
+    path.with_suffix(".json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [changed_in_its_middle, without_its_mark])
+def test_a_file_that_is_not_as_it_was_written_is_read_anew(tmp_path, subject, caplog, spoil):
+    model, calls = subject
+    first = build(tmp_path, model)
+    path, expected_KD = first.path, first.vectors(PROBES[0].id).clone()
+    del first
+    spoil(path)
+    calls.clear()
+    with caplog.at_level(logging.WARNING):
+        store = build(tmp_path, model)
+    assert calls
+    assert "is read anew from the subject" in caplog.text
+    assert torch.equal(store.vectors(PROBES[0].id), expected_KD)
+
+
+def test_what_a_killed_writer_left_is_taken_away_and_not_that_of_a_living_one(tmp_path, subject):
+    model, _ = subject
+    path = build(tmp_path, model).path
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    begun = [
+        path.with_name(f".unfinished-{platform.node()}-{pid}-{path.name}")
+        for pid in (dead.pid, os.getppid())
+    ]
+    for unfinished in begun:
+        unfinished.mkdir()
+    path.unlink()
+    build(tmp_path, model)
+    assert [unfinished.exists() for unfinished in begun] == [False, True]
+
+
 def test_a_foreign_file_is_refused_and_kept(tmp_path, subject):
     path = build(tmp_path, subject[0]).path
     save_file({"weight": torch.ones(2)}, path)
@@ -165,7 +209,8 @@ def test_a_foreign_file_is_refused_and_kept(tmp_path, subject):
 
 def test_nothing_else_is_left_in_the_folder(tmp_path, subject):
     store = build(tmp_path / "new" / "folder", subject[0])
-    assert list((tmp_path / "new" / "folder").iterdir()) == [store.path]
+    mark = store.path.with_suffix(".json")
+    assert set((tmp_path / "new" / "folder").iterdir()) == {store.path, mark}
 
 
 def test_a_text_that_is_too_short_is_refused_before_reading(tmp_path, subject):

@@ -3,6 +3,7 @@ import fcntl
 import pytest
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import read_jsonl
 from grpo_ao.report.run_record import read_run
 from grpo_ao.report.tables import benchmark_tables, when
 from tests.report.made_run import (
@@ -90,4 +91,23 @@ def test_a_damaged_file_is_one_sentence_with_its_name(tmp_path, name, content):
     folder = make_run(tmp_path / "run")
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=rf"{name} is damaged"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["rollouts.jsonl", "controls.jsonl"])
+def test_rows_without_their_label_are_one_sentence(tmp_path, name):
+    folder = make_run(tmp_path / "run")
+    rows = read_jsonl(folder / name)
+    for row in rows:
+        del row["step" if name == "rollouts.jsonl" else "control"]
+    write_rows(folder / name, rows)
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("record", [{}, {"config": []}])
+def test_a_record_without_settings_is_one_sentence(tmp_path, record):
+    folder = make_run(tmp_path / "run")
+    write_json(folder / "run.json", record)
+    with pytest.raises(UserError, match=r"run\.json is damaged: it holds no settings"):
         read_run(folder)

@@ -1,6 +1,8 @@
 """What a run refuses, or warns of, before a model is loaded: the cheapest first."""
 
+import shutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,12 +52,34 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Ora
     check_rollouts(config, config.model, [config.oracle_lora_path], processes.count)
     if config.subject_lora is not None:
         check_subject(config.model, config.subject_lora)
-    return check_sources(
+    sources = check_sources(
         config.model,
         config.oracle_lora_path,
         processes.device,
         load_in_4bit=config.load_in_4bit,
     )
+    _check_space(config, sources.adapter)
+    return sources
+
+
+def _check_space(config: TrainConfig, adapter: Path) -> None:
+    """Refuse a disk that lacks room for the checkpoints of GRPO that are still to be written.
+
+    Each holds the adapter, AdamW's two moments and, with a KL penalty, the reference.
+    """
+    weights = sum(path.stat().st_size for path in adapter.glob("adapter_model.*"))
+    count = -(-config.max_steps // config.save_steps)
+    count = min(count, config.trl.get("save_total_limit") or count)
+    kept = sum(p.stat().st_size for p in config.output_dir.glob("checkpoints/*/*") if p.is_file())
+    needed = count * weights * (4 if config.kl_penalty else 3) - kept
+    folder = next(p for p in config.output_dir.resolve().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e9:.3g} GB left, and the checkpoints of this run need "
+            f"{needed / 1e9:.3g}: free some, raise --save_steps, or set save_total_limit in the "
+            "section trl:."
+        )
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:

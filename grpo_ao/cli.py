@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -38,7 +38,17 @@ from grpo_ao.judges.flags import PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
 from grpo_ao.terminal import take_any_text
 
+if TYPE_CHECKING:
+    from grpo_ao.probes.generate import QuestionsConfig
+    from grpo_ao.training.make_oracle_config import MakeOracleConfig
+
 Request = TypeVar("Request")
+# The command that each script of the repository is.
+_SCRIPTS = {
+    "train.py": "train",
+    "evaluate.py": "evaluate",
+    "fetch_wildchat_questions.py": "questions",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,18 +116,25 @@ def _reader_is_gone() -> bool:
 def _command_again() -> str:
     """Return the command that goes on where this one was stopped."""
     program, *arguments = sys.argv
-    script = program.endswith(".py")
-    program = f"python {shlex.quote(program)}" if script else Path(program).name
-    training = program.endswith("train.py") or arguments[:1] == ["train"]
-    if training and "--resume" not in arguments and _holds_a_run(arguments):
+    name = Path(program).name
+    own = [_SCRIPTS[name]] if name in _SCRIPTS else []
+    command, *flags = [*own, *arguments] or [""]
+    program = f"python {shlex.quote(program)}" if name.endswith(".py") else name
+    if "--resume" not in arguments and _is_begun(command, flags):
         arguments = [*arguments, "--resume"]
     return f"{program} {shlex.join(arguments)}"
 
 
-def _holds_a_run(arguments: list[str]) -> bool:
-    """Say whether the training command of these arguments came as far as its ``run.json``."""
-    flags = arguments[1:] if arguments[:1] == ["train"] else arguments
-    return holds_run(parse_train_config(flags).output_dir)
+def _is_begun(command: str, flags: list[str]) -> bool:
+    """Say whether a command that knows --resume came as far as having something to resume."""
+    match command:
+        case "train":
+            return holds_run(parse_train_config(flags).output_dir)
+        case "make-oracle":
+            return holds_run(_make_oracle_config(flags).output_dir)
+        case "questions":
+            return Path(f"{_questions_config(flags).output}.log.jsonl").exists()
+    return False
 
 
 def _issues() -> str:
@@ -303,10 +320,16 @@ def ask(arguments: list[str]) -> None:
 
 def questions(arguments: list[str]) -> None:
     """Make a question set from texts, with a language model behind an endpoint."""
-    from grpo_ao.probes.generate import QuestionsConfig, generate_questions
+    from grpo_ao.probes.generate import generate_questions
     from grpo_ao.terminal import terminal
 
-    generate_questions(_parse(QuestionsConfig, "questions", arguments), terminal(stderr=False))
+    generate_questions(_questions_config(arguments), terminal(stderr=False))
+
+
+def _questions_config(arguments: list[str]) -> "QuestionsConfig":
+    from grpo_ao.probes.generate import QuestionsConfig
+
+    return _parse(QuestionsConfig, "questions", arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,15 +459,19 @@ def make_oracle(arguments: list[str]) -> None:
 
     --preset smollm2-135m sets what made the oracle that ships.
     """
-    from grpo_ao.training.make_oracle_config import MakeOracleConfig, make_oracle_preset
-
-    preset, arguments = _take(arguments, "--preset")
-    default = None if preset is None else make_oracle_preset(preset)
-    config = _parse(MakeOracleConfig, "make-oracle", arguments, default)
+    config = _make_oracle_config(arguments)
     _quiet()
     from grpo_ao.training.make_oracle import make_oracle as make
 
     print(make(config))
+
+
+def _make_oracle_config(arguments: list[str]) -> "MakeOracleConfig":
+    from grpo_ao.training.make_oracle_config import MakeOracleConfig, make_oracle_preset
+
+    preset, arguments = _take(arguments, "--preset")
+    default = None if preset is None else make_oracle_preset(preset)
+    return _parse(MakeOracleConfig, "make-oracle", arguments, default)
 
 
 @_flagged

@@ -4,7 +4,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +52,7 @@ from grpo_ao.report.run_record import MODES, heldout_path, read_answers, read_ru
 from grpo_ao.report.tables import draw_run, in_short, summary_table, write_results
 from grpo_ao.reward import reward_rule
 from grpo_ao.terminal import headed
-from grpo_ao.tracking import PhaseProgress, ProgressCallback, Reporter, make_reporter
+from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
 from grpo_ao.training.checkpoints import (
     COMPLETE,
     CheckpointCallback,
@@ -126,6 +126,8 @@ class Run:
         self.progress = PhaseProgress(self.console)
         self.monitor: Monitor | None = None  # of GRPO, in the main process
         self.stopwatch = Stopwatch(self.folder / "run.json", started)
+        report_to = config.report_to if self.processes.is_main else ()
+        self.reporter = make_reporter(report_to, self.folder, dataclasses.asdict(config))
         self.oracle = Oracle.load(prepared.sources, divided=prepared.sharded)
         make_trainable(self.oracle)
         spec = self.oracle.spec
@@ -419,12 +421,6 @@ class Run:
             config.vllm_gpu_memory,
             config.vllm,
         )
-
-    @cached_property
-    def reporter(self) -> Reporter:
-        """Where metrics go besides the run's own files; the main process opens it."""
-        settings = dataclasses.asdict(self.config)
-        return make_reporter(self.config.report_to, self.folder, settings)
 
     def _monitor(self, done: int) -> Monitor:
         return Monitor(

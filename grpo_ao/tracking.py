@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from grpo_ao.errors import UserError
+from grpo_ao.errors import UserError, first_line
 
 
 @runtime_checkable
@@ -172,7 +172,17 @@ def make_reporter(destinations: Sequence[str], folder: Path, config: dict) -> Re
     ``check_destinations``.
     """
     check_destinations(destinations)
-    return Reporters([_opened(d, folder, config) for d in destinations if d != "none"])
+    reporters = []
+    for destination in destinations:
+        try:
+            if destination != "none":
+                reporters.append(_opened(destination, folder, config))
+        except Exception as error:  # each has errors of its own: a wrong key, no network, ...
+            raise UserError(
+                f"--report_to {destination} cannot be opened ({first_line(error)}): mend that, or "
+                "leave it out."
+            ) from error
+    return Reporters(reporters)
 
 
 def _opened(destination: str, folder: Path, config: dict) -> Reporter:

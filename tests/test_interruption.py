@@ -45,10 +45,11 @@ def test_in_another_thread_no_handler_is_set():
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """A working directory in which the runs ``runs/qwen3-8b`` and ``mine`` have begun."""
+    """A working directory: the runs ``runs/qwen3-8b`` and ``mine``, and a set, have begun."""
     for folder in ("runs/qwen3-8b", "mine"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "run.json").touch()
+    (tmp_path / "mine" / "set.jsonl.log.jsonl").touch()
     monkeypatch.chdir(tmp_path)
 
 
@@ -62,6 +63,18 @@ def begun(tmp_path, monkeypatch):
         (["train.py", "--output_dir", "mine"], "python train.py --output_dir mine --resume"),
         # There is nothing to resume before the run has begun its folder.
         (["train.py", "--output_dir", "other"], "python train.py --output_dir other"),
+        (
+            ["/usr/bin/grpo-ao", "make-oracle", "--model", "m", "--output_dir", "mine"],
+            "grpo-ao make-oracle --model m --output_dir mine --resume",
+        ),
+        (
+            ["fetch_wildchat_questions.py", "--output", "mine/set.jsonl"],
+            "python fetch_wildchat_questions.py --output mine/set.jsonl --resume",
+        ),
+        (
+            ["/usr/bin/grpo-ao", "questions", "--output", "other.jsonl"],
+            "grpo-ao questions --output other.jsonl",
+        ),
         (
             ["/usr/bin/grpo-ao", "evaluate", "--data_dir", "a b"],
             "grpo-ao evaluate --data_dir 'a b'",

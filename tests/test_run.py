@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets.config
 import huggingface_hub.constants
@@ -84,6 +85,13 @@ def test_a_base_without_tokenizer(tmp_path, no_load):
     shutil.copy(MINI_WEIGHTS / "base" / "config.json", base)
     said = refusal(tmp_path / "run", "--model", str(base))
     assert "the tokenizer has no chat template" in said
+
+
+def test_a_disk_without_room_for_the_checkpoints(tmp_path, no_load, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    said = refusal(tmp_path / "run", "--max_steps", "400", "--save_steps", "1")
+    assert "has 0.005 GB left, and the checkpoints of this run need" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_adapter_on_other_modules(tmp_path, no_load, adapter):

@@ -248,6 +248,17 @@ def test_a_server_of_ones_own_has_its_own_key(environment, monkeypatch):
     assert check_destinations(["wandb"]) is None
 
 
+def test_a_logger_that_cannot_be_opened_is_one_sentence(environment, monkeypatch):
+    class Refusing(SimpleNamespace):
+        def init(self, **_):
+            raise RuntimeError("the key is too short.\nMore of it")
+
+    monkeypatch.setitem(sys.modules, "wandb", Refusing())
+    with pytest.raises(UserError) as caught:
+        make_reporter(["wandb"], environment, {})
+    assert "--report_to wandb cannot be opened (the key is too short): mend" in str(caught.value)
+
+
 def test_a_netrc_that_cannot_be_read_is_one_sentence(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Recorder())
     (environment / ".netrc").write_text("machine api.wandb.ai login user passwort x")

@@ -28,9 +28,11 @@ from grpo_ao.files import (
     append_jsonl,
     atomic_write_text,
     keep_rows,
+    reading,
     text_digest,
     written_whole,
 )
+from grpo_ao.interruption import Interrupted, held_back
 from grpo_ao.oracle.activations import content_start, evaluating, subject_token_ids
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.layers import num_decoder_layers
@@ -49,6 +51,7 @@ from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import Item, load_items
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.processes import Processes
+from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, check_destinations, make_reporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.example_batches import Batch, Curriculum
@@ -86,7 +89,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
     Everything that can be refused without the model's weights is refused before they are loaded.
     """
     processes = Processes()
-    console = Console(stderr=True, quiet=not processes.is_main, highlight=False)
+    console = terminal(quiet=not processes.is_main)
     torch.backends.cuda.enable_cudnn_sdp(False)
     check_destinations(config.report_to)
     with processes.main_first():
@@ -98,7 +101,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
         if config.subject_lora is not None:
             check_subject(config.model, config.subject_lora)
         if note := template_note(tokenizer):
-            console.print(f"warning: {note}", markup=False)
+            console.print(headed("warning:", note))
         layers = OracleSpec().layers(num_decoder_layers(model_config), config.layer_combination)
         spec = OracleSpec(act_layer_combinations=layers)
         with console.status("reading and tokenising the examples"):
@@ -107,7 +110,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
                 curriculum(config, tokenizer, spec, examples, plain)
                 for examples, plain in ((sources.taught, sources.plain), (sources.heldout, []))
             )
-        console.print(sources.told(lessons.left_out), markup=False)
+        console.print(sources.told(lessons.left_out))
         if folder is not None:
             data = {"examples": sources.digest()}
             folder.write_record(dataclasses.asdict(config), data, _CHANGEABLE)
@@ -219,6 +222,9 @@ class Making:
     ) -> None:
         self.config, self.processes, self.console = config, processes, console
         self.lessons, self.exam = lessons, exam
+        self.folder = config.output_dir
+        report_to = config.report_to if processes.is_main else ()
+        self.reporter = make_reporter(report_to, self.folder, dataclasses.asdict(config))
         device = processes.device
         set_seed(config.seed)
         base = load_base(config.model, None, default_dtype(device), device, None)
@@ -233,18 +239,17 @@ class Making:
             self.oracle.model.train()
         if config.compile:
             compile_layers(self.oracle.model)
-        self.folder = config.output_dir
         self.step = self._resumed()
 
     def run(self) -> Path:
         """Train to the end, measure, and write the adapter with its card."""
         config = self.config
         progress = PhaseProgress(self.console)
-        reporter = make_reporter(config.report_to, self.folder, dataclasses.asdict(config))
         losses, started, first = [], time.perf_counter(), self.step
         fast = fast_passes(self.oracle, config.compile)
         subject = with_subject(self.oracle.model, config.subject_lora)
-        with subject, fast, progress.phase("teaching the oracle", config.steps) as bar:
+        phase = progress.phase("teaching the oracle", config.steps)
+        with subject, fast, phase as bar, held_back() as come:
             bar.advance(self.step)
             for targets, batches in self._batches():
                 losses.append(self._update(targets, batches))
@@ -255,9 +260,12 @@ class Making:
                     losses = []
                     if last or self.step % config.eval_steps == 0:
                         row |= self._accuracies()
-                    self._log(row, reporter)
-                if self.step % config.save_steps == 0 or last:
+                    self._log(row)
+                stopped: list[int] = self.processes.gathered(come)
+                if self.step % config.save_steps == 0 or last or stopped:
                     self._save()
+                if stopped:
+                    raise Interrupted(stopped[0], f" after step {self.step}, with a checkpoint")
         return self._finish()
 
     def _rate(self) -> float:
@@ -321,11 +329,11 @@ class Making:
         benchmarks = [v for k, v in found.items() if k.partition("/")[2] in BENCHMARKS]
         return found | ({"accuracy/benchmarks": float(np.mean(benchmarks))} if benchmarks else {})
 
-    def _log(self, row: dict[str, float], reporter) -> None:
+    def _log(self, row: dict[str, float]) -> None:
         if not self.processes.is_main:
             return
         append_jsonl(self.folder / "metrics.jsonl", [row])
-        reporter.scalars(self.step, {k: v for k, v in row.items() if k != "step"})
+        self.reporter.scalars(self.step, {k: v for k, v in row.items() if k != "step"})
         if "accuracy/benchmarks" in row:
             self.console.print(
                 f"step {self.step}: loss {row['loss']:.3f}, benchmarks "
@@ -350,9 +358,10 @@ class Making:
         if not path.exists():
             keep_rows(self.folder / "metrics.jsonl", lambda row: False)
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        set_peft_model_state_dict(self.oracle.model, state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with reading(f"the checkpoint {path}"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            set_peft_model_state_dict(self.oracle.model, state["adapter"])
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.processes.is_main:
             keep_rows(self.folder / "metrics.jsonl", lambda row: row["step"] <= state["step"])
         return state["step"]

@@ -1,12 +1,17 @@
 """The supervised stage, on a tiny random model and the CPU."""
 
+import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from peft.utils import load_peft_weights
 
+from grpo_ao.errors import UserError
+from grpo_ao.interruption import Interrupted
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import load_spec
@@ -141,6 +146,28 @@ def test_a_killed_run_goes_on_bit_for_bit(base, questions, tmp_path, monkeypatch
     one, other = (load_peft_weights(str(f), device="cpu") for f in (whole, resumed))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_is_told_to_stop_finishes_its_step_and_leaves_a_checkpoint(
+    base, questions, tmp_path, monkeypatch
+):
+    learn, calls = module.learn, []
+
+    def told(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(*arguments)
+
+    monkeypatch.setattr(module, "learn", told)
+    config = config_of(base, tmp_path / "run", questions=(str(questions),))
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, with a checkpoint"):
+        make_oracle(config)
+    path = tmp_path / "run" / "checkpoint.pt"
+    assert torch.load(path, weights_only=True)["step"] == 3
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"the checkpoint {path} cannot be read"):
+        make_oracle(dataclasses.replace(config, resume=True))
 
 
 def test_passes_of_any_size_give_the_gradient_of_one(base, questions, tmp_path):

@@ -102,7 +102,7 @@ class ServerRollouts:
         self._ends = end_token_ids(oracle.model, oracle.tokenizer)
         self._dtype = next(iter(base_weights(oracle.model).values())).dtype
         info = self._call("/info", None)
-        if not {"bank", "max_model_len"} <= info.keys():
+        if not isinstance(info, dict) or not {"bank", "max_model_len"} <= info.keys():
             raise UserError(f"what answers at {url} is no rollout server: check --vllm_servers.")
         ours = dataclasses.asdict(settings_of(oracle)) | {"rows": info["bank"]["rows"]}
         for name, value in ours.items():

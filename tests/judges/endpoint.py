@@ -128,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, _Server)
         endpoint = self.server.endpoint
         raw = self.rfile.read(int(self.headers["content-length"]))
+        if len(raw) < int(self.headers["content-length"]):  # whoever sent it was killed
+            return
         request = endpoint.admit(self.path, dict(self.headers), raw)
         try:
             response = endpoint.behaviour(request)

@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, get_scheduler
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.errors import UserError
@@ -112,6 +116,10 @@ _CHOICES = {
         *("sequence_truncate", "sequence_mask"),
     ),
 }
+_SIZES = (
+    *("weight_decay", "max_grad_norm", "warmup_steps", "epsilon", "epsilon_high", "delta"),
+    *("sapo_temperature_neg", "sapo_temperature_pos", "top_entropy_quantile"),
+)
 _COUNTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size"),
     *("steps_per_generation", "num_iterations"),
@@ -142,6 +150,8 @@ def check_fields(section: Mapping[str, Any]) -> None:
             raise UserError(f"{where} must be finite, got {value!r}.")
         if name in _COUNTS and value is not None and not value >= 1:
             raise UserError(f"{where} must be at least 1, got {value!r}.")
+        if name in _SIZES and value is not None and not value >= 0:
+            raise UserError(f"{where} must be 0 or more, got {value!r}.")
 
 
 def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPOConfig:
@@ -153,7 +163,31 @@ def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPO
     if not section:
         return GRPOConfig(**settings)
     try:
-        return GRPOConfig(**{**settings, **section})
-    except (ValueError, TypeError, KeyError, ImportError) as error:
+        args = GRPOConfig(**{**settings, **section})
+        _try(args)
+    except Exception as error:  # each optimizer and schedule has errors of its own
         said = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"TRL refuses the section trl: {said}.") from error
+    return args
+
+
+def _try(args: GRPOConfig) -> None:
+    """Make what the trainer makes before its first step: optimizer, schedule, loader."""
+    if args.optim_target_modules is not None:  # optimizers of projections need the model
+        return
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    weights = {"params": [nn.Parameter(torch.zeros(1))], "weight_decay": args.weight_decay}
+    steps = args.max_steps
+    get_scheduler(
+        args.lr_scheduler_type,
+        kind([weights], **settings),
+        args.get_warmup_steps(steps),
+        steps,
+        args.lr_scheduler_kwargs,
+    )
+    DataLoader(
+        [0],
+        num_workers=args.dataloader_num_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        persistent_workers=args.dataloader_persistent_workers,
+    )

@@ -55,6 +55,12 @@ def test_what_is_passed_on_arrives_and_our_settings_stay():
         ("push_to_hub", True, "is set by --push_to_hub"),
         ("reward_weights", [0], "a run has one reward"),
         ("max_gard_norm", 1.0, "which TRL's GRPOConfig does not know"),
+        ("adam_beta1", 7.0, "TRL refuses the section trl: .*beta"),
+        ("optim_args", "evil", "TRL refuses the section trl: "),
+        ("lr_scheduler_kwargs", {"evil": 1}, "TRL refuses the section trl: .*evil"),
+        ("dataloader_num_workers", -1, "TRL refuses the section trl: .*num_workers"),
+        ("weight_decay", -1.0, "must be 0 or more, got -1.0"),
+        ("max_grad_norm", -1.0, "must be 0 or more, got -1.0"),
         ("generation_batch_size", 3, "TRL refuses the section trl: .*must be divisible"),
     ],
 )

@@ -4,6 +4,14 @@ import sys
 from io import TextIOWrapper
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 
@@ -22,3 +30,20 @@ def terminal(stderr: bool = True, quiet: bool = False) -> Console:
 def headed(heading: str, text: str) -> Text:
     """Return a line of text behind a heading that catches the eye."""
     return Text.assemble((heading, "bold yellow"), " ", text)
+
+
+def progress_bar(console: Console, title: str, *notes: str) -> Progress:
+    """Return a bar with its count, notes behind that, the time taken and the time left.
+
+    Title and notes may name ``{task.description}``.
+    """
+    return Progress(
+        TextColumn(title, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *(TextColumn(note, markup=False) for note in notes),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

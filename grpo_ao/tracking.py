@@ -12,17 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback
 
 from grpo_ao.errors import UserError, first_line
+from grpo_ao.terminal import progress_bar
 
 
 @runtime_checkable
@@ -205,15 +198,7 @@ class PhaseProgress:
     """Shows the phases of a run one after the other, each with its own count and time left."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = progress_bar(console, "{task.description}")
         self._task = None
         self._past: dict[str, float] = {}
         self._now: tuple[str, float] | None = None

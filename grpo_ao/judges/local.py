@@ -77,7 +77,7 @@ class LocalJudge:
         """
         device = choose_device(None)
         check_fits_device(base, meta_model(load_config(base)), device)
-        model = load_base(base, None, default_dtype(device), device, None)
+        model = load_base(base, default_dtype(device), device, None)
         return cls(model.eval(), load_tokenizer(base), model_fingerprint(base))
 
     @property

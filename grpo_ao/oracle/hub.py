@@ -23,7 +23,7 @@ def adapter_name(adapter: str) -> str:
     return "/".join(parts[-2:]) if Path(adapter).is_dir() else adapter
 
 
-def resolve_files(name: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
+def resolve_files(name: str | Path, files: Sequence[str]) -> Path:
     """Return a folder that holds those of ``files`` (names or patterns) that the source has.
 
     ``name`` is a local folder or a Hub id; of a Hub repository the files are fetched into the
@@ -35,7 +35,7 @@ def resolve_files(name: str | Path, files: Sequence[str], revision: str | None =
             return Path(name)
         if Path(name).exists():
             raise UserError(f"{name} is a file, not the folder of a model or adapter.")
-        folder = snapshot_download(str(name), revision=revision, allow_patterns=list(files))
+        folder = snapshot_download(str(name), allow_patterns=list(files))
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{name} is neither a local folder nor in the Hub's cache, and the Hub cannot be "
@@ -45,8 +45,8 @@ def resolve_files(name: str | Path, files: Sequence[str], revision: str | None =
         raise UserError(f"there is no folder {name}, and no Hub id is written so.") from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"{name} is neither a local folder nor a Hub repository that can be read (revision "
-            f"{revision or 'main'}): check the spelling, or log in if it is private."
+            f"{name} is neither a local folder nor a Hub repository that can be read: check the "
+            "spelling, or log in if it is private."
         ) from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error

@@ -56,9 +56,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConfig:
+def load_config(base: str | Path) -> PreTrainedConfig:
     """Read a model's config; UserError, in one sentence, for what is not a model."""
-    folder = resolve_files(base, ["config.json"], revision)
+    folder = resolve_files(base, ["config.json"])
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
     with reading(f"the config.json of {base}"):
@@ -68,12 +68,12 @@ def load_config(base: str | Path, revision: str | None = None) -> PreTrainedConf
     return config
 
 
-def load_tokenizer(base: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer, from a local folder or the Hub.
 
     Raises UserError, in one sentence, where there is none, or none that makes a turn of a text.
     """
-    folder = resolve_files(base, _TOKENIZER_FILES, revision)
+    folder = resolve_files(base, _TOKENIZER_FILES)
     with reading(f"the tokenizer of {base}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_template(tokenizer, base)
@@ -220,7 +220,6 @@ class OracleSources:
     base: str | Path
     adapter: Path
     device: torch.device
-    revision: str | None
     load_in_4bit: bool
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -231,7 +230,6 @@ def check_sources(
     base: str | Path,
     adapter: str | Path,
     device: torch.device,
-    revision: str | None = None,
     load_in_4bit: bool = False,
 ) -> OracleSources:
     """Raise, in one sentence, unless base and adapter make an oracle on this device.
@@ -241,15 +239,15 @@ def check_sources(
     if load_in_4bit:
         check_4bit(device)
     folder = resolve_files(adapter, ADAPTER_FILES)
-    config = load_config(base, revision)
+    config = load_config(base)
     skeleton = meta_model(config)
     check_fits_device(base, skeleton, device)
     check_adapter(base, skeleton, folder)
     spec, num_layers = load_spec(folder), num_decoder_layers(config)
     check_layer(num_layers, spec.hook_onto_layer)
-    tokenizer = load_tokenizer(base, revision)
+    tokenizer = load_tokenizer(base)
     build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
-    return OracleSources(base, folder, device, revision, load_in_4bit, config, tokenizer, spec)
+    return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec)
 
 
 def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -> PeftModel:
@@ -261,7 +259,7 @@ def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -
     device = sources.device
     quantization = nf4(dtype) if sources.load_in_4bit else None
     first = torch.device("cpu") if divided else device
-    model = load_base(sources.base, sources.revision, dtype, first, quantization)
+    model = load_base(sources.base, dtype, first, quantization)
     if divided:
         shard_base(model, device)
     oracle = PeftModel.from_pretrained(model, str(sources.adapter)).eval()
@@ -282,7 +280,6 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def load_base(
     base: str | Path,
-    revision: str | None,
     dtype: torch.dtype,
     device: torch.device,
     quantization: BitsAndBytesConfig | None,
@@ -290,9 +287,9 @@ def load_base(
     """Load a model onto one device; UserError, in one sentence, where that fails."""
     # From a folder: by its id, a model that is in the cache would be asked for at the Hub, file by
     # file, for minutes where there is no network.
-    folder = resolve_files(base, ["*.json", "model*.safetensors"], revision)
+    folder = resolve_files(base, ["*.json", "model*.safetensors"])
     if not any(folder.glob("*.safetensors")):
-        folder = resolve_files(base, ["*.json", "pytorch_model*.bin"], revision)
+        folder = resolve_files(base, ["*.json", "pytorch_model*.bin"])
     with reading(f"the base model {base}"):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,

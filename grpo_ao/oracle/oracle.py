@@ -95,20 +95,19 @@ class Oracle:
         adapter: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        revision: str | None = None,
         load_in_4bit: bool = False,
     ) -> "Oracle":
         """Load an oracle from local folders or Hub ids; the base from a ``.gguf`` file, too.
 
-        ``revision`` is the base model's; ``load_in_4bit`` quantizes it (CUDA only). By default the
-        device is a GPU where there is one, and the dtype bfloat16 there and float32 on a CPU.
+        ``load_in_4bit`` quantizes the base (CUDA only). By default the device is a GPU where there
+        is one, and the dtype bfloat16 there and float32 on a CPU.
         Raises UserError, before the base's weights are loaded, for a folder or Hub id that cannot
         be read, an adapter that does not fit the base (modules, rank, width), a tokenizer that
         cannot write the oracle's prompt, a model of more than 3 billion parameters without a GPU,
         and 4 bits without a GPU or bitsandbytes.
         """
         base = local_base(base)
-        sources = check_sources(base, adapter, choose_device(device), revision, load_in_4bit)
+        sources = check_sources(base, adapter, choose_device(device), load_in_4bit)
         return cls.load(sources, dtype)
 
     @classmethod

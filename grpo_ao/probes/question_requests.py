@@ -5,15 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
 from grpo_ao.chat import (
     ChatEndpoint,
@@ -27,6 +19,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.question_prompt import Outcome, questions_prompt, write_questions
 from grpo_ao.probes.sources import LeftOut, SourceText
+from grpo_ao.terminal import progress_bar
 
 _TRIAL_ATTEMPTS = 3
 # So many texts one after the other without a reply: the endpoint is gone.
@@ -58,16 +51,7 @@ class QuestionRequests:
         self.failed_in_a_row = 0
         self.in_flight = 0
         self.stopped: str | None = None
-        self.progress = Progress(
-            TextColumn("questions"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self.progress = progress_bar(console, "questions", "{task.description}")
 
     async def run(self, todo: Sequence[SourceText]) -> None:
         """Ask about the texts, and say what came of them.

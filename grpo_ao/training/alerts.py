@@ -28,14 +28,14 @@ def check_alerts(history: Sequence[Metrics]) -> list[Alert]:
     last = history[-1]
     checks = [
         _collapse(history),
-        _below(last, "advantage_std", 1e-4, "no_advantage",
+        _outside(last, "advantage_std", 1e-4, math.inf, "no_advantage",
                "the completions of each group score alike",
                "raise --temperature or --num_generations, or choose harder questions"),
-        _below(last, "parse_rate", 0.9, "parse_rate", "completions lack a well-formed tag",
+        _outside(last, "parse_rate", 0.9, 1.0, "parse_rate", "completions lack a well-formed tag",
                "lower --lr, or lengthen the warm start"),
-        _above(last, "unscored", 0.2, "unscored", "the judge left many completions ungraded",
+        _outside(last, "unscored", 0.0, 0.2, "unscored", "the judge left many completions ungraded",
                "check the judge's endpoint and its limits"),
-        _above(last, "sampling_gap", 0.2, "sampling_gap",
+        _outside(last, "sampling_gap", -math.inf, 0.2, "sampling_gap",
                "completions are sampled by another model than the one that is trained",
                "run benchmarks/vllm_parity.py on this machine, or use --rollout transformers"),
         _short_answers(history),
@@ -54,11 +54,14 @@ def series(history: Sequence[Metrics], key: str) -> list[float]:
     return [value for step in history if (value := _known(step, key)) is not None]
 
 
-def _below(last: Metrics, key: str, limit: float, name: str, what: str, todo: str) -> Alert | None:
+def _outside(
+    last: Metrics, key: str, least: float, most: float, name: str, what: str, todo: str
+) -> Alert | None:
     value = _known(last, key)
-    if value is None or value >= limit:
+    if value is None or least <= value <= most:
         return None
-    return Alert(name, f"{what}: {key} is {value:.3g}, below {limit:g}", todo)
+    bound = f"below {least:g}" if value < least else f"above {most:g}"
+    return Alert(name, f"{what}: {key} is {value:.3g}, {bound}", todo)
 
 
 def _collapse(history: Sequence[Metrics]) -> Alert | None:
@@ -87,13 +90,6 @@ def greedy_collapse(confidences: Sequence[float]) -> Alert | None:
         f"{spread:.3g}, below 0.05",
         _AGAINST_COLLAPSE,
     )
-
-
-def _above(last: Metrics, key: str, limit: float, name: str, what: str, todo: str) -> Alert | None:
-    value = _known(last, key)
-    if value is None or value <= limit:
-        return None
-    return Alert(name, f"{what}: {key} is {value:.3g}, above {limit:g}", todo)
 
 
 def _short_answers(history: Sequence[Metrics]) -> Alert | None:

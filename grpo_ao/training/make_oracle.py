@@ -227,7 +227,7 @@ class Making:
         self.reporter = make_reporter(report_to, self.folder, dataclasses.asdict(config))
         device = processes.device
         set_seed(config.seed)
-        base = load_base(config.model, None, default_dtype(device), device, None)
+        base = load_base(config.model, default_dtype(device), device, None)
         self.oracle = Oracle(new_adapter(base, config.lora_rank), tokenizer, spec)
         make_trainable(self.oracle)
         self.trained = [p for p in self.oracle.model.parameters() if p.requires_grad]

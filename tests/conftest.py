@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from transformers import PreTrainedTokenizerFast
 
@@ -13,7 +13,7 @@ from tests import annotations
 install_import_hook("grpo_ao", f"{annotations.__name__}.check")
 
 # A busy machine is no failure.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

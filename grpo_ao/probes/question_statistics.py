@@ -2,72 +2,51 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 
 from grpo_ao.probes.filters import normalised
 from grpo_ao.probes.rows import QuestionRow
 
+Statistics = dict[str, tuple[int, int]]
+"""Counts by name: how many, and of how many."""
 
-@dataclass(frozen=True)
-class QuestionStatistics:
-    """Counts over a set; ``yes`` and ``no`` are of closed questions with that reference answer.
 
-    ``repeated_texts`` and ``repeated_questions`` count those that are there already in an earlier
-    row, apart from case and spaces.
+def question_statistics(rows: Sequence[QuestionRow]) -> Statistics:
+    """Count what the rows hold; ``questions`` are of so many rows.
+
+    Repeated is what is there already in an earlier row, apart from case and spaces.
     """
-
-    rows: int
-    questions: int
-    closed: int
-    yes: int
-    no: int
-    referenced: int
-    repeated_texts: int
-    repeated_questions: int
-
-
-def question_statistics(rows: Sequence[QuestionRow]) -> QuestionStatistics:
-    """Count what the rows hold."""
     asked = [
-        (normalised(question), kind, reference)
+        (normalised(question), kind, normalised(reference or ""), reference is not None)
         for row in rows
         for question, kind, reference in zip(row.questions, row.kinds, row.references, strict=True)
     ]
-    closed = Counter(
-        normalised(reference or "") for _, kind, reference in asked if kind == "closed"
-    )
-    return QuestionStatistics(
-        rows=len(rows),
-        questions=len(asked),
-        closed=closed.total(),
-        yes=closed["yes"],
-        no=closed["no"],
-        referenced=sum(reference is not None for _, _, reference in asked),
-        repeated_texts=len(rows) - len({normalised(row.text) for row in rows}),
-        repeated_questions=len(asked) - len({question for question, _, _ in asked}),
-    )
+    closed = Counter(reference for _, kind, reference, _ in asked if kind == "closed")
+    texts, questions = {normalised(row.text) for row in rows}, {question for question, *_ in asked}
+    told = closed["yes"] + closed["no"]
+    return {
+        "questions": (len(asked), len(rows)),
+        "closed": (closed.total(), len(asked)),
+        "open": (len(asked) - closed.total(), len(asked)),
+        "closed with the answer Yes": (closed["yes"], told),
+        "closed with the answer No": (closed["no"], told),
+        "with a reference answer": (sum(known for *_, known in asked), len(asked)),
+        "repeated texts": (len(rows) - len(texts), len(rows)),
+        "repeated questions": (len(asked) - len(questions), len(asked)),
+    }
 
 
-def statistics_table(found: QuestionStatistics, title: str) -> Table:
+def statistics_table(found: Statistics, title: str) -> Table:
     """Lay out the statistics, shares beside counts."""
     table = Table(title=title, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(justify="right")
-    per_row = found.questions / found.rows if found.rows else 0.0
-    lines: list[tuple[str, int, int]] = [
-        ("closed", found.closed, found.questions),
-        ("open", found.questions - found.closed, found.questions),
-        ("closed with the answer Yes", found.yes, found.yes + found.no),
-        ("closed with the answer No", found.no, found.yes + found.no),
-        ("with a reference answer", found.referenced, found.questions),
-        ("repeated texts", found.repeated_texts, found.rows),
-        ("repeated questions", found.repeated_questions, found.questions),
-    ]
-    table.add_row("rows", f"{found.rows:,}", "")
-    table.add_row("questions", f"{found.questions:,}", f"{per_row:.2f} a row")
-    for name, part, whole in lines:
-        table.add_row(name, f"{part:,}", f"{part / whole:.1%}" if whole else "")
+    questions, rows = found["questions"]
+    table.add_row("rows", f"{rows:,}", "")
+    table.add_row("questions", f"{questions:,}", f"{questions / max(1, rows):.2f} a row")
+    for name, (part, whole) in found.items():
+        if name != "questions":
+            table.add_row(name, f"{part:,}", f"{part / whole:.1%}" if whole else "")
     return table

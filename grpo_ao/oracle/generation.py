@@ -35,16 +35,15 @@ def generate_completions(
     vectors: Sequence[Tensor],
     sampling: Sampling,
     batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
     """Complete each prompt; return token ids, [prompt][sample][token], with the end as written.
 
     ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``. What the model's
     own ``generation_config`` says of sampling does not count; torch's global generator draws.
     ``batch_size`` counts sequences, and falls, with a warning, where GPU memory is short; prompts
-    of like length share a batch, and the result is in the order given. ``progress`` is called with
-    the number of prompts finished. The hook serves nobody afterwards. Raises ValueError, with the
-    prompt and both counts, where a prompt's placeholders and its vectors differ in number.
+    of like length share a batch, and the result is in the order given. The hook serves nobody
+    afterwards. Raises ValueError, with the prompt and both counts, where a prompt's placeholders
+    and its vectors differ in number.
 
     The adapter is merged into the weights meanwhile. For a model that does not allow that, or
     whose decoder ``decoding`` cannot run, transformers' ``generate`` does the work, with a warning.
@@ -64,14 +63,10 @@ def generate_completions(
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
     completions: list[list[list[int]]] = [[] for _ in prompts]
-    done = 0
     with evaluating(model), nullcontext() if slow else merged(model):
         for batch, rows in _batches(order, max(1, batch_size // sampling.num_samples), complete):
             for number, row in enumerate(rows):
                 completions[batch[number // sampling.num_samples]].append(cut_at_end(row, ends))
-            done += len(batch)
-            if progress is not None:
-                progress(done)
     return completions
 
 

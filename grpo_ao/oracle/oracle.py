@@ -1,7 +1,7 @@
 """The oracle: a language model with a LoRA adapter that answers questions about activations."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,7 +177,6 @@ class Oracle:
         vectors: Sequence[Tensor],
         sampling: Sampling,
         batch_size: int = 64,
-        progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
         """Complete prompts, activations injected; return token ids, ``[prompt][sample][token]``.
 
@@ -185,35 +184,17 @@ class Oracle:
         ``generation.generate_completions``.
         """
         if self.engine is not None:
-            token_ids = self.engine.rollouts(prompts, vectors, sampling).token_ids
-            if progress is not None:
-                progress(len(prompts))
-            return token_ids
-        return generate_completions(
-            self.model,
-            self.tokenizer,
-            self.hook,
-            prompts,
-            vectors,
-            sampling,
-            batch_size=batch_size,
-            progress=progress,
-        )
+            return self.engine.rollouts(prompts, vectors, sampling).token_ids
+        own = (self.model, self.tokenizer, self.hook)
+        return generate_completions(*own, prompts, vectors, sampling, batch_size)
 
     def rollouts(
         self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
     ) -> Rollouts:
         """Complete all prompts at once with this process's own model, whatever ``engine`` is."""
-        token_ids = generate_completions(
-            self.model,
-            self.tokenizer,
-            self.hook,
-            prompts,
-            vectors,
-            sampling,
-            batch_size=max(1, len(prompts)) * sampling.num_samples,
-        )
-        return Rollouts(token_ids, None)
+        own, size = (self.model, self.tokenizer, self.hook), len(prompts) * sampling.num_samples
+        found = generate_completions(*own, prompts, vectors, sampling, max(1, size))
+        return Rollouts(found, None)
 
     def ask(
         self,
@@ -292,8 +273,8 @@ class Oracle:
     ) -> tuple[Iterable[list[int]], Iterable[Tensor], Iterable[list[list[int]]]]:
         """Return each prompt's completion, its log-probabilities, and ``samples`` others."""
         completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
-        model, tokenizer, hook = self.model, self.tokenizer, self.hook
-        logp = completion_logp(model, tokenizer, hook, prompts, vectors, completions, batch_size)
+        own = (self.model, self.tokenizer, self.hook)
+        logp = completion_logp(*own, prompts, vectors, completions, batch_size)
         if not samples:
             return completions, logp, [[] for _ in prompts]
         others = Sampling(samples, 1.0, sampling.max_new_tokens)

@@ -168,22 +168,6 @@ def nothing_fits(*_):
     raise torch.OutOfMemoryError
 
 
-def test_progress_counts_finished_prompts():
-    model, seen = tiny_peft(), []
-    prompts, vectors = rows(3)
-    complete(
-        model,
-        prompts,
-        vectors,
-        num_samples=2,
-        temperature=1.0,
-        max_new_tokens=2,
-        batch_size=4,
-        progress=seen.append,
-    )
-    assert seen == [2, 3]
-
-
 def test_the_hook_serves_nobody_afterwards_and_training_mode_returns():
     model = tiny_peft(dropout=0.5).train()
     prompts, vectors = rows(3)

@@ -5,7 +5,7 @@ from the flags, bytes from the shapes. Hours are derived from times that you giv
 card at hand (``--step_seconds`` and so on, see docs/running_at_8b.md); a run is what tells them.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from peft import LoraConfig, PeftModel
 from rich.console import Console
@@ -29,30 +29,12 @@ from grpo_ao.run import CHECKED, SAMPLED_PROBES
 from grpo_ao.terminal import terminal
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a run does, in completions, steps and probes."""
+class Work(NamedTuple):
+    """What a run does: counts by name, the layers that it reads, completions outside of GRPO."""
 
-    texts: int
-    probes: int
-    heldout: int
+    counts: dict[str, int]
     layers_read: int
-    warm_start: int
-    checks: int
-    measured: int
-    baselines: int
-    benchmarks: int
-    grpo: int
-
-    @property
-    def outside(self) -> int:
-        """Completions that are sampled outside of GRPO steps."""
-        return self.graded - self.grpo + self.baselines + self.benchmarks
-
-    @property
-    def graded(self) -> int:
-        """Completions that a judge may have to grade."""
-        return self.warm_start + self.checks + self.measured + self.grpo
+    outside: int
 
 
 def work_of(config: TrainConfig) -> Work:
@@ -64,19 +46,29 @@ def work_of(config: TrainConfig) -> Work:
     samples = config.warm_start_samples if config.warm_start == "measured" else 1
     asked = min(config.warm_start_probes, len(probes.warm_start))
     checks = (2 if asked else 0) + (1 if config.max_steps else 0)
-    return Work(
-        texts=len({p.text for p in train}),
-        probes=len(train),
-        heldout=len(heldout),
-        layers_read=sum(len(p.layers) for p in [*train, *heldout]),
-        warm_start=asked * samples,
-        checks=checks * min(CHECKED, len(train)),
-        measured=len(heldout) * (2 + 2 * config.initial_eval + measures_warm_start(config))
+    measurements = 2 + 2 * config.initial_eval + measures_warm_start(config)
+    graded = {
+        "completions for the warm start": asked * samples,
+        "completions to check the oracle": checks * min(CHECKED, len(train)),
+        "completions to measure before and after": len(heldout) * measurements
         + validations * len(probes.validation),
-        baselines=min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
-        benchmarks=len(benchmarks) * times_benchmarked(config),
-        grpo=config.max_steps * config.questions_per_step * config.num_generations,
-    )
+    }
+    ungraded = {
+        "completions for the baselines": min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
+        "completions on the benchmarks": len(benchmarks) * times_benchmarked(config),
+    }
+    grpo = config.max_steps * config.questions_per_step * config.num_generations
+    counts = {
+        "training texts": len({p.text for p in train}),
+        "training probes": len(train),
+        "held-out probes": len(heldout),
+        **graded,
+        **ungraded,
+        "completions in GRPO": grpo,
+        "grades at most (an answer graded before is free)": sum(graded.values()) + grpo,
+    }
+    layers_read = sum(len(p.layers) for p in [*train, *heldout])
+    return Work(counts, layers_read, sum((graded | ungraded).values()))
 
 
 def times_benchmarked(config: TrainConfig) -> int:
@@ -103,18 +95,7 @@ def parameter_counts(config: TrainConfig) -> tuple[int, int]:
 def work_table(work: Work) -> Table:
     """Lay out the counts."""
     table = Table("", "number", title="derived from the flags and the question set")
-    for name, number in (
-        ("training texts", work.texts),
-        ("training probes", work.probes),
-        ("held-out probes", work.heldout),
-        ("completions for the warm start", work.warm_start),
-        ("completions to check the oracle", work.checks),
-        ("completions to measure before and after", work.measured),
-        ("completions for the baselines", work.baselines),
-        ("completions on the benchmarks", work.benchmarks),
-        ("completions in GRPO", work.grpo),
-        ("grades at most (an answer graded before is free)", work.graded),
-    ):
+    for name, number in work.counts.items():
         table.add_row(name, f"{number:,}")
     return table
 
@@ -138,8 +119,7 @@ def bytes_table(config: TrainConfig, work: Work) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """Seconds and rates measured on the card at hand."""
 
     step_seconds: float

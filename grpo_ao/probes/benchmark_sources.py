@@ -6,21 +6,23 @@ or No. What the benchmarks are made of is that of Activation Oracles (arXiv 2512
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Annotated, Any, TextIO, cast
 
 import fsspec
 from datasets import load_dataset
+from pydantic import Field, TypeAdapter, ValidationError
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import reading
 from grpo_ao.probe import drawn_from
 
 Row = Mapping[str, Any]
+Columns = Mapping[str, TypeAdapter]
+"""What the columns of a table hold, by their names."""
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
 """Question templates with ``{}`` for a label or an entity, or one list of them for each label."""
 DATASETS = "https://raw.githubusercontent.com/adamkarvonen/activation_oracles/main/datasets"
@@ -51,8 +53,7 @@ def load_contexts(benchmark: str, data_dir: Path | None) -> list[Context]:
     Raises UserError, in one sentence, for missing data and for a missing column.
     """
     if data_dir:
-        with reading(f"the data of {benchmark} in {data_dir}"):
-            return _merged(_FOLDER[benchmark](data_dir))
+        return _merged(_FOLDER[benchmark](data_dir))
     with _network(benchmark):
         return _merged(_NETWORK[benchmark]())
 
@@ -64,9 +65,11 @@ def load_templates(benchmark: str, data_dir: Path | None) -> Templates:
     """
     name, text = _template_file(benchmark, data_dir)
     with reading(name):
-        templates = json.loads(text).get(benchmark)
-    if templates is None:
+        every = _OBJECT.validate_json(text)
+    if benchmark not in every:
         raise UserError(f"{name} has no templates for {benchmark}.")
+    with reading(name):
+        templates = _TEMPLATES.validate_python(every[benchmark])
     if benchmark == "snli":  # the hypothesis stands behind the question
         return [f"{template} {{}}" for template in templates]
     return templates
@@ -79,8 +82,7 @@ def _template_file(benchmark: str, data_dir: Path | None) -> tuple[str, str]:
     path = data_dir / TEMPLATE_FILE
     if not path.is_file():
         raise UserError(f"the data folder {data_dir} has no {TEMPLATE_FILE}.")
-    with reading(path):
-        return str(path), path.read_text(encoding="utf-8")
+    return str(path), _content(path)
 
 
 def _merged(contexts: Iterable[Context]) -> list[Context]:
@@ -106,19 +108,41 @@ def _merged(contexts: Iterable[Context]) -> list[Context]:
 
 def _truths(rows: Iterable[Row]) -> Iterator[Context]:
     for row in rows:
-        yield _no_label(row["statement"].strip(), int(row["label"]) == 1, row.get("city", ""))
+        yield _no_label(row["statement"].strip(), row["label"] == 1, row.get("city", ""))
 
 
 def _no_label(text: str, true: bool, sample: str) -> Context:
     return Context(text, ("",), (), sample) if true else Context(text, (), ("",), sample)
 
 
-def _relations(relation: Mapping[str, Any]) -> Iterator[Context]:
+@dataclass(frozen=True)
+class _Pair:
+    """What stands in a relation to what."""
+
+    subject: str
+    object: str
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """A file of pairs, and sentences with ``{}`` for the subject, before the object."""
+
+    prompt_templates: Annotated[list[str], Field(min_length=1)]
+    samples: list[_Pair]
+
+
+_RELATION = TypeAdapter(_Relation)
+_OBJECT = TypeAdapter(dict[str, Any])
+_TEMPLATES = TypeAdapter(list[str] | dict[str, list[str]])
+_ROWS = TypeAdapter(list[dict[str, Any]])
+
+
+def _relations(relation: _Relation) -> Iterator[Context]:
     """Fill a template with the true object, and with another object of the same relation."""
-    objects = sorted({sample["object"] for sample in relation["samples"]})
-    for sample in relation["samples"]:
-        subject, true = sample["subject"], sample["object"]
-        template = drawn_from(relation["prompt_templates"], "relation template", subject, true)
+    objects = sorted({sample.object for sample in relation.samples})
+    for sample in relation.samples:
+        subject, true = sample.subject, sample.object
+        template = drawn_from(relation.prompt_templates, "relation template", subject, true)
         text = f"{template.replace('{}', subject)} {true}."
         yield _no_label(text, True, text)
         others = [other for other in objects if other != true]
@@ -134,32 +158,31 @@ def _labelled(text: str, right: str, labels: Sequence[str]) -> Context:
 def _reviews(rows: Iterable[Row]) -> Iterator[Context]:
     labels = ("negative", "positive")
     for row in rows:
-        yield _labelled(row["sentence"].strip(), labels[int(row["label"])], labels)
+        yield _labelled(row["sentence"].strip(), labels[row["label"]], labels)
 
 
 def _genders(rows: Iterable[Row]) -> Iterator[Context]:
     """Take funpedia's persons: 1 female, 2 male, 0 neither (left out)."""
     labels = ("female", "male")
     for row in rows:
-        gender = int(row["label"])
-        if gender:
-            yield _labelled(row["text"].strip(), labels[gender - 1], labels)
+        if row["label"]:
+            yield _labelled(row["text"].strip(), labels[row["label"] - 1], labels)
 
 
 def _inferences(rows: Iterable[Row]) -> Iterator[Context]:
     """Take entailment (0) and contradiction (2); the label is the hypothesis."""
     for row in rows:
-        label, hypothesis = int(row["label"]), row["hypothesis"].strip()
-        if label == 0:
+        hypothesis = row["hypothesis"].strip()
+        if row["label"] == 0:
             yield Context(row["premise"].strip(), (hypothesis,), ())
-        elif label == 2:
+        elif row["label"] == 2:
             yield Context(row["premise"].strip(), (), (hypothesis,))
 
 
 def _news(rows: Iterable[Row]) -> Iterator[Context]:
     for row in rows:
         text = f"{row['Title'].strip()}\n\n{row['Description'].strip()}"
-        yield _labelled(text, _TOPICS[int(row["Class Index"]) - 1], _TOPICS)
+        yield _labelled(text, _TOPICS[row["Class Index"] - 1], _TOPICS)
 
 
 def _tenses(rows: Iterable[Row]) -> Iterator[Context]:
@@ -224,57 +247,74 @@ def _files(data_dir: Path, benchmark: str, suffix: str) -> list[Path]:
     return found
 
 
+def _content(path: Path, encoding: str = "utf-8") -> str:
+    with reading(path):
+        return path.read_text(encoding=encoding)
+
+
 def _table(
-    data_dir: Path, benchmark: str, suffix: str, columns: Sequence[str], encoding: str = "utf-8"
+    data_dir: Path, benchmark: str, suffix: str, columns: Columns, encoding: str = "utf-8"
 ) -> Iterator[Row]:
     for path in _files(data_dir, benchmark, suffix):
-        with reading(path):
-            yield from _parsed(path.read_text(encoding=encoding), str(path), suffix, columns)
+        yield from _parsed(_content(path, encoding), str(path), columns)
 
 
-def _parsed(text: str, name: str, suffix: str, columns: Sequence[str]) -> Iterator[Row]:
-    if suffix == ".json":
-        rows = json.loads(text)
-        present = set(rows[0]) if rows else set()
-    else:
-        delimiter = "\t" if suffix == ".tsv" else ","
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        present = set(rows.fieldnames or [])
-    for column in columns:
-        if column not in present:
-            raise UserError(f"{name} has no column '{column}'.")
-    yield from rows
+def _parsed(text: str, name: str, columns: Columns) -> Iterator[Row]:
+    """Yield the rows of a table with its columns read; UserError where one cannot be."""
+    for number, row in enumerate(_rows(text, name), start=1):
+        for column in columns:
+            if column not in row:
+                raise UserError(f"{name} has no column '{column}'.")
+        try:
+            yield {**row, **{c: kind.validate_python(row[c]) for c, kind in columns.items()}}
+        except ValidationError as error:
+            raise UserError(f"{name} cannot be read: row {number} is {row!r:.100}.") from error
+
+
+def _rows(text: str, name: str) -> Iterator[Row]:
+    with reading(name):
+        if name.endswith(".json"):
+            yield from _ROWS.validate_json(text)
+        else:
+            delimiter = "\t" if name.endswith(".tsv") else ","
+            yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
 
 
 def _relation_files(texts: Iterable[tuple[str, str]]) -> Iterator[Context]:
     for name, text in texts:
         with reading(name):
-            relation = json.loads(text)
-            for key in ("prompt_templates", "samples"):
-                if key not in relation:
-                    raise UserError(f"{name} has no '{key}'.")
-            yield from _relations(relation)
+            relation = _RELATION.validate_json(text)
+        yield from _relations(relation)
 
 
-_TRUTH_COLUMNS = ("statement", "label")
-_NER_COLUMNS = ("Sentence #", "Word", "Tag")
+_TEXT = TypeAdapter(str)
+
+
+def _index(least: int, most: int) -> TypeAdapter:
+    return TypeAdapter(Annotated[int, Field(ge=least, le=most)])
+
+
+_TRUTH: Columns = {"statement": _TEXT, "label": _index(0, 1)}
+_REVIEW: Columns = {"sentence": _TEXT, "label": _index(0, 1)}
+_GENDER: Columns = {"text": _TEXT, "label": _index(0, 2)}
+_INFERENCE: Columns = {"premise": _TEXT, "hypothesis": _TEXT, "label": _index(-1, 2)}
+_NEWS: Columns = {"Class Index": _index(1, 4), "Title": _TEXT, "Description": _TEXT}
+_NER: Columns = dict.fromkeys(("Sentence #", "Word", "Tag"), _TEXT)
+_TENSE: Columns = dict.fromkeys(("sentence", "label"), _TEXT)
+_NUMBER: Columns = dict.fromkeys(("sentence", "n_subjects"), _TEXT)
 
 _FOLDER = {
-    "geometry_of_truth": lambda d: _truths(_table(d, "geometry_of_truth", ".csv", _TRUTH_COLUMNS)),
+    "geometry_of_truth": lambda d: _truths(_table(d, "geometry_of_truth", ".csv", _TRUTH)),
     "relations": lambda d: _relation_files(
-        (str(path), path.read_text(encoding="utf-8")) for path in _files(d, "relations", ".json")
+        (str(path), _content(path)) for path in _files(d, "relations", ".json")
     ),
-    "sst2": lambda d: _reviews(_table(d, "sst2", ".tsv", ("sentence", "label"))),
-    "md_gender": lambda d: _genders(_table(d, "md_gender", ".csv", ("text", "label"))),
-    "snli": lambda d: _inferences(_table(d, "snli", ".tsv", ("premise", "hypothesis", "label"))),
-    "ag_news": lambda d: _news(
-        _table(d, "ag_news", ".csv", ("Class Index", "Title", "Description"))
-    ),
-    "ner": lambda d: _named(_sentences(_table(d, "ner", ".csv", _NER_COLUMNS, "latin-1"))),
-    "tense": lambda d: _tenses(_table(d, "tense", ".json", ("sentence", "label"))),
-    "singular_plural": lambda d: _numbers(
-        _table(d, "singular_plural", ".csv", ("sentence", "n_subjects"))
-    ),
+    "sst2": lambda d: _reviews(_table(d, "sst2", ".tsv", _REVIEW)),
+    "md_gender": lambda d: _genders(_table(d, "md_gender", ".csv", _GENDER)),
+    "snli": lambda d: _inferences(_table(d, "snli", ".tsv", _INFERENCE)),
+    "ag_news": lambda d: _news(_table(d, "ag_news", ".csv", _NEWS)),
+    "ner": lambda d: _named(_sentences(_table(d, "ner", ".csv", _NER, "latin-1"))),
+    "tense": lambda d: _tenses(_table(d, "tense", ".json", _TENSE)),
+    "singular_plural": lambda d: _numbers(_table(d, "singular_plural", ".csv", _NUMBER)),
 }
 
 
@@ -302,7 +342,7 @@ def _hub(name: str, split: str, **options: Any) -> Iterator[Row]:
 def texts_of(benchmark: str, data_dir: Path | None, suffix: str, paths: Sequence[str]) -> list[str]:
     """Return the texts of a benchmark's files: the folder's, or those at ``paths`` in DATASETS."""
     if data_dir is not None:
-        return [path.read_text(encoding="utf-8") for path in _files(data_dir, benchmark, suffix)]
+        return [_content(path) for path in _files(data_dir, benchmark, suffix)]
     with _network(benchmark):
         return [_text(f"{DATASETS}/{path}") for path in paths]
 
@@ -316,8 +356,8 @@ def _text(address: str) -> str:
         return cast(TextIO, file).read()
 
 
-def _fetched_table(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    yield from _parsed(_fetched(path), path, Path(path).suffix, columns)
+def _fetched_table(path: str, columns: Columns) -> Iterator[Row]:
+    yield from _parsed(_fetched(path), path, columns)
 
 
 def _relation_names() -> list[str]:
@@ -336,7 +376,7 @@ def _funpedia(rows: Iterable[Row]) -> Iterator[Row]:
 def _topics(rows: Iterable[Row]) -> Iterator[Context]:
     # The Hub's copy holds title and description as one text.
     for row in rows:
-        yield _labelled(row["text"].strip(), _TOPICS[int(row["label"])], _TOPICS)
+        yield _labelled(row["text"].strip(), _TOPICS[row["label"]], _TOPICS)
 
 
 def _tagged(rows: Iterable[Row]) -> Iterator[_Sentence]:
@@ -348,7 +388,7 @@ def _tagged(rows: Iterable[Row]) -> Iterator[_Sentence]:
 
 _NETWORK = {
     "geometry_of_truth": lambda: _truths(
-        row for name in _TRUTH_FILES for row in _fetched_table(f"gmt/{name}.csv", _TRUTH_COLUMNS)
+        row for name in _TRUTH_FILES for row in _fetched_table(f"gmt/{name}.csv", _TRUTH)
     ),
     "relations": lambda: _relation_files((name, _fetched(name)) for name in _relation_names()),
     "sst2": lambda: _reviews(_hub("stanfordnlp/sst2", "train+validation")),
@@ -369,8 +409,8 @@ _NETWORK = {
     "ner": lambda: _named(
         _tagged(_hub("rjac/kaggle-entity-annotated-corpus-ner-dataset", "train"))
     ),
-    "tense": lambda: _tenses(_fetched_table("tense/tense_processed.json", ("sentence", "label"))),
+    "tense": lambda: _tenses(_fetched_table("tense/tense_processed.json", _TENSE)),
     "singular_plural": lambda: _numbers(
-        _fetched_table("singular_plural/singular_plural.csv", ("sentence", "n_subjects"))
+        _fetched_table("singular_plural/singular_plural.csv", _NUMBER)
     ),
 }

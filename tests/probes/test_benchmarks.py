@@ -360,13 +360,18 @@ def test_missing_data_is_one_sentence(tmp_path):
         ("sst2/a.tsv", b"sentence\tlabel\nbad\tmany\n"),
         ("sst2/a.tsv", b"sentence\tlabel\nbad\n"),
         ("sst2/a.tsv", b"sentence\tlabel\nbad\t7\n"),
+        ("ag_news/a.csv", b"Class Index,Title,Description\n0,Old,News\n"),
+        ("snli/a.tsv", b"premise\thypothesis\tlabel\nIt is.\tIt is.\tyes\n"),
         ("tense/a.json", b"[1]"),
         ("tense/a.json", b"["),
         ("tense/a.json", b"[" * 100_000),
         ("tense/a.json", b'{"sentence": "It is."}'),
         ("relations/a/a.json", b'{"prompt_templates": ["{} is"], "samples": [{}]}'),
+        ("relations/a/a.json", b'{"prompt_templates": [], "samples": []}'),
+        ("relations/a/a.json", b"\xff"),
         ("relations/a/a.json", b"[]"),
         ("question_paraphrases.json", b"[]"),
+        ("question_paraphrases.json", b'{"snli": "So?"}'),
         ("question_paraphrases.json", b"{"),
     ],
 )
@@ -377,6 +382,18 @@ def test_a_damaged_file_is_one_sentence_with_its_name_or_its_folders(tmp_path, n
     read = load_templates if name.startswith("question") else load_contexts
     with pytest.raises(UserError, match=rf"{tmp_path}.* (cannot be read|has no)"):
         read(Path(name).parts[0] if "/" in name else "snli", tmp_path)
+
+
+def test_a_bug_of_our_own_is_not_told_as_a_damaged_file(tmp_path, monkeypatch):
+    def bug(*_):
+        raise IndexError("a bug")
+
+    path = tmp_path / "relations/a.json"
+    path.parent.mkdir()
+    path.write_text('{"prompt_templates": ["{} is"], "samples": [{"subject": "A", "object": "B"}]}')
+    monkeypatch.setattr(benchmark_sources, "drawn_from", bug)
+    with pytest.raises(IndexError, match="a bug"):
+        load_contexts("relations", tmp_path)
 
 
 def test_templates_come_from_the_folder(tmp_path):

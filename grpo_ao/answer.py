@@ -131,14 +131,11 @@ _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
 _KEPT_LATER: dict[str, Any] = {"judge_reply": None, "characters_read": None, "subject": ""}
 _TYPES: dict[str, Any] = get_type_hints(Probe) | get_type_hints(Answer)
 _TYPES |= {"probe_id": str, "layer": int | Layers, "positions": str}
-_ROW: Any = create_model(
-    "_ROW",
-    __config__=ConfigDict(strict=True),
-    **{
-        name: (_TYPES[name], _KEPT_LATER.get(name, ...))
-        for name in ("probe_id", "layer", "positions", *_OF_PROBE, *_OWN)
-    },
-)
+_COLUMNS: dict[str, Any] = {
+    name: (_TYPES[name], _KEPT_LATER.get(name, ...))
+    for name in ("probe_id", "layer", "positions", *_OF_PROBE, *_OWN)
+}
+_ROW: Any = create_model("_ROW", __config__=ConfigDict(strict=True), **_COLUMNS)
 
 
 def _refused(row: Mapping[str, Any], error: ValidationError) -> UserError:

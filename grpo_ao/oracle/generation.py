@@ -57,8 +57,8 @@ def generate_completions(
     decode = _generate if slow else _decode
 
     def complete(batch: list[int]) -> list[list[int]]:
-        own_prompts, own_vectors = ([of[i] for i in batch] for of in (prompts, vectors))
-        read = _read(model, hook, own_prompts, own_vectors, settings)
+        own = [vectors[i] for i in batch]
+        read = _read(model, hook, [prompts[i] for i in batch], own, settings)
         return decode(unwrap(model), read, settings)
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))

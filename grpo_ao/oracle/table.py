@@ -56,5 +56,5 @@ class ProbeTable:
 
         They start in column 0, or are left-padded to ``padded_length``.
         """
-        prompts, vectors = ([of[row] for row in rows] for of in (self.prompts, self.vectors))
-        return Injection.of(prompts, vectors, padded_length)
+        part = self.part(rows)
+        return Injection.of(part.prompts, part.vectors, padded_length)

@@ -38,7 +38,7 @@ from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.load import ProbeLimits, probes_of_items, readable
 from grpo_ao.processes import Processes
-from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, write_results
+from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, own_parts, write_results
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
@@ -97,7 +97,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _tell(console: Console, metrics: dict[str, Any], folder: Path) -> None:
     for name, measured in metrics["oracles"].items():
-        for sentence in (in_short(measured["groups"]["all"]), *measured["findings"]):
+        for sentence in (in_short(measured), *measured["findings"]):
             console.print(headed(f"{name}:", sentence), highlight=False)
     console.print(f"tables: {folder / 'metrics.md'}   figures and rows: {folder}")
 
@@ -225,24 +225,29 @@ def report_results(
     metrics: dict[str, Any],
     answers: Sequence[Answer],
 ) -> None:
-    """Send the first oracle's summary values, figures, tables and some answers."""
-    oracle = next(iter(metrics["oracles"].values()))
-    values = {
-        f"eval/{group}/{metric}": m[metric]["value"]
-        for part in ("groups", "benchmarks")
-        for group, m in oracle[part].items()
-        for metric in SHOWN
-        if m[metric]["value"] == m[metric]["value"]
-    }
-    reporter.scalars(0, values)
+    """Send the first oracle's summary values, figures, tables and some answers.
+
+    Where questions are closed and open, names have the kind in them.
+    """
+    parts = own_parts(metrics)
+    for oracle in parts:
+        head = "eval" if len(parts) == 1 else f"eval/{oracle['kind']}"
+        values = {
+            f"{head}/{group}/{metric}": m[metric]["value"]
+            for part in ("groups", "benchmarks")
+            for group, m in oracle[part].items()
+            for metric in SHOWN
+            if m[metric]["value"] == m[metric]["value"]
+        }
+        reporter.scalars(0, values)
+        findings = [{"finding": sentence} for sentence in oracle["findings"]]
+        reporter.table(0, f"{head}/findings", findings)
+        for table in oracle_tables(oracle):
+            lines = [[name, *cells] for name, cells in table.rows.items()]
+            rows = [dict(zip(table.columns, line, strict=True)) for line in lines]
+            reporter.table(0, f"{head}/{table.title}", rows)
     for picture in sorted(folder.glob("*.png")):
         reporter.image(0, f"eval/{picture.stem}", picture)
-    findings = [{"finding": sentence} for sentence in oracle["findings"]]
-    reporter.table(0, "eval/findings", findings)
-    for table in oracle_tables(oracle):
-        lines = [[name, *cells] for name, cells in table.rows.items()]
-        rows = [dict(zip(table.columns, line, strict=True)) for line in lines]
-        reporter.table(0, f"eval/{table.title}", rows)
     kept = ("family", "question", "reference", "completion", "confidence", "informativeness")
     rows = [answer.to_row() for answer in answers[:: max(1, len(answers) // _SAMPLED)]]
     reporter.table(0, "eval/rows", [{key: row[key] for key in (*kept, "layer")} for row in rows])

@@ -46,10 +46,9 @@ from grpo_ao.probes.benchmarks import groups
 from grpo_ao.processes import device_name
 from grpo_ao.report.card import push_adapter, write_card
 from grpo_ao.report.headline import headline_of
-from grpo_ao.report.meaning import findings_of
 from grpo_ao.report.page import write_report
 from grpo_ao.report.run_record import MODES, heldout_path, read_answers, read_run
-from grpo_ao.report.tables import draw_run, in_short, summary_table, write_results
+from grpo_ao.report.tables import draw_run, in_short, own_parts, summary_tables, write_results
 from grpo_ao.reward import reward_rule
 from grpo_ao.terminal import headed
 from grpo_ao.tracking import PhaseProgress, ProgressCallback, make_reporter
@@ -261,8 +260,9 @@ class Run:
         families = list(dict.fromkeys(answer.probe.family for answer in answers))
         pooled = groups(suite_of(config), families)
         metrics = write_results(folder, settings, measured, pooled, seconds)
-        shown = in_short(metrics["oracles"][folder.name]["groups"]["all"])
-        self.console.print(f"benchmarks, {folder.name}: {shown}", highlight=False)
+        for oracle in own_parts(metrics):
+            shown = f"benchmarks, {folder.name}, {oracle['kind']} questions: {in_short(oracle)}"
+            self.console.print(shown, highlight=False)
 
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""
@@ -479,7 +479,6 @@ class Run:
         if self.processes.is_main:
             atomic_write_json(self.folder / "summary.json", found)
             draw_run(self.folder / "reliability.png", record.of_mode("sampled"))
-            self.console.print(summary_table(summaries))
             self._publish()
         return found
 
@@ -489,8 +488,14 @@ class Run:
         headline = headline_of(record)
         report = write_report(record, headline)
         write_card(record, headline, config.push_to_hub)
-        for sentence in findings_of(record.of_mode("greedy"), record.controls):
-            self.console.print(headed("held-out probes:", sentence), highlight=False)
+        if headline:
+            self.reporter.scalars(record.last_step, headline.values)
+            told = [{"finding": sentence} for sentence in headline.sentences]
+            self.reporter.table(record.last_step, "heldout/findings", told)
+            for table in summary_tables(headline):
+                self.console.print(table)
+            for sentence in headline.sentences:
+                self.console.print(headed("held-out probes:", sentence), highlight=False)
         self.console.print(f"report: {report}   rows, metrics and adapter: {self.folder}")
         if config.push_to_hub is not None:
             address = push_adapter(self.folder, config.push_to_hub, config.push_public)

@@ -242,7 +242,7 @@ def test_a_sweep_asks_each_question_at_every_layer(tmp_path, few_draws, no_figur
     metrics = evaluate(flags(tmp_path, layers=("all",), controls=False))
     (oracle,) = metrics["oracles"].values()
     assert {layer: m["n"] for layer, m in oracle["layers"].items()} == dict.fromkeys("01234567", 2)
-    assert "| 7 | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
+    assert "| 7 \N{DAGGER} | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
 
 
 def mini_base():
@@ -264,7 +264,7 @@ def test_each_subject_is_read_with_its_own_adapter(tmp_path, few_draws, no_figur
     metrics = evaluate(flags(tmp_path, subject_lora=tuple(subjects), controls=False))
     (oracle,) = metrics["oracles"].values()
     assert {name: m["n"] for name, m in oracle["subjects"].items()} == {"tuned/1": 2, "tuned/2": 2}
-    assert "| tuned/2 | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
+    assert "| tuned/2 \N{DAGGER} | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
     rows = read_jsonl(tmp_path / "out" / "rows.jsonl")
     assert [row["subject"] for row in rows] == ["tuned/1"] * 2 + ["tuned/2"] * 2
     (table,) = tables

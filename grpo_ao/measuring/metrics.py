@@ -36,6 +36,8 @@ Measurement = dict[str, Any]
 Confidence = Callable[[Answer], float | None]
 Values = Callable[["Columns"], dict[str, float]]
 
+# Figures of fewer texts carry no conclusion.
+FEW_TEXTS = 30
 # Kernel regression costs a hundred times what the other metrics cost.
 _SMOOTH_DRAWS = 200
 SUMMARY = (
@@ -56,8 +58,8 @@ class Columns:
 
     ``confidence_N`` lies in [0, 1], NaN where the method has none; ``informativeness_N`` too, NaN
     where the judge gave no grade. ``neither_N`` marks answers to a question of yes or no that are
-    neither. ``family_N`` names each answer's family, ``context_N`` its text, the unit of the
-    bootstrap.
+    neither. ``family_N`` names each answer's family and kind of question, ``context_N`` its text,
+    the unit of the bootstrap.
     """
 
     confidence_N: Float[np.ndarray, "answers"]
@@ -73,7 +75,7 @@ class Columns:
             np.array([_number(confidence(answer)) for answer in answers], dtype=float),
             np.array([_number(answer.informativeness) for answer in answers], dtype=float),
             np.array([says_neither(a.answer, a.probe.reference) for a in answers], dtype=bool),
-            np.array([answer.probe.family for answer in answers]),
+            np.array([family_of(answer) for answer in answers]),
             np.array([stable_hash(answer.probe.text) for answer in answers]),
         )
 
@@ -217,9 +219,9 @@ def measure_difference(
 
 
 def auroc_by_family(
-    answers: Sequence[Answer], least: int = 20, draws: int = 1000
+    answers: Sequence[Answer], least: int = FEW_TEXTS, draws: int = 1000
 ) -> dict[str, Difference]:
-    """Return AUROC less one half in each family of at least ``least`` answers, right and wrong.
+    """Return AUROC less one half in each family of at least ``least`` texts, right and wrong.
 
     p-values are adjusted for the number of families (Holm), intervals are not.
     """
@@ -227,7 +229,7 @@ def auroc_by_family(
     for family, members in parted(answers, lambda answer: answer.probe.family).items():
         columns = Columns.of(members)
         stated = _coded(columns.take(np.flatnonzero(columns.is_known)))
-        if len(stated) >= least:
+        if count_texts(stated) >= least:
             found[family] = _less_one_half(stated, draws)
     found = {family: told for family, told in found.items() if not np.isnan(told.value)}
     adjusted = holm({family: told.p for family, told in found.items()})
@@ -258,7 +260,7 @@ def _sizes(columns: Columns) -> Measurement:
     within = within_family_auroc(confidence, outcome >= 0.5, stated.family_N)
     return {
         "n": len(columns),
-        "contexts": len(set(columns.context_N.tolist())),
+        "contexts": count_texts(columns),
         "families": within.families,
         "families_left_out": within.left_out,
     }
@@ -275,12 +277,29 @@ def _smooth(columns: Columns, draws: int) -> dict[str, float | None]:
     return {"value": value, "low": low, "high": high}
 
 
+def count_texts(columns: Columns) -> int:
+    """Return the number of texts that answers are about."""
+    return len(np.unique(columns.context_N))
+
+
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
 def _mean(values_N: np.ndarray) -> float:
     return float(values_N.mean()) if len(values_N) else float("nan")
+
+
+def family_of(answer: Answer) -> str:
+    """Name an answer's family with its kind; a family that is a kind is named once."""
+    probe = answer.probe
+    return probe.kind if probe.family == probe.kind else f"{probe.family}, {probe.kind}"
+
+
+def by_kind(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """Return the answers to closed questions, then to open ones: no headline pools them."""
+    kinds = parted(answers, lambda answer: answer.probe.kind)
+    return {kind: kinds[kind] for kind in sorted(kinds)}
 
 
 def parted(answers: Iterable[Answer], key: Callable[[Answer], Any]) -> dict[str, list[Answer]]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import bootstrap_intervals
+from grpo_ao.calibration import bootstrap_interval
 from grpo_ao.judges.protocol import Judge
 from grpo_ao.judges.reference import ReferenceJudge, named
 from grpo_ao.measuring.ask import Asking, ask
@@ -30,6 +30,7 @@ from grpo_ao.measuring.elicited import (
 )
 from grpo_ao.measuring.metrics import (
     Columns,
+    by_kind,
     headline_values,
     measure,
     measure_difference,
@@ -61,6 +62,20 @@ class Controlled(NamedTuple):
     readings: Mapping[Control, Reading]
     confidences: Mapping[str, Float[np.ndarray, "answers"]]
     forced: Sequence[Answer] = ()
+
+    def of_kind(self, answers: Sequence[Answer], kind: str) -> "Controlled":
+        """Return what is told of the questions of one kind among those of all ``answers``."""
+
+        def part(given: Sequence[Answer]) -> list[Answer]:
+            return [answer for answer in given if answer.probe.kind == kind]
+
+        inside_N = np.array([answer.probe.kind == kind for answer in answers], dtype=bool)
+        readings = {n: Reading(part(own), part(other)) for n, (own, other) in self.readings.items()}
+        return Controlled(
+            {name: reading for name, reading in readings.items() if reading.own},
+            {name: values[inside_N] for name, values in self.confidences.items()},
+            part(self.forced),
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +177,7 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
     """Measure the answers of each control, by its title, beside those to the text itself.
 
     ``own`` and ``other`` are of the same probes, and ``difference`` is other less own, paired.
-    ``same_answer`` is, by kind of question, the share of answers that stay the same: generic ones.
+    ``same_answer`` is the share of answers that stay the same: generic ones.
     """
     return {
         CONTROLS[control]: {
@@ -177,23 +192,12 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
     }
 
 
-def _same_answers(
-    own: Sequence[Answer], other: Sequence[Answer], draws: int
-) -> dict[str, dict[str, float]]:
+def _same_answers(own: Sequence[Answer], other: Sequence[Answer], draws: int) -> dict[str, float]:
     pairs = zip(own, other, strict=True)
     same_N = np.array([say_the_same(a.answer, b.answer, a.probe.kind) for a, b in pairs], float)
-    kind_N, text_N = (np.array([getattr(a.probe, of) for a in own]) for of in ("kind", "text"))
-    kinds = sorted(set(kind_N.tolist()))
-
-    def shares(rows_N: np.ndarray) -> dict[str, float]:
-        parts = {kind: same_N[rows_N][kind_N[rows_N] == kind] for kind in kinds}
-        return {kind: part.mean() if len(part) else np.nan for kind, part in parts.items()}
-
-    intervals = bootstrap_intervals(shares, text_N, draws=draws)
-    return {
-        kind: {"value": value, "low": intervals[kind][0], "high": intervals[kind][1]}
-        for kind, value in shares(np.arange(len(own))).items()
-    }
+    text_N = np.array([answer.probe.text for answer in own])
+    low, high = bootstrap_interval(lambda rows_N: same_N[rows_N].mean(), text_N, draws=draws)
+    return {"value": same_N.mean(), "low": low, "high": high}
 
 
 def against_stated(
@@ -218,15 +222,17 @@ def against_stated(
 
 
 def reading_alerts(others: Mapping[str, Sequence[Answer]]) -> list[str]:
-    """Say where the oracle is much surer than it is right of what is nothing but noise.
+    """Say on which kind of question the oracle is much surer than it is right of mere noise.
 
     ``others`` are its answers under each control, by the control's title.
     """
-    values = headline_values(Columns.of(others.get(CONTROLS["noise"], [])))
-    sure, right = values["confidence_mean"], values["informativeness"]
-    if not sure - right > MOST_TOO_SURE:  # NaN neither
-        return []
-    return [
-        f"On noise in place of activations it is right {right:.0%} of the time and says "
-        f"{sure:.0%}: its confidence does not follow what it reads."
-    ]
+    alerts = []
+    for kind, answers in by_kind(others.get(CONTROLS["noise"], [])).items():
+        values = headline_values(Columns.of(answers))
+        sure, right = values["confidence_mean"], values["informativeness"]
+        if sure - right > MOST_TOO_SURE:  # NaN is not
+            alerts.append(
+                f"On {kind} questions about noise in place of activations it is right {right:.0%} "
+                f"of the time and says {sure:.0%}: its confidence does not follow what it reads."
+            )
+    return alerts

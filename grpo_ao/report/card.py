@@ -17,7 +17,7 @@ from grpo_ao.files import adapter_of, atomic_write_text
 from grpo_ao.probe import format_layers
 from grpo_ao.report.formats import TITLES, number
 from grpo_ao.report.headline import METRICS, Headline
-from grpo_ao.report.meaning import findings_of, reading_table
+from grpo_ao.report.meaning import reading_tables
 from grpo_ao.report.page import PAGE
 from grpo_ao.report.run_record import RunRecord
 from grpo_ao.report.tables import benchmark_tables, heldout_tables
@@ -53,10 +53,9 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         run=record.run,
         steps=record.last_step,
         headline=headline,
-        findings=findings_of(record.of_mode("greedy"), record.controls),
         figure=figure.exists(),
         tables=heldout_tables(record, headline),
-        reading=reading_table(record.of_mode("greedy"), record.controls),
+        reading=reading_tables(record.of_mode("greedy"), record.controls),
         benchmarks=benchmark_tables(record.evaluations),
     )
     atomic_write_text(adapter / "README.md", text)
@@ -150,19 +149,20 @@ def _card_data(config: dict[str, Any], headline: Headline | None, name: str) -> 
 
 def _results(questions: str, headline: Headline | None) -> list[EvalResult] | None:
     """Return what the greedy answers of the last measurement came to, as far as it is defined."""
-    last = headline.modes.get("greedy", {}).get(headline.measured) if headline else None
     found = [
         EvalResult(
             task_type="other",
             task_name="Questions about activations, with stated confidence",
             dataset_type=_public(questions),
-            dataset_name=f"held-out texts of {_public(questions)}",
+            dataset_name=f"held-out texts of {_public(questions)}, {kind} questions",
+            dataset_config=kind,
             metric_type=metric,
             metric_name=TITLES[metric],
-            metric_value=round(last[metric]["value"], 4),
+            metric_value=round(measured[headline.measured][metric]["value"], 4),
         )
+        for kind, measured in (headline.modes.get("greedy", {}) if headline else {}).items()
         for metric in METRICS
-        if last and math.isfinite(last[metric]["value"])
+        if math.isfinite(measured[headline.measured][metric]["value"])
     ]
     return found or None
 

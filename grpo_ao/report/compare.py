@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -9,19 +10,15 @@ from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_run_json
 from grpo_ao.measuring.confidences import METHODS
-from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference
-from grpo_ao.report.formats import Table, cell, number
+from grpo_ao.measuring.metrics import Columns, Measurement, by_kind, measure, measure_difference
+from grpo_ao.report.formats import TITLES, Table, number
 from grpo_ao.report.run_record import read_run
+from grpo_ao.report.tables import measurements
 
-_METRICS = {
-    "informativeness": "Informativeness",
-    "auroc_within": "AUROC within families",
-    "calibration_error": "Calibration error",
-    "auroc": "AUROC",
-    "brier_all": "Brier, unparsed as 50 % on wrong",
-    "confidence_mean": "Confidence, mean",
-    "parse_rate": "Parse rate",
-}
+_METRICS = (
+    *("informativeness", "auroc_within", "calibration_error", "auroc", "brier_all"),
+    *("confidence_mean", "parse_rate"),
+)
 # Settings in which runs of one thing differ.
 _OWN_SETTINGS = ("seed", "output_dir", "resume")
 
@@ -81,8 +78,19 @@ def comparison(
 ) -> list[Table]:
     """Lay out paired answers: metrics, differences from the first, other sources of confidence.
 
-    ``alike`` names those whose mean and standard deviation is shown: one thing's seeds.
+    Closed and open questions have tables of their own. ``alike`` names those whose mean and
+    standard deviation is shown: one thing's seeds.
     """
+    kinds = {name: by_kind(own) for name, own in answers.items()}
+    return [
+        replace(table, title=f"{table.title}, {kind} questions")
+        for kind in next(iter(kinds.values()))
+        for table in _of_kind({name: of[kind] for name, of in kinds.items()}, alike, draws)
+        if table.rows
+    ]
+
+
+def _of_kind(answers: Answers, alike: Sequence[Sequence[str]], draws: int) -> list[Table]:
     first, *others = answers
     columns = {name: Columns.of(own) for name, own in answers.items()}
     measured = {name: measure(own, draws) for name, own in columns.items()}
@@ -96,21 +104,16 @@ def comparison(
         for method, confidence in METHODS.items()
         if any(confidence(answer) is not None for answer in own)
     }
-    tables = [
-        _table("Greedy answers", measured),
-        _table("Differences, paired", differences, difference=True),
-        _seeds({", ".join(names): [measured[name] for name in names] for names in alike}),
-        _table("Sources of confidence", sources),
+    seeds = {", ".join(names): [measured[name] for name in names] for names in alike}
+    return [
+        replace(measurements("oracle", _METRICS, measured), title="Greedy answers"),
+        replace(
+            measurements("difference", _METRICS, differences, difference=True),
+            title="Differences, paired",
+        ),
+        _seeds(seeds),
+        replace(measurements("source", _METRICS, sources), title="Sources of confidence"),
     ]
-    return [table for table in tables if table.rows]
-
-
-def _table(title: str, measured: Mapping[str, Measurement], difference: bool = False) -> Table:
-    rows = {
-        name: [number(m["n"]), *(cell(m[metric], difference) for metric in _METRICS)]
-        for name, m in measured.items()
-    }
-    return Table(title, ["", "n", *_METRICS.values()], rows)
 
 
 def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> Table:
@@ -119,7 +122,7 @@ def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> Table:
         values = [[measured[metric]["value"] for measured in group] for metric in _METRICS]
         cells = [f"{number(mean(of))} ± {number(stdev(of))}" for of in values]
         rows[name] = [str(len(group)), *cells]
-    columns = ["runs", "seeds", *_METRICS.values()]
+    columns = ["runs", "seeds", *(TITLES[metric] for metric in _METRICS)]
     return Table("Mean ± standard deviation over seeds", columns, rows)
 
 

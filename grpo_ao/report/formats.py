@@ -1,11 +1,15 @@
 """Numbers and tables as the reports write them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from grpo_ao.measuring.metrics import FEW_TEXTS
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+DAGGER = "\N{DAGGER}"
+FEW_NOTE = f"{DAGGER} of fewer than {FEW_TEXTS} texts, too few for a conclusion"
 # Names of metrics, alike in every table and figure.
 TITLES = {
     "informativeness": "Informativeness (accuracy)",
@@ -38,17 +42,27 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report: the columns' names, the rows' own first, and each row's cells."""
+    """A table of a report: the columns' names, the rows' own first, and each row's cells.
+
+    ``few`` names the rows and columns whose figures are of too few texts for a conclusion.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Mapping[str, Sequence[str]]
+    few: Collection[str] = ()
+
+    def marked(self, name: str) -> str:
+        """Write the name of a row or column, with a dagger if its figures are of few texts."""
+        return f"{name} {DAGGER}" if name in self.few else name
 
     def markdown(self) -> str:
         """Write the table, without its title, as Markdown."""
-        rule = ["---"] * len(self.columns)
-        lines = [self.columns, rule, *([name, *cells] for name, cells in self.rows.items())]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        head = [self.marked(name) for name in self.columns]
+        rows = [[self.marked(name), *cells] for name, cells in self.rows.items()]
+        lines = [head, ["---"] * len(head), *rows]
+        written = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"{written}\n\n{FEW_NOTE}" if self.few else written
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -64,9 +78,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return shown.replace("-", MINUS)
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 3) -> str:
     """Write a difference, with its sign."""
-    return f"+{number(value)}" if value is not None and value > 0 else number(value)
+    shown = number(value, digits)
+    return f"+{shown}" if value is not None and value > 0 else shown
 
 
 def cell(entry: Mapping[str, float | None] | None, difference: bool = False) -> str:

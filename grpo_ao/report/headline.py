@@ -1,76 +1,138 @@
 """The numbers that a run is judged by: before, after and their difference, with intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from grpo_ao.answer import Answer
-from grpo_ao.measuring.metrics import Columns, Measurement, measure, measure_difference
+from grpo_ao.measuring.metrics import (
+    SUMMARY,
+    Columns,
+    Measurement,
+    by_kind,
+    measure,
+    measure_difference,
+)
+from grpo_ao.measuring.reading import against_stated
+from grpo_ao.report.findings import changed, findings, rivals
 from grpo_ao.report.run_record import MODES, WHEN, RunRecord
 
 DRAWS = 500
 # Which measurement less which.
-CHANGES = {"change": ("after", "before"), "change by GRPO": ("after", "warm start")}
+CHANGES = {
+    "change": ("after", "before"),
+    "change by the warm start": ("warm start", "before"),
+    "change by GRPO": ("after", "warm start"),
+}
 # What a run's tables show of each measurement.
 METRICS = (
     *("auroc_within", "calibration_error", "brier_all", "ece10", "auroc", "somers_d"),
     *("risk_at_80", "aurc", "brier", "informativeness", "brier_isotonic"),
     *("confidence_mean", "confidence_std", "parse_rate"),
 )
+Compared = dict[str, Measurement]
+"""Measurements of the same probes, and the changes between them, by name."""
 
 
 @dataclass(frozen=True)
 class Headline:
     """The held-out measurements of a run, and how much they were measured on.
 
-    ``modes`` has for each mode its measurements and their changes, by name; ``perfect_ece`` is the
-    95 % interval of the ECE of a perfect forecaster that states the confidences of the last sampled
-    measurement.
+    ``modes`` has for each mode, and each kind of question, what was measured and what changed.
+    Of the greedy answers there are sentences: ``findings`` on the last ones, ``changes`` on what
+    training changed, ``rivals`` on other sources of confidence in them.
     """
 
-    modes: dict[str, dict[str, Measurement]]
+    modes: dict[str, dict[str, Compared]]
     probes: int
     texts: int
-    perfect_ece: tuple[float, float]
+    findings: Sequence[str] = ()
+    changes: Sequence[str] = ()
+    rivals: Sequence[str] = ()
+
+    @property
+    def sentences(self) -> list[str]:
+        """Everything that is said of the greedy answers."""
+        return [*self.findings, *self.changes, *self.rivals]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics that a run is judged by, as far as they are defined, for its loggers."""
+        found = {
+            f"heldout/{kind}/{mode}/{when}/{name}": of[name]["value"]
+            for mode, kinds in self.modes.items()
+            for kind, measured in kinds.items()
+            for when, of in measured.items()
+            for name in SUMMARY
+            if when in WHEN
+        }
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     @property
     def compared(self) -> bool:
         """Whether there is a measurement before and one after training."""
-        return any("change" in found for found in self.modes.values())
+        return any("change" in found for kinds in self.modes.values() for found in kinds.values())
 
     @property
     def measured(self) -> str:
         """The last measurement: ``before``, ``warm start`` or ``after``."""
-        return [when for when in WHEN if any(when in found for found in self.modes.values())][-1]
+        found = {when for kinds in self.modes.values() for of in kinds.values() for when in of}
+        return [when for when in WHEN if when in found][-1]
 
 
 def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
     """Compare a run's held-out measurements; None before the first."""
     if not record.heldout:
         return None
-    modes = {}
-    for mode in MODES:
-        if measured := record.of_mode(mode):
-            modes[mode] = compared(measured, draws)
-    mode, found = next(iter(modes.items()))
-    when = [when for when in WHEN if when in found][-1]
-    perfect, last = found[when]["ece10_perfect"], record.heldout[f"{when} {mode}"]
-    texts = {answer.probe.text for answer in last}
-    return Headline(modes, len(last), len(texts), (perfect["low"], perfect["high"]))
+    measured = {mode: record.of_mode(mode) for mode in MODES}
+    modes = {mode: compared(of, draws) for mode, of in measured.items() if of}
+    answers = next(iter(record.heldout.values()))
+    headline = Headline(modes, len(answers), len({answer.probe.text for answer in answers}))
+    if not measured["greedy"]:
+        return headline
+    (when, last), kinds = list(measured["greedy"].items())[-1], modes["greedy"]
+    return replace(
+        headline,
+        findings=findings({k: found[when] for k, found in kinds.items()}, last, record.controls),
+        changes=_changes(kinds),
+        rivals=[
+            sentence
+            for kind, part in by_kind(last).items()
+            for sentence in rivals(kind, against_stated(part, {}, draws))
+        ],
+    )
 
 
-def compared(
-    measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS
-) -> dict[str, Measurement]:
-    """Measure the same probes' answers, and the changes between them.
+def compared(measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS) -> dict[str, Compared]:
+    """Measure the same probes' answers, and the changes between them, each kind of question apart.
 
     Intervals are 95 % percentile intervals by bootstrap over texts: a text's questions are drawn
     together, and both measurements with the same texts, so that the difference is a paired one.
     """
     if len({tuple(a.probe.id for a in answers) for answers in measured.values()}) > 1:
         raise ValueError("the measurements are not of the same probes.")
+    kinds = {when: by_kind(answers) for when, answers in measured.items()}
+    return {
+        kind: _compared({when: of[kind] for when, of in kinds.items()}, draws)
+        for kind in next(iter(kinds.values()))
+    }
+
+
+def _compared(measured: Mapping[str, Sequence[Answer]], draws: int) -> Compared:
     columns = {when: Columns.of(answers) for when, answers in measured.items()}
     found = {when: measure(part, draws) for when, part in columns.items()}
     for change, (last, first) in CHANGES.items():
         if last in columns and first in columns:
             found[change] = measure_difference(columns[last], columns[first], draws)
     return found
+
+
+def _changes(kinds: Mapping[str, Compared]) -> list[str]:
+    """Return the sentences on what each part of training changed, for each kind of question."""
+    names = {of: change for change, of in CHANGES.items()}
+    return [
+        changed(kind, last, first, found[names[last, first]])
+        for kind, found in kinds.items()
+        for first, last in pairwise(when for when in WHEN if when in found)
+    ]

@@ -1,11 +1,10 @@
-"""Does the number mean anything? What the report opens with, of the held-out greedy answers.
+"""Does the number mean anything? The figures of held-out greedy answers that the report opens with.
 
-A confidence can be calibrated, and tell right answers from wrong ones over all questions, without
-any look at the activations: it is enough to know which questions are easy. So closed and open
-questions are kept apart here, and right answers are told from wrong ones of the same family.
+Closed and open questions are kept apart, and right answers are told from wrong ones of the same
+family: see ``findings``, which has the sentences.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -16,47 +15,41 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import Estimate, auroc, bootstrap_interval
 from grpo_ao.measuring.confidences import METHODS, generated_tokens
 from grpo_ao.measuring.metrics import (
+    FEW_TEXTS,
     Columns,
     Confidence,
     Measurement,
-    auroc_by_family,
+    by_kind,
+    count_texts,
     headline_values,
     measure,
     parted,
     stated,
 )
-from grpo_ao.measuring.reading import reading_alerts
+from grpo_ao.report.findings import MEASURED
 from grpo_ao.report.formats import TITLES, Table, number
-from grpo_ao.report.plots import (
-    Bin,
-    Panel,
-    estimates,
-    gaps,
-    inline_svg,
-    reliability_diagram,
-)
+from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
 
 DRAWS = 200
 # A family with fewer answers is not shown by itself.
 _LEAST = 20
-_MEASURED = ("auroc_within", "calibration_error", "brier_all", "informativeness")
 OWN_TEXT = "its own text"
-Measured = dict[str, Estimate]
+Rows = dict[str, dict[str, Estimate]]
+"""Estimates by row of a figure, and by measurement."""
 
 
 @dataclass(frozen=True)
 class Meaning:
     """The opening of the report; what a run has not measured is empty.
 
-    ``measured`` names the measurements, ``verdicts`` are sentences. ``reliability`` holds a diagram
-    by kind of question, ``families`` AUROC by family, ``course`` each measurement of the run,
-    ``reading`` what other activations do, ``rivals`` other sources of confidence with their cost.
+    ``measured`` names the measurements. Figures are by kind of question: ``reliability``,
+    ``families`` with AUROC in each, ``reading`` with what other activations do, ``rivals`` with
+    other sources of confidence and their cost; ``course`` has each metric in the course of the run.
     """
 
     measured: list[str]
-    verdicts: list[str]
     reliability: dict[str, Markup]
-    families: Markup
+    families: dict[str, Markup]
     course: dict[str, Markup]
     reading: dict[str, Markup]
     rivals: dict[str, dict[str, Markup]]
@@ -64,134 +57,35 @@ class Meaning:
 
 def meaning(
     measured: Mapping[str, Sequence[Answer]],
+    kinds: Mapping[str, Mapping[str, Measurement]],
     controls: Mapping[str, Sequence[Answer]],
     draws: int = DRAWS,
 ) -> Meaning | None:
     """Return the opening; None where no confidence is known yet.
 
     ``measured`` holds the greedy answers of each measurement (``before``), the last of which is
-    judged, and ``controls`` the last oracle's answers where it read other activations.
+    judged, ``kinds`` what they came to for each kind of question (``headline.compared``), and
+    ``controls`` the last oracle's answers where it read other activations.
     """
     stating = {when: answers for when, answers in measured.items() if len(known(answers))}
     if not stating:
         return None
     when, last = list(stating.items())[-1]
-    kinds = _by_kind(last)
-    found = {name: _found(answers, draws) for name, answers in stating.items()}
+    of_kind = {kind: part for kind, part in by_kind(last).items() if len(known(part))}
     return Meaning(
         measured=list(stating),
-        verdicts=findings(found[when], last, controls),
-        reliability={kind: _reliability(when, kind, answers) for kind, answers in kinds.items()},
-        families=_families(stating, found, draws),
-        course=_course(found),
-        reading={kind: _reading(kind, when, last, controls) for kind in kinds if controls},
-        rivals={kind: _rivals(kind, when, answers, draws) for kind, answers in kinds.items()},
+        reliability={kind: _reliability(when, kind, part) for kind, part in of_kind.items()},
+        families={kind: _families(kind, stating, kinds[kind], draws) for kind in of_kind},
+        course=_course([*stating], {kind: kinds[kind] for kind in of_kind}),
+        reading={kind: _reading(kind, when, last, controls) for kind in of_kind if controls},
+        rivals={kind: _rivals(kind, when, part, draws) for kind, part in of_kind.items()},
     )
-
-
-def _by_kind(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """Return the answers to closed questions, then to open ones, where confidences are known."""
-    kinds = parted(answers, lambda answer: answer.probe.kind)
-    return {kind: kinds[kind] for kind in sorted(kinds) if len(known(kinds[kind]))}
-
-
-def _found(answers: Sequence[Answer], draws: int) -> dict[str, Measured]:
-    return {
-        kind: measures(Columns.of(members), draws) for kind, members in _by_kind(answers).items()
-    }
 
 
 def known(answers: Sequence[Answer], confidence: Confidence = stated) -> Columns:
     """Return the columns of the answers of which confidence and informativeness are known."""
     columns = Columns.of(answers, confidence)
     return columns.take(np.flatnonzero(columns.is_known))
-
-
-def measures(columns: Columns, draws: int) -> Measured:
-    """Return what the report opens with, each with its 95 % interval over texts."""
-    return estimated(measure(columns, draws))
-
-
-def estimated(measured: Measurement) -> Measured:
-    """Return those values of a measurement that the opening shows or speaks of."""
-    return {name: Estimate(**measured[name]) for name in (*_MEASURED, "auroc")}
-
-
-def findings(
-    kinds: Mapping[str, Measured],
-    answers: Sequence[Answer],
-    controls: Mapping[str, Sequence[Answer]],
-) -> list[str]:
-    """Say what the stated confidence means, for each kind of question, and what it follows.
-
-    ``kinds`` has what was measured of those ``answers`` whose kind's confidences are stated,
-    ``controls`` the answers from other activations, by their title.
-    """
-    if not kinds:
-        return [
-            "No output states a confidence, so that only accuracy and other sources of confidence "
-            "are known: train the oracle, or warm-start it, first."
-        ]
-    of_kind = parted(answers, lambda answer: answer.probe.kind)
-    verdicts = [verdict(kind, found) + by_family(of_kind[kind]) for kind, found in kinds.items()]
-    return [*verdicts, *reading_alerts(controls)]
-
-
-def findings_of(
-    measured: Mapping[str, Sequence[Answer]],
-    controls: Mapping[str, Sequence[Answer]],
-    draws: int = DRAWS,
-) -> list[str]:
-    """Return the findings of a run's last measurement, the arguments being those of ``meaning``."""
-    if not measured:
-        return []
-    last = list(measured.values())[-1]
-    return findings(_found(last, draws), last, controls)
-
-
-def verdict(kind: str, found: Measured) -> str:
-    """Say whether the number tells right answers from wrong ones; no interval, no claim."""
-    within, pooled = found["auroc_within"], found["auroc"]
-    if within.low > 0.5:
-        claim = "is higher on right answers than on wrong ones of the same family"
-    elif within.high < 0.5:
-        claim = "is lower on right answers than on wrong ones of the same family"
-    else:
-        claim = "was not seen to tell right answers from wrong ones of the same family"
-    sentence = (
-        f"On {kind} questions the stated confidence {claim}: AUROC within families "
-        f"{_written(within)}, where a number read from the question alone has 0.5."
-    )
-    if pooled.low > 0.5 and not within.low > 0.5:
-        sentence += (
-            f" The pooled AUROC, {_written(pooled)}, needs no more than knowing which families are "
-            "easy."
-        )
-    return f"{sentence} Its calibration error is {_written(found['calibration_error'])}."
-
-
-def by_family(answers: Sequence[Answer]) -> str:
-    """Say in how many families of one kind the number tells right from wrong; nothing of one."""
-    found = auroc_by_family(answers, _LEAST)
-    if len(found) < 2:
-        return ""
-    sure = {family: told.value for family, told in found.items() if told.p < 0.05}
-    above = [family for family, value in sure.items() if value > 0]
-    below = [family for family, value in sure.items() if value < 0]
-    sentence = f" Taken one by one, it is higher on right answers in {_counted(above, found)}"
-    if below:
-        sentence += f", and lower in {_counted(below, found)}"
-    return f"{sentence} (p < 0.05, Holm)."
-
-
-def _counted(families: Sequence[str], found: Collection[str]) -> str:
-    named = f": {', '.join(families)}" if families else ""
-    return f"{len(families)} of {len(found)} families{named}"
-
-
-def _written(estimate: Estimate) -> str:
-    value, low, high = (number(v, 2) for v in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
 
 
 def _reliability(when: str, kind: str, answers: Sequence[Answer]) -> Markup:
@@ -211,22 +105,27 @@ def _reliability(when: str, kind: str, answers: Sequence[Answer]) -> Markup:
 
 
 def _families(
+    kind: str,
     measured: Mapping[str, Sequence[Answer]],
-    found: Mapping[str, Mapping[str, Measured]],
+    found: Mapping[str, Measurement],
     draws: int,
 ) -> Markup:
-    """Draw AUROC within the families of a kind, then in each family, for each measurement."""
-    rows: dict[str, Measured] = {}
-    for when, kinds in found.items():
-        for kind, values in kinds.items():
-            rows.setdefault(f"{kind}, within families", {})[when] = values["auroc_within"]
+    """Draw AUROC within the families of a kind, then in each, the best told apart first."""
+    rows: Rows = {}
+    few = set()
     for when, answers in measured.items():
-        for family, members in parted(answers, lambda answer: answer.probe.family).items():
+        of_kind = by_kind(answers).get(kind, [])
+        for family, members in parted(of_kind, lambda answer: answer.probe.family).items():
             columns = known(members)
             area = _auroc(columns, draws) if len(columns) >= _LEAST else None
             if area is not None and not np.isnan(area.value):
                 rows.setdefault(family, {})[when] = area
-    return inline_svg(estimates({"AUROC": rows}, reference=0.5), "AUROC by family")
+                few |= {family} if count_texts(columns) < FEW_TEXTS else set()
+    ordered = sorted(rows, key=lambda family: -list(rows[family].values())[-1].value)
+    pooled = {when: Estimate(**found[when]["auroc_within"]) for when in measured}
+    drawn = {"within families": pooled} | {family: rows[family] for family in ordered}
+    figure = estimates(drawn, "AUROC", reference=0.5, few=few)
+    return inline_svg(figure, f"AUROC by family, {kind} questions")
 
 
 def _auroc(columns: Columns, draws: int) -> Estimate:
@@ -239,16 +138,19 @@ def _auroc(columns: Columns, draws: int) -> Estimate:
     return Estimate(statistic(np.arange(len(columns))), *interval)
 
 
-def _course(found: Mapping[str, Mapping[str, Measured]]) -> dict[str, Markup]:
+def _course(
+    measured: Sequence[str], kinds: Mapping[str, Mapping[str, Measurement]]
+) -> dict[str, Markup]:
     """Draw each measurement of the run: a figure a metric, a row a kind of question."""
+    few = {kind for kind, found in kinds.items() if found[measured[-1]]["contexts"] < FEW_TEXTS}
     figures = {}
-    for name in _MEASURED:
+    for name in MEASURED:
+        rows = {
+            kind: {when: Estimate(**found[when][name]) for when in measured}
+            for kind, found in kinds.items()
+        }
         title = TITLES[name]
-        rows: dict[str, Measured] = {}
-        for when, kinds in found.items():
-            for kind, values in kinds.items():
-                rows.setdefault(kind, {})[when] = values[name]
-        figures[title] = inline_svg(estimates({"": rows}), f"{title} in the course of the run")
+        figures[title] = inline_svg(estimates(rows, few=few), f"{title} in the course of the run")
     return figures
 
 
@@ -256,52 +158,66 @@ def _reading(
     kind: str, when: str, answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
 ) -> Markup:
     """Draw share right and mean confidence on the true activations and on others, same probes."""
-    parts = {OWN_TEXT: _asked_again(answers, controls), **controls}
-    of_kind = {name: known(_by_kind(part).get(kind, [])) for name, part in parts.items()}
-    rows = {
-        name: {when: (float(columns.informativeness_N.mean()), float(columns.confidence_N.mean()))}
-        for name, columns in of_kind.items()
-        if len(columns)
-    }
-    return inline_svg(gaps(rows), f"The reading test, {kind} questions")
+    rows, few = {}, set()
+    for name, part in _read_alike(answers, controls).items():
+        columns = known(by_kind(part).get(kind, []))
+        if len(columns):
+            means = columns.informativeness_N.mean(), columns.confidence_N.mean()
+            rows[name] = {when: means}
+            few |= {name} if count_texts(columns) < FEW_TEXTS else set()
+    return inline_svg(gaps(rows, few), f"The reading test, {kind} questions")
 
 
-def _asked_again(
+def _read_alike(
     answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
-) -> list[Answer]:
+) -> dict[str, Sequence[Answer]]:
+    """Return the answers of each control, behind those to the same probes on their own text."""
     again = {(a.probe.family, a.probe.id) for others in controls.values() for a in others}
-    return [answer for answer in answers if (answer.probe.family, answer.probe.id) in again]
+    own = [answer for answer in answers if (answer.probe.family, answer.probe.id) in again]
+    return {OWN_TEXT: own, **controls}
 
 
-def reading_table(
+def reading_tables(
     measured: Mapping[str, Sequence[Answer]], controls: Mapping[str, Sequence[Answer]]
-) -> Table | None:
-    """Lay out the reading test of a run's last measurement; None where none was made."""
+) -> list[Table]:
+    """Lay out the reading test of a run's last measurement; none where none was made."""
     if not measured or not controls:
-        return None
-    parts = {OWN_TEXT: _asked_again(list(measured.values())[-1], controls), **controls}
-    rows = {}
-    for name, part in parts.items():
-        values = headline_values(Columns.of(part))
-        shown = (values["informativeness"], values["confidence_mean"], values["auroc_within"])
-        rows[name] = [number(len(part)), *(number(value, 2) for value in shown)]
+        return []
+    read = _read_alike(list(measured.values())[-1], controls)
+    kinds = {name: by_kind(part) for name, part in read.items()}
+    return [
+        _reading_table(kind, {name: of.get(kind, []) for name, of in kinds.items()})
+        for kind in kinds[OWN_TEXT]
+    ]
+
+
+def _reading_table(kind: str, read: Mapping[str, Sequence[Answer]]) -> Table:
     columns = ["activations of", "n", "right", "confidence", "AUROC within families"]
-    return Table("The reading test", columns, rows)
+    few = [name for name, part in read.items() if count_texts(Columns.of(part)) < FEW_TEXTS]
+    rows = {name: _told(part) for name, part in read.items()}
+    return Table(f"The reading test, {kind} questions", columns, rows, few)
+
+
+def _told(answers: Sequence[Answer]) -> list[str]:
+    values = headline_values(Columns.of(answers))
+    shown = (values["informativeness"], values["confidence_mean"], values["auroc_within"])
+    return [number(len(answers)), *(number(value, 2) for value in shown)]
 
 
 def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict[str, Markup]:
     """Draw the sources of confidence in the same answers, each with its cost in tokens."""
     costs = generated_tokens(answers)
+    columns = {name: known(answers, confidence) for name, confidence in METHODS.items()}
     found = {
-        f"{method}, {costs[method]:.0f} tokens": measures(columns, draws)
-        for method, confidence in METHODS.items()
-        if len(columns := known(answers, confidence))
+        f"{name}, {costs[name]:.0f} tokens": measure(part, draws)
+        for name, part in columns.items()
+        if len(part)
     }
+    few = {name for name, measured in found.items() if measured["contexts"] < FEW_TEXTS}
     figures = {}
-    for name in ("auroc_within", "brier_all"):
-        rows = {method: {when: values[name]} for method, values in found.items()}
-        label = f"{TITLES[name]} of other sources, {kind} questions"
-        figures[f"{kind.capitalize()} questions, {TITLES[name]}"] = inline_svg(
-            estimates({"": rows}), label
-        )
+    for metric in ("auroc_within", "brier_all"):
+        rows = {name: {when: Estimate(**measured[metric])} for name, measured in found.items()}
+        label = f"{TITLES[metric]} of other sources, {kind} questions"
+        title = f"{kind.capitalize()} questions, {TITLES[metric]}"
+        figures[title] = inline_svg(estimates(rows, few=few), label)
     return figures

@@ -21,11 +21,11 @@ from markupsafe import Markup, escape
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc
 from grpo_ao.files import atomic_write_text, finite
-from grpo_ao.measuring.metrics import Columns, parted
+from grpo_ao.measuring.metrics import FEW_TEXTS, count_texts, family_of, parted
 from grpo_ao.report.browsing import ROLLOUTS, heldout_items, rollout_items, within_budget
-from grpo_ao.report.formats import TITLES, Table, number
+from grpo_ao.report.formats import FEW_NOTE, TITLES, Table, number
 from grpo_ao.report.headline import Headline
-from grpo_ao.report.meaning import DRAWS, meaning
+from grpo_ao.report.meaning import DRAWS, known, meaning
 from grpo_ao.report.plots import (
     CURVE_LEFT,
     CURVE_WIDTH,
@@ -43,12 +43,15 @@ PAGE = Path(__file__).parent / "template"
 Row = dict[str, Any]
 # Families with fewer answers are shown together.
 _LEAST = 20
+# What the warm start is for.
+_OF_WARM_START = ("parse_rate", "informativeness")
 
 
 class Group(NamedTuple):
-    """Answers of one layer or family: how many, the share right, mean confidence, AUROC."""
+    """Answers of one layer or family: how many, of what, the share right, confidence, AUROC."""
 
     n: int
+    texts: int
     right: float
     confidence: float
     auroc: float
@@ -103,6 +106,7 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "intervals": _intervals}
+    environment.globals |= {"few_note": FEW_NOTE, "few_texts": FEW_TEXTS}
     return environment
 
 
@@ -120,7 +124,12 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
             record=record,
             title=record.folder.resolve().name,
             headline=headline,
-            meaning=meaning(record.of_mode("greedy"), record.controls, draws),
+            meaning=meaning(
+                record.of_mode("greedy"),
+                headline.modes.get("greedy", {}) if headline else {},
+                record.controls,
+                draws,
+            ),
             tables=heldout_tables(record, headline),
             breakdowns=_breakdowns(record),
             curves=_curves(record),
@@ -141,19 +150,22 @@ def render_report(record: RunRecord, headline: Headline | None, draws: int = DRA
 
 
 def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
-    """Return the last greedy held-out answers by layer and by family, beside the first ones."""
+    """Return the last greedy held-out answers by layer and by family, beside the first ones.
+
+    Questions of both kinds are apart in either.
+    """
     measured = record.of_mode("greedy")
     if not measured:
         return []
     (first, before), *_, (when, last) = [*measured.items()] * 2
-    sizes = Counter(_family(answer) for answer in last)
+    sizes = Counter(map(family_of, last))
 
     def family(answer: Answer) -> str:
-        name = _family(answer)
-        return name if sizes[name] >= _LEAST else "smaller families"
+        name = family_of(answer)
+        return name if sizes[name] >= _LEAST else f"smaller families, {answer.probe.kind}"
 
     keys: dict[str, Callable[[Answer], str]] = {
-        "Layer": lambda answer: answer.probe.shown_layers,
+        "Layer": lambda answer: f"layer {answer.probe.shown_layers}, {answer.probe.kind}",
         "Family": family,
     }
     found = []
@@ -161,7 +173,7 @@ def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
         groups, earlier = _by_group(last, key), _by_group(before, key)
         if groups:
             rows = {n: {first: earlier.get(n), when: group} for n, group in groups.items()}
-            found.append((_table(title, groups), _gaps(title, rows)))
+            found.append((_table(title, groups), _gaps(title, rows, _few(groups))))
     return found
 
 
@@ -171,32 +183,31 @@ def _table(title: str, groups: Mapping[str, Group]) -> Table:
         name: [number(v, 2) for v in (group.right, group.confidence, group.auroc, group.n)]
         for name, group in groups.items()
     }
-    return Table(f"Held-out answers by {title.lower()}", columns, rows)
+    return Table(f"Held-out answers by {title.lower()}", columns, rows, _few(groups))
 
 
-def _family(answer: Answer) -> str:
-    """Name an answer's family with its kind; a family that is a kind is named once."""
-    probe = answer.probe
-    return probe.kind if probe.family == probe.kind else f"{probe.family}, {probe.kind}"
+def _few(groups: Mapping[str, Group]) -> list[str]:
+    return [name for name, group in groups.items() if group.texts < FEW_TEXTS]
 
 
 def _by_group(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Group]:
     """Return the groups of answers with a known confidence, layers from the first on."""
     found = {}
     for name, members in parted(answers, key).items():
-        confidence, outcome = Columns.of(members).known
+        columns = known(members)
+        confidence, outcome = columns.known
         if len(outcome):
-            right, sure = float(outcome.mean()), float(confidence.mean())
-            found[name] = Group(len(outcome), right, sure, auroc(confidence, outcome >= 0.5))
+            means, area = (outcome.mean(), confidence.mean()), auroc(confidence, outcome >= 0.5)
+            found[name] = Group(len(outcome), count_texts(columns), *map(float, (*means, area)))
     return {name: found[name] for name in sorted(found, key=lambda name: (len(name), name))}
 
 
-def _gaps(title: str, rows: Mapping[str, Mapping[str, Group | None]]) -> Markup:
+def _gaps(title: str, rows: Mapping[str, Mapping[str, Group | None]], few: Sequence[str]) -> Markup:
     drawn = {
         name: {when: (g.right, g.confidence) for when, g in groups.items() if g}
         for name, groups in rows.items()
     }
-    return inline_svg(gaps(drawn), f"Right and confident by {title.lower()}")
+    return inline_svg(gaps(drawn, few), f"Right and confident by {title.lower()}")
 
 
 def _intervals(cell: str) -> Markup:
@@ -252,10 +263,7 @@ def _warm_start(record: RunRecord) -> dict[str, Any] | None:
     steps = list(range(1, len(losses) + 1))
     smooth = running_mean(np.array(losses), max(1, len(losses) // 20))
     before, after = record.warm_start["before"], record.warm_start["after"]
-    rows = {
-        str(TITLES.get(name, name)): [number(value), number(after[name])]
-        for name, value in before.items()
-    }
+    rows = {TITLES[n]: [number(before[n]), number(after[n])] for n in _OF_WARM_START}
     return {
         "table": Table("Warm start", ["metric", "before", "after"], rows),
         "chart": _curve("Loss", steps, losses, {}),

@@ -6,7 +6,7 @@ page is.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
@@ -20,10 +20,11 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from grpo_ao.calibration import Estimate, auroc, bootstrap_intervals, ece, equal_width_bins
+from grpo_ao.calibration import Estimate, bootstrap_intervals, ece, equal_width_bins
 from grpo_ao.files import written_whole
+from grpo_ao.measuring.metrics import FEW_TEXTS
 
 TONES = {
     "after": "#0b64a8",
@@ -35,6 +36,7 @@ TONES = {
     "alert": "#b3261e",
     "ink": "#1c2330",
     "soft": "#566072",
+    "few": "#8e97a3",
     "grid": "#e2e5e9",
     "paper": "#ffffff",
 }
@@ -126,13 +128,15 @@ def page_svg(svg: str, label: str, tooltips: Mapping[str, str] | None = None) ->
 class Bin:
     """Answers whose confidence lies in one of ten equal-width bins.
 
-    ``low`` and ``high`` are its ends in whole per cents, as the tag has them; ``share`` is its part
-    of all answers, ``outcome`` the mean with its interval over texts.
+    ``low`` and ``high`` are its ends in whole per cents, as the tag has them; ``texts`` counts what
+    its ``count`` answers are about, ``share`` is their part of all answers, ``outcome`` their mean
+    with its interval over texts.
     """
 
     low: int
     high: int
     count: int
+    texts: int
     share: float
     confidence: float
     outcome: Estimate
@@ -170,11 +174,13 @@ class Panel:
     def _bin(
         self, index: int, inside_N: np.ndarray, intervals: Mapping[str, tuple[float, float]]
     ) -> Bin:
-        width = 100 // _BINS
+        width, text_N = 100 // _BINS, self.cluster_N
+        count = int(inside_N.sum())
         return Bin(
             low=index * width,
             high=(index + 1) * width - (index < _BINS - 1),
-            count=int(inside_N.sum()),
+            count=count,
+            texts=count if text_N is None else len(np.unique(text_N[inside_N])),
             share=float(inside_N.mean()),
             confidence=float(self.confidence_N[inside_N].mean()),
             outcome=Estimate(float(self.outcome_N[inside_N].mean()), *intervals[str(index)]),
@@ -205,10 +211,10 @@ def reliability_diagram(
     """Draw panels side by side, histograms of confidence below.
 
     A disc is a bin: its mean confidence and mean outcome, its area the share of answers in it, its
-    whisker the 95 % interval. A bar of the histogram is dark as far as its answers are right. A
-    panel without answers, of an oracle that does not know the tag, says so. ``smooth`` adds the
-    kernel regression behind smooth ECE with its 95 % band (relplot; Blasiok, Nakkiran, arXiv
-    2309.12236).
+    whisker the 95 % interval; those of few texts are grey, and the line leaves them out. A bar of
+    the histogram is dark as far as its answers are right. A panel without answers, of an oracle
+    that does not know the tag, says so. ``smooth`` adds the kernel regression behind smooth ECE
+    with its 95 % band (relplot; Blasiok, Nakkiran, arXiv 2309.12236).
     """
     figure = Figure(figsize=(3.7 * len(panels), 4.7), layout="constrained")
     axes = figure.subplots(2, len(panels), height_ratios=(4, 1), sharex=True, squeeze=False)
@@ -227,10 +233,12 @@ def _draw_bins(axis: Axes, panel: Panel) -> None:
     label = "no confidence was stated"
     if len(panel.confidence_N):
         _draw_discs(axis, panel)
-        area = auroc(panel.confidence_N, panel.outcome_N >= 0.5)
         error = ece(panel.confidence_N, panel.outcome_N)
-        label = f"ECE {error:.3f}\nAUROC {area:.3f}\nn {len(panel.confidence_N)}"
-    axis.text(0.04, 0.96, label, transform=axis.transAxes, va="top")
+        label = f"ECE {error:.3f}\nn {len(panel.confidence_N)}"
+    # Above the diagonal, unless discs lie there.
+    free = not any(b.confidence < 0.4 and b.outcome.value > 0.7 for b in panel.bins)
+    x, y, across, up = (0.04, 0.96, "left", "top") if free else (0.96, 0.04, "right", "bottom")
+    axis.text(x, y, label, transform=axis.transAxes, ha=across, va=up)
     axis.set_title(panel.title)
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(-0.02, 1.02)
@@ -238,9 +246,13 @@ def _draw_bins(axis: Axes, panel: Panel) -> None:
 
 
 def _draw_discs(axis: Axes, panel: Panel) -> None:
-    bins, color = panel.bins, TONES[panel.tone]
+    bins, tone = panel.bins, TONES[panel.tone]
     x, y = [b.confidence for b in bins], [b.outcome.value for b in bins]
-    axis.plot(x, y, color=color, linewidth=1)
+    many = [b for b in bins if b.texts >= FEW_TEXTS]
+    axis.plot(
+        [b.confidence for b in many], [b.outcome.value for b in many], color=tone, linewidth=1
+    )
+    color = [tone if b in many else TONES["few"] for b in bins]
     axis.vlines(x, [b.outcome.low for b in bins], [b.outcome.high for b in bins], color=color)
     areas = [12 + 500 * b.share for b in bins]
     discs = axis.scatter(x, y, s=areas, color=color, alpha=0.7, edgecolors=TONES["paper"], zorder=3)
@@ -326,7 +338,7 @@ def curve(
     axis.yaxis.set_major_locator(MaxNLocator(4))
     axis.ticklabel_format(axis="y", useOffset=False)
     if np.ptp(value_N) < 1e-9:
-        axis.set_ylim(value_N[0] - 0.5, value_N[0] + 0.5)
+        axis.set(ylim=(value_N[0] - 0.5, value_N[0] + 0.5), yticks=value_N[:1])
     return figure
 
 
@@ -348,32 +360,31 @@ def _thinned(count: int) -> np.ndarray:
 
 @rc_context(_STYLE)
 def estimates(
-    panels: Mapping[str, Mapping[str, Mapping[str, Estimate]]], reference: float | None = None
+    rows: Mapping[str, Mapping[str, Estimate]],
+    title: str = "",
+    reference: float | None = None,
+    few: Collection[str] = (),
 ) -> Figure:
-    """Draw estimates with their intervals: panels side by side, of rows, of named series.
+    """Draw rows of estimates with their intervals, of named series.
 
-    ``reference`` is a value that all of them are to be compared with.
+    ``reference`` is a value that all of them are to be compared with; rows in ``few`` are grey.
     """
-    rows = list(next(iter(panels.values())))
-    series = list(
-        dict.fromkeys(n for part in panels.values() for row in part.values() for n in row)
-    )
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
     height = 0.45 + len(rows) * max(0.22, 0.13 * len(series))
-    figure = Figure(figsize=(3.3 * len(panels), height), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (title, part) in zip(axes, panels.items(), strict=True):
-        for place, (name, color) in enumerate(zip(series, _colors(series), strict=True)):
-            known = [(y, row[name]) for y, row in enumerate(part.values()) if name in row]
-            shift = 0.6 * ((place + 0.5) / len(series) - 0.5)
-            y = [y + shift for y, _ in known]
-            low, high = ([getattr(e, end) for _, e in known] for end in ("low", "high"))
-            axis.hlines(y, low, high, color=color)
-            axis.plot([e.value for _, e in known], y, "o", color=color, markersize=5, label=name)
-        if reference is not None:
-            axis.axvline(reference, color=TONES["soft"], linestyle="--", linewidth=1)
-        axis.set_title(title)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-    _name_rows(axes[0], rows)
+    figure = Figure(figsize=(3.3, height), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, own) in enumerate(zip(series, _colors(series), strict=True)):
+        shift = 0.6 * ((place + 0.5) / len(series) - 0.5)
+        for y, (row, values) in enumerate(rows.items()):
+            if name in values:
+                color, (value, low, high) = TONES["few"] if row in few else own, values[name]
+                axis.hlines(y + shift, low, high, color=color)
+                axis.plot(value, y + shift, "o", color=color, markersize=5)
+    if reference is not None:
+        axis.axvline(reference, color=TONES["soft"], linestyle="--", linewidth=1)
+    axis.set_title(title)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+    _name_rows(axis, list(rows))
     return figure
 
 
@@ -393,21 +404,27 @@ def layer_curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> 
             axis.plot(layers, values, "o-", color=color, markersize=4, label=name)
         every = [layer for at in part.values() for layer in at]
         axis.set(title=title, xlabel="layer", xlim=(min(every) - 0.5, max(every) + 0.5))
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.xaxis.set_major_locator(FixedLocator(sorted(set(every)), nbins=8))
     if len(series) > 1:
         axes[0].legend()
     return figure
 
 
 @rc_context(_STYLE)
-def gaps(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
-    """Draw, for each row and each series in it, share right (full) and mean confidence (open)."""
+def gaps(
+    rows: Mapping[str, Mapping[str, tuple[float, float]]], few: Collection[str] = ()
+) -> Figure:
+    """Draw, for each row and each series in it, share right (full) and mean confidence (open).
+
+    Rows in ``few`` are grey.
+    """
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     figure = Figure(figsize=(3.3, 0.45 + 0.3 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    for y, row in enumerate(rows.values()):
-        for place, (name, color) in enumerate(zip(series, _colors(series), strict=True)):
+    for y, (named, row) in enumerate(rows.items()):
+        for place, (name, own) in enumerate(zip(series, _colors(series), strict=True)):
             if name in row:
+                color = TONES["few"] if named in few else own
                 height = y + 0.5 * ((place + 0.5) / len(series) - 0.5)
                 axis.plot(row[name], [height] * 2, color=color)
                 axis.plot(row[name][0], height, "o", color=color, markersize=5)

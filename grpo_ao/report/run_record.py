@@ -10,7 +10,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import holds_run, read_json, read_jsonl, read_run_json, reading
 from grpo_ao.measuring.confidences import baselines
 from grpo_ao.measuring.controls import CONTROLS
-from grpo_ao.measuring.metrics import summary
+from grpo_ao.measuring.metrics import by_kind, count_texts, summary
 
 Status = Literal["finished", "running", "stopped"]
 WHEN = ("before", "warm start", "after")
@@ -55,11 +55,15 @@ class RunRecord:
         return self.run["config"]
 
     @property
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Summaries of each way to be sure of the greedy answers after training."""
-        answers = self.heldout.get("after greedy", [])
-        found = baselines(answers) if answers else {}
-        return {name: summary(columns) for name, columns in found.items()}
+    def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Summaries of each way to be sure of the greedy answers after training, by kind."""
+        return {
+            kind: {
+                name: summary(columns) | {"contexts": count_texts(columns)}
+                for name, columns in baselines(answers).items()
+            }
+            for kind, answers in by_kind(self.heldout.get("after greedy", [])).items()
+        }
 
     def of_mode(self, mode: str) -> dict[str, list[Answer]]:
         """Return the held-out answers of each measurement that was made in a mode, in order."""

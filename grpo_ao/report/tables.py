@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table as ConsoleTable
@@ -14,8 +14,11 @@ from grpo_ao.files import atomic_write_json, atomic_write_text
 from grpo_ao.measuring.confidences import METHODS, baselines, generated_tokens
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import (
+    FEW_TEXTS,
+    SUMMARY,
     Columns,
     Measurement,
+    by_kind,
     measure,
     measure_difference,
     parted,
@@ -26,9 +29,9 @@ from grpo_ao.measuring.reading import (
     reading_metrics,
 )
 from grpo_ao.probe import parse_layers
+from grpo_ao.report.findings import findings
 from grpo_ao.report.formats import TITLES, Table, cell, number
 from grpo_ao.report.headline import CHANGES, METRICS, Headline
-from grpo_ao.report.meaning import estimated, findings
 from grpo_ao.report.plots import (
     Panel,
     layer_curves,
@@ -36,47 +39,67 @@ from grpo_ao.report.plots import (
     risk_coverage_diagram,
     save,
 )
-from grpo_ao.report.run_record import MODES, Evaluation, RunRecord
+from grpo_ao.report.run_record import WHEN, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
 _BY_LAYER = ("informativeness", "ece10", "auroc_within")
-_KINDS = ("closed", "open")
 # What a console and a tracker are told of each benchmark.
 SHOWN = ("informativeness", "auroc_within", "calibration_error", "brier_all", "parse_rate")
 
 
-def oracle_metrics(
-    answers: Sequence[Answer],
-    groups: Groups,
-    controlled: Controlled,
-    progress: Callable[[int], None],
-) -> dict[str, Any]:
+class Part(NamedTuple):
+    """One oracle's answers to one kind of question, and what controls tell of them."""
+
+    oracle: str
+    kind: str
+    answers: Sequence[Answer]
+    controlled: Controlled
+
+
+def kinds_apart(
+    answers: Mapping[str, Sequence[Answer]], controlled: Mapping[str, Controlled]
+) -> dict[str, Part]:
+    """Part each oracle's answers by kind of question; named by the oracle where there is one."""
+    parts = {}
+    for oracle, given in answers.items():
+        kinds = by_kind(given)
+        for kind, own in kinds.items():
+            name = oracle if len(kinds) == 1 else f"{oracle}, {kind} questions"
+            told = controlled.get(oracle, Controlled({}, {})).of_kind(given, kind)
+            parts[name] = Part(oracle, kind, own, told)
+    return parts
+
+
+def oracle_metrics(part: Part, groups: Groups, progress: Callable[[int], None]) -> dict[str, Any]:
     """Measure one oracle: pooled groups of families, each family, layers, positions, baselines.
 
     And what its controls tell, with ``findings``, the sentences that a reader needs first.
     ``progress`` is called with the number of measurements made.
     """
+    oracle, kind, answers, controlled = part
     others = {CONTROLS[name]: reading.other for name, reading in controlled.readings.items()}
 
     def measured(columns: Columns, smooth_interval: bool = False) -> Measurement:
         progress(1)
         return measure(columns, smooth_interval=smooth_interval)
 
+    pooled = {name: measured(columns, True) for name, columns in _pooled(answers, groups).items()}
+
     def by(key: Callable[[Answer], Any]) -> dict[str, Measurement]:
-        return {name: measured(Columns.of(part)) for name, part in parted(answers, key).items()}
+        parts = parted(answers, key)
+        if len(parts) == 1:
+            progress(1)
+            return dict.fromkeys(parts, pooled["all"])
+        return {name: measured(Columns.of(part)) for name, part in parts.items()}
 
     sources = baselines(answers, controlled.confidences)
     if controlled.forced:
         sources["forced choice, its own answer"] = Columns.of(controlled.forced)
-    kinds = by(lambda answer: answer.probe.kind)
-    stating = [kind for kind, measured in kinds.items() if measured["parse_rate"]["value"] > 0]
     return {
-        "findings": findings({k: estimated(kinds[k]) for k in stating}, answers, others),
-        "kinds": kinds,
-        "groups": {
-            name: measured(_pooled(answers, members), smooth_interval=True)
-            for name, members in groups.items()
-        },
+        "oracle": oracle,
+        "kind": kind,
+        "findings": findings({kind: pooled["all"]}, answers, others),
+        "groups": pooled,
         "benchmarks": by(lambda answer: answer.probe.family),
         "layers": by(lambda answer: answer.probe.shown_layers),
         "positions": by(lambda answer: answer.probe.positions),
@@ -88,8 +111,13 @@ def oracle_metrics(
     }
 
 
-def _pooled(answers: Sequence[Answer], members: Sequence[str]) -> Columns:
-    return Columns.of([answer for answer in answers if answer.probe.family in members])
+def _pooled(answers: Sequence[Answer], groups: Groups) -> dict[str, Columns]:
+    """Return the columns of each group of families that has answers."""
+    of_group = {
+        name: [answer for answer in answers if answer.probe.family in members]
+        for name, members in groups.items()
+    }
+    return {name: Columns.of(part) for name, part in of_group.items() if part}
 
 
 def write_results(
@@ -103,45 +131,47 @@ def write_results(
 ) -> dict[str, Any]:
     """Write metrics and figures of the oracles that gave ``answers``; return ``metrics.json``.
 
-    The first oracle is the one that the others are compared with, paired by text.
+    The first oracle is the one that the others are compared with, paired by text. Where questions
+    are closed and open, each kind is measured for itself, as an oracle of its own.
     """
-    main, *others = answers
-    controlled = dict.fromkeys(answers, Controlled({}, {})) | dict(controlled or {})
+    parts = kinds_apart(answers, controlled or {})
     metrics = {
         "settings": settings,
-        "oracles": {
-            name: oracle_metrics(part, groups, controlled[name], progress)
-            for name, part in answers.items()
-        },
-        "differences": {
-            f"{main} - {other}": {
-                group: measure_difference(
-                    _pooled(answers[main], members), _pooled(answers[other], members)
-                )
-                for group, members in groups.items()
-            }
-            for other in others
-        },
+        "oracles": {name: oracle_metrics(part, groups, progress) for name, part in parts.items()},
+        "differences": _differences(parts, groups),
         "seconds": round(seconds, 1),
     }
-    draw_figures(folder, answers, {n: m["layers"] for n, m in metrics["oracles"].items()})
+    draw_figures(folder, parts, {n: m["layers"] for n, m in metrics["oracles"].items()})
     atomic_write_text(folder / "metrics.md", markdown(metrics))
     atomic_write_json(folder / "metrics.json", metrics)
     return metrics
 
 
+def _differences(parts: Mapping[str, Part], groups: Groups) -> dict[str, dict[str, Measurement]]:
+    """Return what the first oracle is better and worse in than each other one, group by group."""
+    first = next(iter(parts.values())).oracle
+    found = {}
+    for name, other in parts.items():
+        for own_name, own in parts.items():
+            if own.oracle == first != other.oracle and own.kind == other.kind:
+                pairs = _pooled(own.answers, groups), _pooled(other.answers, groups)
+                found[f"{own_name} - {name}"] = {
+                    group: measure_difference(columns, pairs[1][group])
+                    for group, columns in pairs[0].items()
+                }
+    return found
+
+
 def draw_figures(
-    folder: Path,
-    answers: Mapping[str, Sequence[Answer]],
-    layers: Mapping[str, Mapping[str, Measurement]],
+    folder: Path, parts: Mapping[str, Part], layers: Mapping[str, Mapping[str, Measurement]]
 ) -> None:
     """Draw each oracle's reliability and layers, and risk and coverage of the first's methods."""
-    main, *others = answers
-    panels = [_panel(name, Columns.of(answers[name])) for name in (*others, main)]
+    (first, main), *others = parts.items()
+    panels = [_panel(name, Columns.of(part.answers)) for name, part in [*others, (first, main)]]
     diagram = reliability_diagram(panels, "share of right answers", smooth=True)
     save(diagram, folder / "reliability.png")
-    curves = {name: Columns.of(answers[main], method) for name, method in METHODS.items()}
-    curves |= {f"stated confidence, {name}": Columns.of(answers[name]) for name in others}
+    curves = {name: Columns.of(main.answers, method) for name, method in METHODS.items()}
+    curves |= {f"stated confidence, {name}": Columns.of(part.answers) for name, part in others}
     known = {name: columns.known for name, columns in curves.items()}
     risks = {name: risk_coverage(*pair) for name, pair in known.items() if len(pair[0])}
     save(risk_coverage_diagram(risks), folder / "risk_coverage.png")
@@ -178,11 +208,12 @@ def _middle(shown_layers: str) -> int:
 
 _COLUMNS = (
     *("informativeness", "auroc_within", "calibration_error", "ece10", "ece10_perfect", "auroc"),
-    *("brier", "brier_all", "confidence_mean", "parse_rate"),
+    *("brier_all", "confidence_mean", "parse_rate"),
 )
 _COMPARED = ("auroc_within", "calibration_error", "auroc", "brier")
 _BESIDE = ("auroc_within", "calibration_error", "ece10", "auroc", "brier")
 _SOURCES = (*_BESIDE, "nll", "risk_at_80", "aurc")
+_OF_RUN = (*METRICS, "ece10_perfect")
 
 
 def markdown(metrics: Mapping[str, Any]) -> str:
@@ -208,21 +239,21 @@ def difference_tables(metrics: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def in_short(measured: Mapping[str, Any]) -> str:
-    """Write what a console is told of a measurement."""
-    return ", ".join(f"{name} {measured[name]['value']:.3f}" for name in SHOWN)
+def in_short(oracle: Mapping[str, Any]) -> str:
+    """Write what a console is told of an oracle's metrics."""
+    pooled = oracle["groups"]["all"]
+    return ", ".join(f"{name} {number(pooled[name]['value'])}" for name in SHOWN)
 
 
 def oracle_tables(oracle: Mapping[str, Any]) -> list[Table]:
     """Lay out one oracle's metrics; what was not measured has no table."""
-    groups = oracle["groups"]
-    named = {**oracle["benchmarks"], **{f"**{name}**": m for name, m in groups.items()}}
+    groups = {_group_title(name): m for name, m in oracle["groups"].items()}
+    parts = {"layer": "layers", "positions": "positions", "subject": "subjects"}
     tables = [
-        _measurements("benchmark", _COLUMNS, named),
-        _metrics("metrics", groups),
-        _measurements("layer", _COLUMNS, oracle["layers"]),
-        _measurements("positions", _COLUMNS, oracle["positions"]),
-        _measurements("subject", _COLUMNS, oracle["subjects"]),
+        measurements("benchmark", _COLUMNS, oracle["benchmarks"] | groups),
+        _metrics("All metrics", groups),
+        # One alone is what has been told of all.
+        *(measurements(n, _COLUMNS, oracle[of]) for n, of in parts.items() if len(oracle[of]) > 1),
         _baselines(oracle),
         _against_stated(oracle),
         _reading(oracle),
@@ -238,16 +269,21 @@ def _metrics(
 ) -> Table:
     """Lay out measurements with a row for each metric that they have."""
     rows = {
-        TITLES[name]: [cell(m[name], of in differences) for of, m in measured.items()]
+        TITLES[name]: [cell(m.get(name), of in differences) for of, m in measured.items()]
         for name in names
-        if all(name in m for m in measured.values())
+        if any(name in m for m in measured.values())
     }
-    return Table(title, ["metric", *measured], rows)
+    return Table(title, ["metric", *measured], rows, few_of(measured))
+
+
+def few_of(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of what was measured on too few texts for a conclusion."""
+    return [name for name, found in measured.items() if found["contexts"] < FEW_TEXTS]
 
 
 def _against_stated(oracle: Mapping[str, Any]) -> Table:
     measured = oracle["against_stated"]
-    table = _measurements("less the stated confidence, paired", _COMPARED, measured, True)
+    table = measurements("less the stated confidence, paired", _COMPARED, measured, True)
     return replace(table, title="Other sources of confidence less the stated one")
 
 
@@ -259,16 +295,15 @@ def _reading(oracle: Mapping[str, Any]) -> Table:
         for metric in ("informativeness", "confidence_mean"):
             cells += [cell(parts[part][metric]) for part in ("own", "other")]
             cells.append(cell(parts["difference"][metric], True))
-        cells.append(cell(parts["other"]["auroc_within"]))
-        rows[name] = cells + [cell(parts["same_answer"].get(kind)) for kind in _KINDS]
+        rows[name] = [*cells, cell(parts["other"]["auroc_within"]), cell(parts["same_answer"])]
     columns = ["read in place of the text", "n", "accuracy on the text", "accuracy"]
     columns += ["change of accuracy", "confidence on the text", "confidence"]
-    columns += ["change of confidence", "AUROC within families"]
-    columns += [f"same answer, {kind} questions" for kind in _KINDS]
-    return Table("The reading test", columns, rows)
+    columns += ["change of confidence", "AUROC within families", "same answer"]
+    own = {name: parts["own"] for name, parts in oracle["reading"].items()}
+    return Table("The reading test", columns, rows, few_of(own))
 
 
-def _measurements(
+def measurements(
     title: str,
     columns: Sequence[str],
     measured: Mapping[str, Mapping[str, Any]],
@@ -279,7 +314,8 @@ def _measurements(
         name: [number(m["n"]), *(cell(m.get(column), difference) for column in columns)]
         for name, m in measured.items()
     }
-    return Table(title, [title, "n", *(TITLES[column] for column in columns)], rows)
+    titles = [title, "n", *(TITLES[column] for column in columns)]
+    return Table(f"By {title}", titles, rows, few_of(measured))
 
 
 def _baselines(oracle: Mapping[str, Any]) -> Table:
@@ -287,12 +323,13 @@ def _baselines(oracle: Mapping[str, Any]) -> Table:
 
     A recalibrated source (``agreement of 20 + isotonic``) costs what the source costs.
     """
-    table = _measurements("confidence from", _SOURCES, oracle["baselines"])
+    table = measurements("confidence from", _SOURCES, oracle["baselines"])
     costs = oracle["generated_tokens"]
-    return Table(
-        "Other sources of confidence, on the same answers",
-        [*table.columns, "tokens an answer"],
-        {
+    return replace(
+        table,
+        title="Other sources of confidence, on the same answers",
+        columns=[*table.columns, "tokens an answer"],
+        rows={
             name: [*cells, number(costs.get(name.split(" + ")[0]), 1)]
             for name, cells in table.rows.items()
         },
@@ -303,22 +340,36 @@ def _baselines(oracle: Mapping[str, Any]) -> Table:
 
 
 def draw_run(path: Path, measured: Mapping[str, Sequence[Answer]]) -> None:
-    """Draw the reliability diagrams of a run's measurements side by side."""
-    panels = [_panel(when, Columns.of(answers), tone=when) for when, answers in measured.items()]
+    """Draw the reliability diagrams of a run's measurements, each kind of question apart."""
+    panels = [
+        _panel(f"{when}, {kind} questions", Columns.of(part), tone=when)
+        for when, answers in measured.items()
+        for kind, part in by_kind(answers).items()
+    ]
     save(reliability_diagram(panels), path)
 
 
-def summary_table(summary: dict[str, dict[str, dict[str, float]]]) -> ConsoleTable:
-    """Lay out the summary: one line a metric, one column a measurement."""
-    table = ConsoleTable(title="held-out probes")
+def summary_tables(headline: Headline) -> list[ConsoleTable]:
+    """Lay out what a run is judged by: one line a metric, one column a measurement."""
+    kinds = list(dict.fromkeys(kind for found in headline.modes.values() for kind in found))
+    return [_summary_table(kind, headline) for kind in kinds]
+
+
+def _summary_table(kind: str, headline: Headline) -> ConsoleTable:
+    table = ConsoleTable(title=f"held-out probes, {kind} questions")
     table.add_column("metric", no_wrap=True)
-    columns = [(when, mode) for mode in MODES for when in summary if mode in summary[when]]
-    for when, mode in columns:
-        table.add_column(f"{when}, {mode}", justify="right")
-    for metric in summary[columns[0][0]][columns[0][1]]:
-        values = [summary[when][mode][metric] for when, mode in columns]
-        shown = [str(v) if isinstance(v, int) else f"{v:.3f}" for v in values]
-        table.add_row(metric, *shown)
+    measured = {
+        f"{when}, {mode}": found
+        for mode, kinds in headline.modes.items()
+        for when, found in kinds[kind].items()
+        if when in WHEN
+    }
+    for name in measured:
+        table.add_column(name, justify="right")
+    table.add_row("n", *(number(found["n"]) for found in measured.values()))
+    for metric in SUMMARY:
+        values = [number(found[metric]["value"]) for found in measured.values()]
+        table.add_row(metric, *values)
     return table
 
 
@@ -326,14 +377,21 @@ def heldout_tables(record: RunRecord, headline: Headline | None) -> list[Table]:
     """Lay out the held-out metrics of each mode, and the sources of confidence beside."""
     modes = headline.modes if headline else {}
     tables = [
-        _metrics(f"All metrics, {mode} answers", found, CHANGES, METRICS)
-        for mode, found in modes.items()
+        _metrics(f"All metrics, {kind} questions, {mode} answers", found, CHANGES, _OF_RUN)
+        for mode, kinds in modes.items()
+        for kind, found in kinds.items()
     ]
+    return [*tables, *(_sources(kind, found) for kind, found in record.baselines.items())]
+
+
+def _sources(kind: str, found: Mapping[str, Mapping[str, float]]) -> Table:
     names = ("n", *_BESIDE)
-    rows = {n: [number(values[c]) for c in names] for n, values in record.baselines.items()}
-    title = "Sources of confidence, greedy answers after training"
-    columns = ["confidence from", "n", *(TITLES[name] for name in _BESIDE)]
-    return [*tables, *([Table(title, columns, rows)] if rows else [])]
+    return Table(
+        f"Sources of confidence, {kind} questions, greedy answers after training",
+        ["confidence from", "n", *(TITLES[name] for name in _BESIDE)],
+        {source: [number(values[name]) for name in names] for source, values in found.items()},
+        few_of(found),
+    )
 
 
 # The report's tables of benchmarks
@@ -357,12 +415,17 @@ def benchmark_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
     """Lay out the last evaluation, its baselines, its changes, and the course."""
     if not evaluations:
         return []
-    last, named = _oracle(evaluations[-1]), when(evaluations[-1].name)
-    measured = {_group_title(n): m for n, m in (last["groups"] | last["benchmarks"]).items()}
-    tables = [_measurements("benchmark", _OF_BENCHMARK, measured), _baselines(last)]
+    last, named, tables = evaluations[-1], when(evaluations[-1].name), []
+    for oracle in own_parts(last.metrics):
+        measured = {
+            _group_title(n): m for n, m in (oracle["groups"] | oracle["benchmarks"]).items()
+        }
+        table = measurements("benchmark", _OF_BENCHMARK, measured)
+        title = f"Benchmarks, {oracle['kind']} questions, {named}"
+        tables += [replace(table, title=title), _baselines(oracle)]
     if len(evaluations) > 1:
-        tables += [*_changes(evaluations[-1]), _course(evaluations)]
-    return [replace(tables[0], title=f"Benchmarks, {named}"), *(t for t in tables[1:] if t.rows)]
+        tables += [*_changes(last), _course(evaluations)]
+    return [table for table in tables if table.rows]
 
 
 def _group_title(name: str) -> str:
@@ -374,25 +437,31 @@ def _changes(last: Evaluation) -> list[Table]:
     tables = []
     for name, groups in last.metrics["differences"].items():
         named = {_group_title(group): values for group, values in groups.items()}
-        table = _measurements("benchmark", _OF_BENCHMARK, named, True)
+        table = measurements("benchmark", _OF_BENCHMARK, named, True)
         before = when(name.partition(" - ")[2])
         tables.append(replace(table, title=f"Change since {before}, paired"))
     return tables
 
 
 def _course(evaluations: Sequence[Evaluation]) -> Table:
-    measured = {when(e.name): _oracle(e)["groups"]["all"] for e in evaluations}
-    table = _measurements("when", _OF_BENCHMARK, measured)
+    measured = {
+        f"{when(evaluation.name)}, {oracle['kind']} questions": oracle["groups"]["all"]
+        for evaluation in evaluations
+        for oracle in own_parts(evaluation.metrics)
+    }
+    table = measurements("when", _OF_BENCHMARK, measured)
     return replace(table, title="All benchmarks, in the course of training")
 
 
 def when(name: str) -> str:
     """Say when an evaluation was made, from its folder's name: ``step_000100`` is step 100."""
+    name, comma, kind = name.partition(",")
     if name.startswith("step_"):
-        return f"step {int(name.removeprefix('step_'))}"
-    return _WHEN.get(name, name)
+        name = f"step {int(name.removeprefix('step_'))}"
+    return _WHEN.get(name, name) + comma + kind
 
 
-def _oracle(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the metrics of the run's own oracle, which comes first."""
-    return next(iter(evaluation.metrics["oracles"].values()))
+def own_parts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics of the first oracle, for each kind of question."""
+    parts = list(metrics["oracles"].values())
+    return [part for part in parts if part["oracle"] == parts[0]["oracle"]]

@@ -11,6 +11,7 @@ from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS, Control
 from grpo_ao.measuring.reading import (
+    Controlled,
     Controls,
     Reading,
     against_stated,
@@ -124,15 +125,21 @@ def test_confidence_and_accuracy_on_noise_are_compared_with_those_on_the_text():
     assert found["difference"]["informativeness"]["high"] < 0
 
 
-def test_answers_that_stay_the_same_are_counted_by_kind():
+def test_answers_that_stay_the_same_are_counted():
     def said(n, kind, words):
         probe = replace(answer(n, 0.5, True).probe, kind=kind)
         return replace(answer(n, 0.5, True), probe=probe, answer=words)
 
     own = [said(0, "closed", "Yes, it is."), said(1, "open", "a pipe"), said(2, "open", "a dog")]
     other = [said(0, "closed", "Yes."), said(1, "open", "A pipe!"), said(2, "open", "a cat")]
-    found = reading_metrics({"noise": Reading(own, other)}, draws=20)
-    same = found["noise of the same norms"]["same_answer"]
+    controlled = Controlled({"noise": Reading(own, other)}, {"P": np.array([0.1, 0.2, 0.3])})
+    parts = {kind: controlled.of_kind(own, kind) for kind in ("closed", "open")}
+    assert {k: part.confidences["P"].tolist() for k, part in parts.items()} == {
+        "closed": [0.1],
+        "open": [0.2, 0.3],
+    }
+    found = {k: reading_metrics(part.readings, draws=20) for k, part in parts.items()}
+    same = {k: of["noise of the same norms"]["same_answer"] for k, of in found.items()}
     assert {kind: entry["value"] for kind, entry in same.items()} == {"closed": 1.0, "open": 0.5}
     assert same["open"]["low"] < 0.5 < same["open"]["high"]
 
@@ -143,6 +150,7 @@ def test_an_oracle_that_is_sure_of_noise_is_named():
 
     (alert,) = alerts(0.78)
     assert "right 50% of the time and says 78%" in alert
+    assert alert.startswith("On closed questions about noise")
     assert not alerts(0.55)
     assert not alerts(None)
     assert not reading_alerts({})

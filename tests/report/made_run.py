@@ -182,6 +182,8 @@ def benchmark_metrics(accuracy: float) -> dict:
     values: dict = dict.fromkeys(TITLES, entry) | size
     without = {"value": None, "low": None, "high": None}
     oracle = {
+        "oracle": "after",
+        "kind": "closed",
         "groups": {"all": values, "in_distribution": values},
         "benchmarks": {"sst2": values, "tense": values},
         "baselines": {
@@ -194,7 +196,7 @@ def benchmark_metrics(accuracy: float) -> dict:
     change = {"value": -0.5, "low": -0.75, "high": -0.25}
     return {
         "settings": {},
-        "oracles": {"after": oracle, "before": oracle},
+        "oracles": {"after": oracle, "before": oracle | {"oracle": "before"}},
         "differences": {"after - before": {"all": dict.fromkeys(TITLES, change) | size}},
         "seconds": 1.0,
     }

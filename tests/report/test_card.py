@@ -1,4 +1,5 @@
 import re
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,14 +97,14 @@ def test_the_card_has_the_metadata_that_the_hub_reads(run_folder):
 
 
 def test_the_metadata_has_the_measured_numbers(run_folder):
-    found = {result.metric_type: result for result in results_of(written(run_folder))}
+    found = {(r.dataset_config, r.metric_type): r for r in results_of(written(run_folder))}
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
-    assert found.keys() == set(METRICS)
-    for metric, result in found.items():
-        value = headline.modes["greedy"]["after"][metric]["value"]
+    assert found.keys() == set(product(("closed", "open"), METRICS))
+    for (kind, metric), result in found.items():
+        value = headline.modes["greedy"][kind]["after"][metric]["value"]
         assert result.metric_value == round(value, 4)
-        assert result.dataset_name == "held-out texts of someone/questions"
+        assert result.dataset_name == f"held-out texts of someone/questions, {kind} questions"
 
 
 def test_a_card_without_measurements_has_no_numbers_in_its_metadata(tmp_path):
@@ -125,8 +126,11 @@ def test_no_folder_of_this_machine_is_named(run_folder, tmp_path):
 def test_the_card_says_what_the_number_means_and_where_it_fails(run_folder):
     text = written(run_folder)
     assert "On closed questions the stated confidence" in text
-    assert re.search(r"\| its own text \| 60 \| 0\.\d+ \| 0\.\d+ \|", text)
-    assert re.search(r"\| noise of the same norms \| 60 \| 0\.\d+ \| 0\.\d+ \|", text)
+    assert "On open questions, after less before, paired: " in text
+    for name in ("its own text", "noise of the same norms"):
+        assert len(re.findall(rf"\| {name} † \| 30 \| 0\.\d+ \| 0\.\d+ \|", text)) == 2
+    assert "Only 21 texts stand behind this, fewer than 30" in text
+    assert "\n\n\N{DAGGER} of fewer than 30 texts" in text
 
 
 def test_the_judge_is_named_as_it_is(run_folder):
@@ -144,7 +148,7 @@ def test_the_reward_is_the_one_of_the_run(run_folder):
 
 def test_every_table_of_the_card_is_whole(run_folder):
     found = tables(written(run_folder))
-    assert len(found) == 9
+    assert len(found) == 13
     for lines in found:
         widths = {line.rstrip().count("|") for line in lines}
         assert len(widths) == 1, lines
@@ -155,14 +159,14 @@ def test_the_card_shows_the_numbers_of_the_run(run_folder):
     text = written(run_folder)
     headline = headline_of(read_run(run_folder), draws=20)
     assert headline
-    sampled = headline.modes["sampled"]
+    sampled = headline.modes["sampled"]["closed"]
     assert f"| ECE, 10 bins | {sampled['before']['ece10']['value']:.3f} [" in text
     assert f"| {sampled['after']['ece10']['value']:.3f} [" in text
     assert "| sst2 | 250 | 0.750 [0.625, 0.875] |" in text
     of_one = "0.750 [0.625, 0.875]"
     assert re.search(r"\| stated confidence \| 250 \| .*" + re.escape(f"{of_one} | " * 3), text)
     assert "| judge | some/judge (`api`), rubric v1 |" in text
-    assert re.search(r"\| agreement of 20 \| 39 \| 0\.\d+ ", text)
+    assert re.search(r"\| agreement of 20 \N{DAGGER} \| 20 \| 0\.\d+ ", text)
     assert "40 steps of 8 questions, 8 completions each" in text
     assert "![Reliability diagrams before and after training](reliability.png)" in text
     assert (run_folder / "adapter" / "reliability.png").read_bytes() == b"png"

@@ -11,6 +11,7 @@ from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.files import append_jsonl, read_json
 from grpo_ao.probe import Positions
+from grpo_ao.report import compare
 from grpo_ao.report.compare import answers_of, comparison, differing_in_seed, paired
 from tests.report.made_run import heldout_answers, make_run
 
@@ -19,6 +20,10 @@ def evaluation(folder, **oracles: list[Answer]):
     for oracle, answers in oracles.items():
         append_jsonl(folder / "rows.jsonl", [{"oracle": oracle, **a.to_row()} for a in answers])
     return folder
+
+
+def in_few_draws(measuring):
+    return lambda *columns: measuring(*columns[:-1], 20)
 
 
 def surer(answers: list[Answer], by: float) -> list[Answer]:
@@ -74,6 +79,7 @@ def test_differences_are_from_the_first_and_paired():
     # The same answers, all surer by .01: no draw of texts changes that.
     assert by_title["Confidence, mean"] == "+0.010 [0.010, 0.010]"
     assert by_title["AUROC"].split()[0] == "0.000"
+    assert differences.title == "Differences, paired, closed questions"
 
 
 def test_seeds_have_a_mean_and_a_deviation(runs):
@@ -85,19 +91,22 @@ def test_seeds_have_a_mean_and_a_deviation(runs):
     assert differing_in_seed(runs) == names
     own = [a for a in heldout_answers(seed=1, knows=False) if a.confidence is not None]
     answers = dict(zip(names[0], (own, surer(own, 0.02)), strict=True))
-    *_, seeds, _ = comparison(answers, names, draws=20)
+    seeds = next(t for t in comparison(answers, names, draws=20) if t.title.startswith("Mean"))
     cells = dict(zip(seeds.columns[1:], seeds.rows[", ".join(names[0])], strict=True))
-    graded = [a.confidence or 0.0 for a in own if a.informativeness is not None]
+    closed = [a for a in own if a.probe.kind == "closed"]
+    graded = [a.confidence or 0.0 for a in closed if a.informativeness is not None]
     middle = np.mean(graded) + 0.01
     assert cells["seeds"] == "2"
     assert cells["Confidence, mean"] == f"{middle:.3f} ± {0.02 / 2**0.5:.3f}"
 
 
-def test_the_command_prints_its_tables_or_writes_a_page(runs, tmp_path, capsys):
+def test_the_command_prints_its_tables_or_writes_a_page(runs, tmp_path, capsys, monkeypatch):
+    for name in ("measure", "measure_difference"):
+        monkeypatch.setattr(compare, name, in_few_draws(getattr(compare, name)))
     main(["compare", *map(str, runs)])
     printed = capsys.readouterr().out
     assert "Differences, paired" in printed
-    assert f"| {runs[1]}, less {runs[0]} |" in printed
+    assert f"| {runs[1]}, less {runs[0]} \N{DAGGER} |" in printed
     main(["compare", *map(str, runs), "--html", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
     assert "Differences, paired" in page

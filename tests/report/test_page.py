@@ -80,9 +80,12 @@ def test_the_setup_says_what_was_run(finished):
 
 def test_held_out_answers_are_broken_down_by_layer_and_family(finished):
     section = finished[finished.index('id="breakdown"') : finished.index('id="benchmarks"')]
-    names = re.findall(r'<th scope="row">(.*?)</th>', section)
-    assert names[:3] == ["9", "18", "27"]
-    assert sorted(names[3:]) == ["city, closed", "topic, open"]
+    names = re.findall(r'<th scope="row".*?>(.*?)</th>', section)
+    layers = [
+        f"layer {layer}, {kind} \N{DAGGER}" for kind in ("open", "closed") for layer in (9, 18, 27)
+    ]
+    assert names[:6] == layers
+    assert sorted(names[6:]) == ["city, closed \N{DAGGER}", "topic, open \N{DAGGER}"]
     assert re.findall(r'aria-label="(Right and confident by \w+)"', section) == [
         "Right and confident by layer", "Right and confident by family",
     ]  # fmt: skip
@@ -138,7 +141,7 @@ def test_a_single_evaluation_is_not_compared_with_itself(tmp_path):
     for name in ("step_000020", "after"):
         (folder / "eval" / name / "metrics.json").unlink()
     text = words(render(folder))
-    assert "Benchmarks, before training" in text
+    assert "Benchmarks, closed questions, before training" in text
     assert "All benchmarks 250 0.500 [0.375, 0.625]" in text
     assert "Change since" not in text
 
@@ -180,7 +183,8 @@ def test_an_oracle_without_the_tag_has_no_confidence_to_show(tmp_path):
     untagged(folder, "before")
     page = render(folder)
     assert "Parse rate 0.000 [0.000, 0.000]" in words(page)
-    assert sections(page)[0] == "results"
+    assert "No output states a confidence, so that only accuracy" in words(page)
+    assert "Is it right as often as it says?" not in page
     assert 'aria-label="Right and confident' not in page
     items = data_of(page)["items"]
     assert {answer["confidence"] for item in items[:PROBES] for answer in item["answers"]} == {None}
@@ -191,7 +195,7 @@ def test_an_oracle_that_learned_the_tag_is_shown_from_then_on(tmp_path):
     untagged(folder, "before")
     page = render(folder)
     assert re.search(r"ECE, 10 bins – 0\.\d+ \[0\.\d+, 0\.\d+\] –", words(page))  # noqa: RUF001
-    assert re.search(r"Parse rate 0\.000 \[0\.000, 0\.000\] 0\.983 .* \+0\.983", words(page))
+    assert re.search(r"Parse rate 0\.000 \[0\.000, 0\.000\] 0\.967 .* \+0\.967", words(page))
     assert 'class="key before"' not in page
     assert 'class="key after"' in page
 
@@ -204,17 +208,25 @@ def test_the_page_opens_with_a_verdict_on_each_kind_of_question(finished, unfini
     assert f"On closed questions {higher}" in opening
     assert f"On open questions {higher}" in opening
     assert "60 held-out questions about 21 texts" in opening
-    assert "So few texts carry no conclusion." in opening
+    warned = re.findall(r"Only (\d+) texts stand behind this, fewer than 30", opening)
+    assert warned == ["20", "21"]
+    assert "On closed questions, after less before, paired: " in opening
+    assert "On open questions, AUROC within families of other sources" in opening
     assert "was not seen to tell right answers from wrong ones" in words(unfinished)
 
 
 def test_every_table_is_there(finished):
     names = re.findall(r'role="region" aria-label="(.*?)"', finished)
     assert names == [
-        "All metrics, sampled answers", "All metrics, greedy answers",
-        "Sources of confidence, greedy answers after training",
+        "All metrics, closed questions, sampled answers",
+        "All metrics, open questions, sampled answers",
+        "All metrics, closed questions, greedy answers",
+        "All metrics, open questions, greedy answers",
+        "Sources of confidence, closed questions, greedy answers after training",
+        "Sources of confidence, open questions, greedy answers after training",
         "Held-out answers by layer", "Held-out answers by family",
-        "Benchmarks, after training", "Other sources of confidence, on the same answers",
+        "Benchmarks, closed questions, after training",
+        "Other sources of confidence, on the same answers",
         "Change since before training, paired", "All benchmarks, in the course of training",
         "Warm start", "Setup", "Configuration",
     ]  # fmt: skip
@@ -222,5 +234,5 @@ def test_every_table_is_there(finished):
     of_one = "0.750 [0.625, 0.875] "
     assert f"All benchmarks 250 {of_one * 7}" in text
     assert "All benchmarks 250 −0.500 [−0.750, −0.250]" in text  # noqa: RUF001
-    assert f"step 20 250 {'0.600 [0.475, 0.725] ' * 7}".strip() in text
+    assert f"step 20, closed questions 250 {'0.600 [0.475, 0.725] ' * 7}".strip() in text
     assert 'aria-label="risk coverage"' in finished

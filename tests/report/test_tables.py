@@ -56,7 +56,7 @@ def test_a_confidence_read_from_the_question_alone_is_calibrated_and_found_out(w
     within, noise = oracle["findings"]
     assert "not seen to tell right answers from wrong ones of the same family" in within
     assert "needs no more than knowing which families are easy" in within
-    assert "On noise" in noise
+    assert "noise in place of activations" in noise
     for sentence in (within, noise):
         assert sentence in (written / "metrics.md").read_text()
 
@@ -87,3 +87,28 @@ def test_controls_and_other_sources_have_tables(written):
     (noise,) = [line for line in lines if line.startswith("| noise of the same norms |")]
     assert "| 40 |" in noise
     assert [line for line in lines if line.startswith("| P(True) | 50 |")]
+
+
+def test_closed_and_open_questions_are_measured_each_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "draw_figures", lambda *_: None)
+    few = lambda columns, **_: measure(columns, draws=20)  # noqa: E731
+    monkeypatch.setattr(tables, "measure", few)
+    closed = blind_answers(count=8)
+    opened = [replace(a, probe=replace(a.probe, kind="open"), informativeness=0.25) for a in closed]
+    noise = {"noise": Reading(closed[:4], closed[:4])}
+    controlled = {"new": Controlled(noise, {"P(True)": np.linspace(0, 1, 2 * len(closed))})}
+    answers = {"new": [*closed, *opened], "old": [*closed, *opened]}
+    metrics = write_results(tmp_path, {}, answers, {"all": tuple(SHARES)}, 1.0, controlled)
+    names = [f"{oracle}, {kind} questions" for oracle in answers for kind in ("closed", "open")]
+    assert list(metrics["oracles"]) == names
+    new_closed, new_open, *_ = metrics["oracles"].values()
+    assert new_open["groups"]["all"]["informativeness"]["value"] == 0.25
+    assert new_open["baselines"]["P(True)"]["confidence_mean"]["value"] > 0.7
+    assert (len(new_closed["reading"]), len(new_open["reading"])) == (1, 0)
+    assert [oracle["findings"][0].split()[1] for oracle in tables.own_parts(metrics)] == [
+        "closed",
+        "open",
+    ]
+    assert list(metrics["differences"]) == [
+        f"new, {kind} questions - old, {kind} questions" for kind in ("closed", "open")
+    ]

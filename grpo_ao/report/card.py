@@ -149,6 +149,8 @@ def _card_data(config: dict[str, Any], headline: Headline | None, name: str) -> 
 
 def _results(questions: str, headline: Headline | None) -> list[EvalResult] | None:
     """Return what the greedy answers of the last measurement came to, as far as it is defined."""
+    kinds = headline.modes.get("greedy", {}) if headline else {}
+    last = headline.measured if headline else ""
     found = [
         EvalResult(
             task_type="other",
@@ -158,11 +160,11 @@ def _results(questions: str, headline: Headline | None) -> list[EvalResult] | No
             dataset_config=kind,
             metric_type=metric,
             metric_name=TITLES[metric],
-            metric_value=round(measured[headline.measured][metric]["value"], 4),
+            metric_value=round(measured[last][metric]["value"], 4),
         )
-        for kind, measured in (headline.modes.get("greedy", {}) if headline else {}).items()
+        for kind, measured in kinds.items()
         for metric in METRICS
-        if math.isfinite(measured[headline.measured][metric]["value"])
+        if last in measured and math.isfinite(measured[last][metric]["value"])
     ]
     return found or None
 

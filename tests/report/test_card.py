@@ -109,6 +109,9 @@ def test_the_metadata_has_the_measured_numbers(run_folder):
 
 def test_a_card_without_measurements_has_no_numbers_in_its_metadata(tmp_path):
     folder = make_run(tmp_path / "run")
+    # A run that was killed between the sampled and the greedy answers.
+    (folder / "heldout_after_greedy.jsonl").unlink()
+    assert results_of(written(folder)) is None
     for path in folder.glob("heldout_*"):
         path.unlink()
     assert results_of(written(folder)) is None

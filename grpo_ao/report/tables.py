@@ -104,7 +104,10 @@ def oracle_metrics(part: Part, groups: Groups, progress: Callable[[int], None]) 
         "layers": by(lambda answer: answer.probe.shown_layers),
         "positions": by(lambda answer: answer.probe.positions),
         "subjects": by(lambda answer: answer.probe.subject or "the base model"),
-        "baselines": {name: measured(columns) for name, columns in sources.items()},
+        "baselines": {
+            name: pooled["all"] if name == "stated confidence" else measured(columns)
+            for name, columns in sources.items()
+        },
         "against_stated": against_stated(answers, controlled.confidences),
         "reading": reading_metrics(controlled.readings),
         "generated_tokens": generated_tokens(answers),

@@ -70,9 +70,12 @@ class Controlled(NamedTuple):
             return [answer for answer in given if answer.probe.kind == kind]
 
         inside_N = np.array([answer.probe.kind == kind for answer in answers], dtype=bool)
-        readings = {n: Reading(part(own), part(other)) for n, (own, other) in self.readings.items()}
+        readings: dict[Control, Reading] = {}
+        for control, (own, other) in self.readings.items():
+            if own_part := part(own):
+                readings[control] = Reading(own_part, part(other))
         return Controlled(
-            {name: reading for name, reading in readings.items() if reading.own},
+            readings,
             {name: values[inside_N] for name, values in self.confidences.items()},
             part(self.forced),
         )

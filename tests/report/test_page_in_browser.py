@@ -283,7 +283,7 @@ def test_no_words_of_a_figure_lie_on_others(page, width):
     assert page.execute_script(OVERLAPS) == []
 
 
-# A pixel or two of a box are the space around its letters.
+# The edge of a box is the space around its letters: a third of it must lie on the other.
 OVERLAPS = """
 const found = [];
 for (const figure of document.querySelectorAll("main svg")) {
@@ -291,7 +291,7 @@ for (const figure of document.querySelectorAll("main svg")) {
   words.forEach(([one, a], i) => words.slice(i + 1).forEach(([other, b]) => {
     const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
     const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (across > 2 && down > 3)
+    if (across > Math.min(a.width, b.width) / 3 && down > Math.min(a.height, b.height) / 3)
       found.push([figure.getAttribute("aria-label"), one.textContent, other.textContent]);
   }));
 }

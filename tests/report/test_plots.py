@@ -222,7 +222,8 @@ def test_bins_of_few_texts_are_grey_and_not_joined():
     axis = reliability_diagram([panel]).axes[0]
     assert points(axis.lines[1].get_xydata()) == [[0.25, 1.0]]
     discs = axis.collections[1]
-    assert [to_hex(color) for color in discs.get_facecolor()] == [TONES["after"], TONES["few"]]
+    colors = np.asarray(discs.get_facecolor())
+    assert [to_hex(tuple(color)) for color in colors.tolist()] == [TONES["after"], TONES["few"]]
 
 
 def test_a_curve_over_layers_is_in_the_order_of_depth():

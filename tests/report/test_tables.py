@@ -11,6 +11,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import risk_coverage
 from grpo_ao.cli import main
 from grpo_ao.files import append_jsonl
+from grpo_ao.measuring.controls import Control
 from grpo_ao.measuring.metrics import measure
 from grpo_ao.measuring.reading import Controlled, Reading
 from grpo_ao.probe import Positions, Probe
@@ -95,7 +96,7 @@ def test_closed_and_open_questions_are_measured_each_for_itself(tmp_path, monkey
     monkeypatch.setattr(tables, "measure", few)
     closed = blind_answers(count=8)
     opened = [replace(a, probe=replace(a.probe, kind="open"), informativeness=0.25) for a in closed]
-    noise = {"noise": Reading(closed[:4], closed[:4])}
+    noise: dict[Control, Reading] = {"noise": Reading(closed[:4], closed[:4])}
     controlled = {"new": Controlled(noise, {"P(True)": np.linspace(0, 1, 2 * len(closed))})}
     answers = {"new": [*closed, *opened], "old": [*closed, *opened]}
     metrics = write_results(tmp_path, {}, answers, {"all": tuple(SHARES)}, 1.0, controlled)

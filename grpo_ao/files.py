@@ -409,6 +409,8 @@ class RunFolder:
 
     def _check(self, resume: bool) -> None:
         record = self.path / "run.json"
+        if "\0" in str(self.path):
+            raise _unusable(self.path, "no path holds a null character")
         if self.path.resolve() in (Path.cwd(), Path("/")):
             raise _unusable(self.path, "a run needs a folder of its own")
         if record.exists() and not resume:

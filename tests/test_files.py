@@ -448,7 +448,7 @@ def test_the_version_that_made_the_run_is_named(stopped):
         resume(stopped, CONFIG | {"unknown_setting": 3})
 
 
-@pytest.mark.parametrize("path", [".", "/", "file/run", "a" * 300, "/proc/run", "loop/run"])
+@pytest.mark.parametrize("path", [".", "/", "file/run", "a" * 300, "/proc/run", "loop/run", "a\0b"])
 def test_a_path_that_cannot_hold_a_run_is_one_sentence(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")

@@ -14,6 +14,8 @@ from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, kept_for_
 _SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
 _WORLD, _LESSONS = 2, 13
 PER_TEXT, _LESSONS_PER_TEXT = 4, 5
+# They are made in memory, a million of them in a minute.
+_MOST_PROBES = 1_000_000
 KEPT_SHARE = 0.3
 """Of the training texts, what the mini oracle was not taught, by ``kept_for_calibration``."""
 
@@ -38,8 +40,14 @@ def mini_probes(
 
     Each split has its own texts, and the held-out one its own templates; the oracle was taught
     neither the texts nor the templates of any. Each text gets ``PER_TEXT`` questions of different
-    families, each read at one of ``layers``, drawn by a hash.
+    families, each read at one of ``layers``, drawn by a hash. Raises UserError for more than a
+    million.
     """
+    if count > _MOST_PROBES:
+        raise UserError(
+            f"the mini world makes {_MOST_PROBES:,} probes of a stage at most, and {count:,} are "
+            "asked for: lower --max_steps, --questions_per_step or the number of probes."
+        )
     wordings: Split = "heldout" if split == "heldout" else "validation"
     probes: dict[str, Probe] = {}
     for message in _messages(_SEED_OF_SPLIT[split], split):

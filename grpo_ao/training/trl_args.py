@@ -6,8 +6,10 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
+from transformers.training_args import trainer_log_levels
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.errors import UserError
@@ -109,6 +111,8 @@ _PASSED_ON = (
 PASSED_ON = frozenset(_PASSED_ON.split())
 # GRPOConfig takes any text here; the trainer would find out at its first step.
 _CHOICES = {
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
     "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "vllm_importance_sampling_mode": (
@@ -122,7 +126,7 @@ _SIZES = (
 )
 _COUNTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size"),
-    *("steps_per_generation", "num_iterations"),
+    *("steps_per_generation", "num_iterations", "pad_to_multiple_of"),
 )
 
 
@@ -152,6 +156,8 @@ def check_fields(section: Mapping[str, Any]) -> None:
             raise UserError(f"{where} must be at least 1, got {value!r}.")
         if name in _SIZES and value is not None and not value >= 0:
             raise UserError(f"{where} must be 0 or more, got {value!r}.")
+        if name == "top_entropy_quantile" and value > 1:
+            raise UserError(f"{where} must lie between 0 and 1, got {value!r}.")
 
 
 def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPOConfig:
@@ -172,7 +178,9 @@ def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPO
 
 
 def _try(args: GRPOConfig) -> None:
-    """Make what the trainer makes before its first step: optimizer, schedule, loader."""
+    """Make what the trainer makes for its first step: optimizer, schedule, loader, and so on."""
+    recomputing = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+    checkpoint(torch.neg, torch.zeros(1, requires_grad=True), **recomputing)
     if args.optim_target_modules is not None:  # optimizers of projections need the model
         return
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)

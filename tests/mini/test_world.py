@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_ao.errors import UserError
 from grpo_ao.mini import lexicon as lx
 from grpo_ao.mini.probes import mini_lessons, mini_probes
 from grpo_ao.mini.world import make_message, split_of_message
@@ -149,3 +150,8 @@ def test_probes_are_always_the_same_and_have_answers():
     assert all(p.reference for p in probes)
     assert {p.layers for p in probes} == {(2,), (4,), (6,)}
     assert max(sum(p.text == text for p in probes) for text in {p.text for p in probes}) == 4
+
+
+def test_more_probes_than_memory_holds_are_refused():
+    with pytest.raises(UserError, match="makes 1,000,000 probes of a stage at most, and 2,147,483"):
+        mini_probes("train", 2**31 - 1, [(2,)], LAST_20)

@@ -59,6 +59,7 @@ def filling_in_ends(chat_template: str) -> bool:
 def _ends(program: str, *given: Any) -> bool:
     """Say whether a program ends, whatever it ends in, in 5 seconds of the CPU and a gigabyte."""
     command = [sys.executable, "-P", "-c", _BOUNDS + program]
-    text = json.dumps(given if len(given) > 1 else given[0])
+    first, *others = given
+    text = json.dumps([first, *others] if others else first)
     done = subprocess.run(command, input=text, text=True, stderr=subprocess.DEVNULL, check=False)
     return done.returncode == 0

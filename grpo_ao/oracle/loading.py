@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
@@ -291,7 +292,7 @@ def load_base(
     if not any(folder.glob("*.safetensors")):
         folder = resolve_files(base, ["*.json", "pytorch_model*.bin"])
     with reading(f"the base model {base}"):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
@@ -299,6 +300,7 @@ def load_base(
             trust_remote_code=False,
             output_loading_info=True,
         )
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         raise UserError(
             f"the base model {base} lacks {len(missing)} weights, first {missing[0]}: fetch it "

@@ -186,15 +186,17 @@ def _try(args: GRPOConfig) -> None:
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     weights = {"params": [nn.Parameter(torch.zeros(1))], "weight_decay": args.weight_decay}
     steps = args.max_steps
+    schedule: Any = args.lr_scheduler_kwargs
+    rows: Any = [0]
     get_scheduler(
         args.lr_scheduler_type,
         kind([weights], **settings),
         args.get_warmup_steps(steps),
         steps,
-        args.lr_scheduler_kwargs,
+        schedule,
     )
     DataLoader(
-        [0],
+        rows,
         num_workers=args.dataloader_num_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
         persistent_workers=args.dataloader_persistent_workers,

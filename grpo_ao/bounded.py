@@ -47,7 +47,7 @@ for messages in (turns[:1], turns):
 
 def matches_end(patterns: Collection[str], names: Collection[str]) -> bool:
     """Say whether matching regular expressions with names of modules ends soon."""
-    return _ends(_MATCH, [*patterns], [*names])
+    return _ends(_MATCH, [[*patterns], [*names]])
 
 
 @cache
@@ -56,10 +56,9 @@ def filling_in_ends(chat_template: str) -> bool:
     return _ends(_FILL_IN, chat_template)
 
 
-def _ends(program: str, *given: Any) -> bool:
-    """Say whether a program ends, whatever it ends in, in 5 seconds of the CPU and a gigabyte."""
+def _ends(program: str, given: Any) -> bool:
+    """Say whether a program ends on ``given`` in 5 seconds of the CPU and a gigabyte, however."""
     command = [sys.executable, "-P", "-c", _BOUNDS + program]
-    first, *others = given
-    text = json.dumps([first, *others] if others else first)
+    text = json.dumps(given)
     done = subprocess.run(command, input=text, text=True, stderr=subprocess.DEVNULL, check=False)
     return done.returncode == 0

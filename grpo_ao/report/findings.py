@@ -12,10 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from grpo_ao.answer import Answer
 from grpo_ao.measuring.metrics import FEW_TEXTS, Measurement, auroc_by_family, by_kind
 from grpo_ao.measuring.reading import reading_alerts
-from grpo_ao.report.formats import TITLES, number, signed
+from grpo_ao.report.formats import number, signed
 
-# What a report opens with, and speaks of.
-MEASURED = ("auroc_within", "calibration_error", "brier_all", "informativeness")
+# What a report opens with, and how it speaks of that.
+MEASURED = {
+    "auroc_within": "AUROC within families",
+    "calibration_error": "calibration error",
+    "brier_all": "Brier score of all outputs",
+    "informativeness": "informativeness",
+}
 Entry = Mapping[str, float]
 
 
@@ -92,16 +97,16 @@ def _counted(families: Sequence[str], found: Collection[str]) -> str:
 
 def changed(kind: str, last: str, first: str, change: Measurement) -> str:
     """Say what changed from one measurement to another, ``change`` being their difference."""
-    entries = {TITLES[name]: change[name] for name in MEASURED}
+    entries = {title: change[name] for name, title in MEASURED.items()}
     return f"On {kind} questions, {last} less {first}, paired: {_told(entries)}."
 
 
 def rivals(kind: str, against_stated: Mapping[str, Measurement]) -> list[str]:
     """Say which other sources of confidence are better or worse than the stated one."""
     return [
-        f"On {kind} questions, {TITLES[metric]} of other sources of confidence less that of the "
-        f"stated one, paired: {_told({name: of[metric] for name, of in against_stated.items()})}."
-        for metric in ("auroc_within", "brier")
+        f"On {kind} questions, {title} of other sources of confidence less that of the stated "
+        f"one, paired: {_told({name: of[metric] for name, of in against_stated.items()})}."
+        for metric, title in (("auroc_within", "AUROC within families"), ("brier", "Brier score"))
         if against_stated
     ]
 
@@ -119,7 +124,7 @@ def _told(differences: Mapping[str, Entry]) -> str:
 
 
 def _difference(entry: Entry) -> str:
-    value, low, high = (signed(entry[of], 2) for of in ("value", "low", "high"))
+    value, low, high = (signed(entry[of]) for of in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 

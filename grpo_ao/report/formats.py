@@ -78,10 +78,9 @@ def number(value: float | None, digits: int = 3) -> str:
     return shown.replace("-", MINUS)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def signed(value: float | None) -> str:
     """Write a difference, with its sign."""
-    shown = number(value, digits)
-    return f"+{shown}" if value is not None and value > 0 else shown
+    return f"+{number(value)}" if value is not None and value > 0 else number(value)
 
 
 def cell(entry: Mapping[str, float | None] | None, difference: bool = False) -> str:

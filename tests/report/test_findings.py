@@ -99,10 +99,9 @@ def test_a_change_whose_interval_holds_nothing_is_not_one():
     }
     assert changed("closed", "warm start", "before", change) == (
         "On closed questions, warm start less before, paired: AUROC within families "
-        "+0.20 [+0.10, +0.30]; Informativeness (accuracy) \N{MINUS SIGN}0.20 "
-        "[\N{MINUS SIGN}0.30, \N{MINUS SIGN}0.10]; no difference shown in Calibration error (RMS, "
-        "debiased) \N{MINUS SIGN}0.10 [\N{MINUS SIGN}0.20, 0.00]; nothing to compare in Brier, "
-        "unparsed as 50 % on wrong."
+        "+0.200 [+0.100, +0.300]; informativeness \N{MINUS SIGN}0.200 [\N{MINUS SIGN}0.300, "
+        "\N{MINUS SIGN}0.100]; no difference shown in calibration error \N{MINUS SIGN}0.100 "
+        "[\N{MINUS SIGN}0.200, 0.000]; nothing to compare in Brier score of all outputs."
     )
 
 
@@ -112,6 +111,6 @@ def test_other_sources_are_better_only_where_that_was_shown():
         "agreement of 20": {"auroc_within": entry(-0.1, 0.1), "brier": entry(-0.3, -0.1)},
     }
     within, brier = rivals("open", against)
-    assert "paired: answer probability +0.20 [+0.10, +0.30]; no difference shown in" in within
-    assert "no difference shown in answer probability 0.00" in brier
+    assert "paired: answer probability +0.200 [+0.100, +0.300]; no difference shown in" in within
+    assert "no difference shown in answer probability 0.000" in brier
     assert rivals("open", {}) == []

@@ -36,10 +36,10 @@ from grpo_ao.files import holds_file, holds_run
 from grpo_ao.interruption import Interrupted, interruptible
 from grpo_ao.judges.flags import PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
+from grpo_ao.probes.questions_config import QuestionsConfig
 from grpo_ao.terminal import take_any_text
 
 if TYPE_CHECKING:
-    from grpo_ao.probes.generate import QuestionsConfig
     from grpo_ao.training.make_oracle_config import MakeOracleConfig
 
 Request = TypeVar("Request")
@@ -133,7 +133,8 @@ def _is_begun(command: str, flags: list[str]) -> bool:
         case "make-oracle":
             return holds_run(_make_oracle_config(flags).output_dir)
         case "questions":
-            return Path(f"{_questions_config(flags).output}.log.jsonl").exists()
+            output = _parse(QuestionsConfig, "questions", flags).output
+            return Path(f"{output}.log.jsonl").exists()
     return False
 
 
@@ -320,16 +321,11 @@ def ask(arguments: list[str]) -> None:
 
 def questions(arguments: list[str]) -> None:
     """Make a question set from texts, with a language model behind an endpoint."""
+    config = _parse(QuestionsConfig, "questions", arguments)
     from grpo_ao.probes.generate import generate_questions
     from grpo_ao.terminal import terminal
 
-    generate_questions(_questions_config(arguments), terminal(stderr=False))
-
-
-def _questions_config(arguments: list[str]) -> "QuestionsConfig":
-    from grpo_ao.probes.generate import QuestionsConfig
-
-    return _parse(QuestionsConfig, "questions", arguments)
+    generate_questions(config, terminal(stderr=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,24 +70,18 @@ def test_a_fault_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
 
 
 PARSING = """
-import sys
-from grpo_ao.cli import main
-try:
-    main(sys.argv[1:])
-except SystemExit:
-    heavy = {"torch", "transformers", "trl", "datasets", "openai"} & set(sys.modules)
-    print("imported:", *heavy)
+import contextlib, sys
+from grpo_ao.cli import COMMANDS, main
+for command in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+print("imported:", *{"torch", "transformers", "trl", "datasets", "openai"} & set(sys.modules))
 """
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "ask", "report", "push"])
-def test_a_command_line_is_read_without_the_heavy_libraries(command):
+def test_command_lines_are_read_without_the_heavy_libraries():
     done = subprocess.run(
-        [sys.executable, "-c", PARSING, command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", PARSING], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "imported:"
 

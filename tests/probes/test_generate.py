@@ -21,9 +21,10 @@ from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.probes import generate as module
 from grpo_ao.probes import question_requests as asking
-from grpo_ao.probes.generate import QuestionsConfig, generate_questions
+from grpo_ao.probes.generate import generate_questions
 from grpo_ao.probes.question_file import QuestionFile
 from grpo_ao.probes.question_prompt import OPEN, SCHEMA, parse_questions
+from grpo_ao.probes.questions_config import QuestionsConfig
 from grpo_ao.probes.rows import load_rows, parse_row
 from grpo_ao.probes.sources import SourceText
 from tests.judges.endpoint import (
@@ -423,7 +424,8 @@ def test_the_command_says_in_one_sentence_what_is_missing(tmp_path, monkeypatch)
 COMMAND = """
 import tyro
 from rich.console import Console
-from grpo_ao.probes.generate import QuestionsConfig, generate_questions
+from grpo_ao.probes.generate import generate_questions
+from grpo_ao.probes.questions_config import QuestionsConfig
 generate_questions(tyro.cli(QuestionsConfig), Console())
 """
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grpo_ao.cli import main, parse_eval_config, parse_train_config
-from grpo_ao.files import MINI_WEIGHTS
+from grpo_ao.files import MINI_WEIGHTS, SMOLLM2
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
 from tests.tiny import add_adapter
 
@@ -62,9 +62,8 @@ def test_the_gpu_notebooks_commands_and_code_are_understood(monkeypatch):
         lines = source.replace("\\\n", " ").splitlines()
         ast.parse("\n".join(line for line in lines if not line.startswith("!")))
         commands += [line for line in lines if line.startswith("!grpo-ao")]
-    filled = {"MODEL": "model", "BENCHMARKS": "sst2 ner"}
-    typed = [shlex.split(command.removeprefix("!").format(**filled)) for command in commands]
+    typed = [shlex.split(command.removeprefix("!")) for command in commands]
     assert [words[1] for words in typed] == ["make-oracle", "train", "evaluate"]
     main(typed[0][1:])
     parsed = [made[0], parse_train_config(typed[1][2:]), parse_eval_config(typed[2][2:])]
-    assert {config.model for config in parsed} == {"model"}
+    assert {config.model for config in parsed} == {SMOLLM2}

@@ -63,7 +63,7 @@ from grpo_ao.training.checkpoints import (
     step_of,
 )
 from grpo_ao.training.fine_tuning import Target, fine_tune
-from grpo_ao.training.monitor import BenchmarkCallback, Monitor, cut_back
+from grpo_ao.training.monitor import BenchmarkCallback, Monitor
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.selection import WARM_START, Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
@@ -339,15 +339,15 @@ class Run:
         if checkpoint is None:
             self._check_parse_rate()
         done = 0 if checkpoint is None else step_of(checkpoint)
+        if self.processes.is_main:
+            self.monitor = self._monitor(done)
         selection = Selection(
             self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
         )
         selection.begin()
         if done < config.max_steps:
+            # At their number already, TRL would make one step more before it looks at it.
             self._make_steps(checkpoint, done, selection)
-        elif self.processes.is_main:
-            # TRL would make one step more before it looks at their number.
-            cut_back(self.folder, done)
         self.ships = selection.restore()
         if self.ships == WARM_START:
             self.console.print(
@@ -363,8 +363,6 @@ class Run:
         ahead = config.judge != "local"
         rule = reward_rule(config.calibration_lambda, config.reward)
         reward = CalibratedReward(self.judge, probes, rule, ahead)
-        if self.processes.is_main:
-            self.monitor = self._monitor(done)
         free_captures()  # what measuring and the warm start sampled with
         with self.progress.phase("GRPO", config.max_steps) as bar, held_back() as come:
             bar.advance(done)

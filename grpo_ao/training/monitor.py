@@ -200,9 +200,14 @@ class Monitor:
         self._active = {alert.name for alert in alerts}
 
     def validated(self, step: int, answers: Sequence[Answer]) -> None:
-        """Take in greedy answers to validation probes; alert where their numbers are all alike."""
+        """Take in greedy answers to validation probes; alert where their numbers are all alike.
+
+        Once for a step: a run that is resumed takes in its best step's answers again.
+        """
         stated = [answer.confidence for answer in answers if answer.confidence is not None]
-        if (alert := greedy_collapse(stated)) is not None:
+        alert = greedy_collapse(stated)
+        said = {(row["step"], row.get("alert")) for row in read_jsonl(self._metrics)}
+        if alert is not None and (step, alert.name) not in said:
             self.say(step, alert.name, f"{alert.message}. What to do: {alert.what_to_do}.")
 
     def say(self, step: int, alert: str, text: str) -> None:

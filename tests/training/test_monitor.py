@@ -296,6 +296,7 @@ def test_greedy_numbers_that_are_all_alike_are_said(tmp_path):
         monitor.validated(50 * step, [*answers, UNPARSED])
     ((name, text),) = reporter.alerts
     assert (name, "is 0, below 0.05" in text) == ("greedy_collapse", True)
+    monitor_at(tmp_path, resume_at=50, reporter=reporter).validated(50, [RIGHT] * 3)
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [50]
 
 

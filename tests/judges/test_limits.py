@@ -83,8 +83,8 @@ class Outage:
         self.mended = False
 
     def __call__(self, request: Request) -> Response:
-        steps = self.metrics.read_text().count("\n") if self.metrics.exists() else 0
-        if steps >= self.after and not self.mended:
+        made = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        if sum('"alert"' not in row for row in made) >= self.after and not self.mended:
             return error(402, "no credit left")
         return grade("AE"[request.number % 2])
 

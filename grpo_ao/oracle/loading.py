@@ -1,6 +1,8 @@
 """Load a base model with an oracle adapter on it, with every check that can come first."""
 
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.bounded import matches_end
@@ -260,13 +263,28 @@ def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -
     device = sources.device
     quantization = nf4(dtype) if sources.load_in_4bit else None
     first = torch.device("cpu") if divided else device
-    model = load_base(sources.base, dtype, first, quantization)
-    if divided:
-        shard_base(model, device)
-    oracle = PeftModel.from_pretrained(model, str(sources.adapter)).eval()
+    with _without_notes():
+        model = load_base(sources.base, dtype, first, quantization)
+        if divided:
+            shard_base(model, device)
+        oracle = PeftModel.from_pretrained(model, str(sources.adapter)).eval()
     # What is saved from here on belongs to the base that it was trained on.
     oracle.peft_config["default"].base_model_name_or_path = str(sources.base)
     return oracle
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Show neither transformers' bar nor what it means to rename."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -46,9 +46,10 @@ def check_subject(base: str | Path, adapter: str | Path) -> None:
     try:
         check_adapter(base, meta_model(config), folder)
     except UserError as error:
+        of = settings.base_model_name_or_path or "another model"
         raise UserError(
-            f"the subject {adapter} is an adapter of {settings.base_model_name_or_path}, but the "
-            f"oracle's base model is {base}, of width {hidden_width(config)}: {error}"
+            f"the subject {adapter} is an adapter of {of}, but the oracle's base model is {base}, "
+            f"of width {hidden_width(config)}: {error}"
         ) from error
 
 

@@ -196,6 +196,16 @@ def test_an_adapter_with_weights_missing_or_left_over_is_one_sentence(saved_with
         Oracle.from_pretrained(base, adapter, device="cpu")
 
 
+def test_an_adapter_on_a_tied_output_layer_is_one_sentence(saved_without_weights, tmp_path):
+    base, _ = saved_without_weights
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj", "lm_head"]))
+    model.save_pretrained(str(tmp_path / "head"), save_embedding_layers=False)
+    with pytest.raises(ValueError, match=r"on the output layer of .* its input embeddings"):
+        Oracle.from_pretrained(base, tmp_path / "head", device="cpu")
+
+
 def test_an_adapter_that_is_not_lora_is_one_sentence(saved_without_weights):
     base, adapter = saved_without_weights
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from grpo_ao.cli import main
 from grpo_ao.errors import UserError
+from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.report import card
 from grpo_ao.report.card import check_push, push_adapter, write_card
 from grpo_ao.report.headline import METRICS, headline_of
@@ -179,7 +180,14 @@ def test_the_card_says_how_to_load_what_it_lies_beside(run_folder):
     assert 'Oracle.from_pretrained("Qwen/Qwen3-8B", "me/oracle")' in written(
         run_folder, "me/oracle"
     )
-    assert "--oracle_lora_path adapter" in written(run_folder)
+    assert "--oracle_lora_path adapter --positions last:20 " in written(run_folder)
+
+
+def test_the_cards_own_example_runs_as_printed(run_folder, capsys):
+    text = written(run_folder, "me/oracle").replace("me/oracle", str(MINI_WEIGHTS / "oracle"))
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(block.replace("Qwen/Qwen3-8B", str(MINI_WEIGHTS / "base")), {})
+    assert re.fullmatch(r"[01]\.\d+ \S.*\n", capsys.readouterr().out)
 
 
 def test_a_run_without_measurements_or_benchmarks_has_a_card(tmp_path):

@@ -3,7 +3,9 @@
 A template is a frame around a noun phrase. Each split has frames of its own and combinations of
 noun and modifier of its own, so that a held-out question is worded as no training question was,
 of words that training questions hold too. The oracle is taught those of training; it is calibrated
-on those of validation, since its answers to wordings that it was taught are right more often.
+on those of validation, since its answers to wordings that it was taught are right more often. The
+frames of validation hold every word of the held-out ones, in other orders: a verb that it had been
+calibrated on nowhere ("Can you name the goal?") would be answered wrongly and with confidence.
 """
 
 import random
@@ -51,6 +53,11 @@ _OPEN_FRAMES: dict[Split, tuple[str, ...]] = {
         "Can you tell me {np}?",
         "I want to know what {np} is.",
         "Do you think you know {np}?",
+        "Please name {np}.",
+        "Can you state {np}?",
+        "I want you to name {np}.",
+        "I want you to state {np}.",
+        "Say to me what {np} is.",
     ),
     "heldout": ("Please state {np}.", "Say what {np} is.", "Can you name {np}?"),
 }
@@ -76,6 +83,11 @@ _CLOSED_FRAMES: dict[Split, tuple[str, ...]] = {
         "Tell me: is {np} {x}?",
         "Can it be true that {np} is {x}?",
         "Do you say {np} is {x}?",
+        "Say whether {np} is {x}.",
+        "I think that {np} is {x}, right?",
+        "Can you tell me whether {np} is {x}?",
+        "Does one say {np} is {x}?",
+        "I would think {np} is {x}, is it so?",
     ),
     "heldout": (
         "Can one say that {np} is {x}?",
@@ -99,6 +111,8 @@ _CHOICE_FRAMES: dict[Split, tuple[str, ...]] = {
         "Do you guess {np} is {x} or {y}?",
         "Choose if {np} is {x} or {y}.",
         "Tell me: is {np} {x} or {y}?",
+        "Can you say whether {np} is {x} or {y}?",
+        "Do you say that {np} is {x} or {y}?",
     ),
     "heldout": ("Would you say that {np} is {x} or {y}?", "Tell me whether {np} is {x} or {y}."),
 }
@@ -123,6 +137,9 @@ _SNLI_FRAMES: dict[Split, tuple[str, ...]] = {
         "Would it follow that someone {x}?",
         "Do you guess that someone {x}?",
         "Tell me: is it true that someone {x}?",
+        "Say whether someone {x}.",
+        "Given the text, can you say that someone {x}?",
+        "Does one conclude that someone {x}?",
     ),
     "heldout": (
         "Can one conclude that someone {x}?",
@@ -151,6 +168,9 @@ _NER_FRAMES: dict[Split, tuple[str, ...]] = {
         "Do you read of {x} in the text?",
         "Tell me: does the text mention {x}?",
         "Would you say that {x} occurs in the text?",
+        "Say whether the message mentions {x}.",
+        "Do we find {x} in the message?",
+        "Can you read of {x} in the text?",
     ),
     "heldout": (
         "Can we read of {x} in the message?",

@@ -67,6 +67,15 @@ def test_held_out_templates_are_made_of_words_of_training(train, heldout):
     assert unseen - seen == set()
 
 
+@pytest.mark.parametrize("kind", ["open", "closed"])
+def test_held_out_questions_use_no_word_that_the_calibration_lacks(heldout, kind):
+    calibration, unseen = (
+        {word for _, q in questions if q.kind == kind for word in re.findall(r"\w+", q.template)}
+        for questions in (asked("validation"), heldout)
+    )
+    assert unseen - calibration == set()
+
+
 def test_phrases_of_the_splits_are_disjoint_and_share_their_parts():
     for family in set(FAMILIES) - {"snli", "ner"}:
         parts = [set(noun_phrases(family, split)) for split in get_args(Split)]

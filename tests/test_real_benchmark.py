@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.arms import family_means, posterior_means, prior_weight
 from benchmarks.real import (
     ARMS,
     Settings,
     commands,
-    family_means,
     folder_of,
     gains_of,
-    posterior_means,
-    prior_weight,
     scores,
     table_of,
     values_of,

@@ -4,7 +4,8 @@ Trains the mini oracle once for each variant and seed, several at a time, and pr
 metrics of 2000 held-out probes, sampled as in training, as mean and spread over the seeds, and each
 variant less its warm start alone, paired by seed, with the 95 % interval of Student's t. A seed's
 warm start is made once and shared by its variants, each trained at two learning rates: what suits
-one variant may ruin another. A call that was killed goes on where it was.
+one variant may ruin another. What changes the warm start itself is trained no further. A call that
+was killed goes on where it was.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 METRICS = (
     "informativeness",
     "ece10",
+    "auroc_within",
     "auroc",
     "brier",
     "brier_isotonic",
@@ -37,13 +39,17 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Flags of ``train.py`` beside the preset; ``trl`` fields go through a YAML file."""
+    """Flags of ``train.py`` beside the preset; ``trl`` fields go through a YAML file.
+
+    What is ``apart`` makes a warm start of its own; its name may be one of ``benchmarks.arms``.
+    """
 
     name: str
     flags: tuple[str, ...]
     warm_start: str = "measured"
     seeds: int = 3
     trl: dict = dataclasses.field(default_factory=dict)
+    apart: bool = False
 
 
 def _grid() -> list[Variant]:
@@ -66,11 +72,18 @@ LEARNING_RATES = ("1e-4", "3e-4")
 ALONE = {"measured": "warm start alone", "random": "random start alone"}
 """What a variant is compared with, by its warm start."""
 _SMALL_GROUPS = ("--questions_per_step", "16", "--num_generations", "4")
+_NO_GRPO = ("--max_steps", "0")
 VARIANTS = [
-    *(Variant(name, ("--max_steps", "0"), start) for start, name in ALONE.items()),
+    *(Variant(name, _NO_GRPO, start) for start, name in ALONE.items()),
+    *(
+        Variant(name, _NO_GRPO, apart=True)
+        for name in ("no anchor", "targets of the family", "targets of the samples")
+    ),
+    Variant("no wrong activations", (*_NO_GRPO, "--wrong_activations", "0"), apart=True),
     *_at_each_rate(_grid()),
     *_at_each_rate(
         [
+            Variant("tag outcome group", ("--tag_outcome", "group")),
             Variant("random start", (), "random"),
             Variant("random start, entropy bonus .02", (), "random", 1, {"entropy_coef": 0.02}),
             Variant("random start, 16 questions x 4", _SMALL_GROUPS, "random", 1),
@@ -96,11 +109,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run, and the run whose warm start it takes."""
+    """One run, and the run whose warm start it takes or the arm that it is."""
 
     folder: Path
     flags: tuple[str, ...]
     warm_start_from: Path | None = None
+    arm: str = ""
 
 
 def _slug(text: str) -> str:
@@ -115,11 +129,15 @@ def jobs_of(settings: Settings) -> tuple[list[Job], list[Job]]:
         given = dict(zip(variant.flags[::2], variant.flags[1::2], strict=True))
         for seed in range(min(variant.seeds, settings.seeds)):
             flags = given | {"--seed": str(seed), "--warm_start": variant.warm_start}
+            words = (*_words(flags), *_trl_flags(settings, variant))
+            folder = _folder(settings, variant, seed)
+            if variant.apart:
+                second.append(Job(folder, words, arm=variant.name))
+                continue
             source = settings.output_dir / _slug(f"warm start {variant.warm_start} {seed}")
             shared = {name: flags[name] for name in ("--seed", "--warm_start")}
             first.setdefault(source, Job(source, _words(shared | {"--max_steps": "0"})))
-            words = (*_words(flags), *_trl_flags(settings, variant))
-            second.append(Job(_folder(settings, variant, seed), words, source))
+            second.append(Job(folder, words, source))
     return list(first.values()), second
 
 
@@ -157,8 +175,9 @@ def command_of(job: Job) -> list[str] | None:
     if source is not None and not target.exists():
         shutil.copytree(source / "warm_start", target)
     resume = ("--resume",) if (job.folder / "run.json").exists() else ()
-    command = [sys.executable, str(ROOT / "train.py"), "--preset", "mini", "--output_dir"]
-    return [*command, str(job.folder), *job.flags, *resume]
+    words = ["--preset", "mini", "--output_dir", str(job.folder), *job.flags, *resume]
+    code = f"from benchmarks.arms import train_arm; train_arm({job.arm!r}, 1, {words!r})"
+    return [sys.executable, "-c", code]
 
 
 def run_all(jobs: list[Job], at_once: int) -> None:

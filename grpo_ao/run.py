@@ -62,12 +62,12 @@ from grpo_ao.training.checkpoints import (
     mark_adapter,
     step_of,
 )
-from grpo_ao.training.fine_tuning import Target, fine_tune
+from grpo_ao.training.fine_tuning import Start, fine_tune
 from grpo_ao.training.monitor import BenchmarkCallback, Monitor
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.selection import WARM_START, Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
-from grpo_ao.training.warm_start import chances, make_targets
+from grpo_ao.training.warm_start import make_targets, parts
 
 LEAST_PARSE_RATE = 0.95
 CHECKED = 400
@@ -283,19 +283,9 @@ class Run:
         if self.processes.is_main:
             folder.mkdir(exist_ok=True)
         before = self._check_oracle("parse rate before the warm start")
-        targets = self._warm_start_targets(mode, folder / "samples.jsonl")
+        rows, samples = self._warm_start_samples(mode, folder / "samples.jsonl")
         with self.progress.phase("warm start", config.warm_start_steps) as bar:
-            losses = fine_tune(
-                self.processes,
-                self.oracle,
-                self.train_table,
-                targets,
-                config.warm_start_steps,
-                config.warm_start_batch,
-                config.warm_start_lr,
-                config.seed,
-                bar.advance,
-            )
+            losses = self._teach(mode, rows, samples, bar.advance)
         after = self._check_oracle("parse rate after the warm start")
         if self.processes.is_main:
             self.oracle.save_adapter(folder)
@@ -306,22 +296,49 @@ class Run:
             mark_adapter(folder, steps=config.warm_start_steps)
         self._keep_time()
 
-    def _warm_start_targets(self, mode: Literal["measured", "random"], path: Path) -> list[Target]:
+    def _warm_start_samples(
+        self, mode: Literal["measured", "random"], path: Path
+    ) -> tuple[list[int], list[list[Answer]]]:
+        """Return the rows that the warm start asks, and the graded answers to each."""
         config = self.config
         rng = random.Random(f"warm start {config.seed}")
         size = min(config.warm_start_probes, len(self.warm_start_rows))
         rows = sorted(rng.sample(self.warm_start_rows, size))
-        table = self.train_table.part(rows)
         count = config.warm_start_samples if mode == "measured" else 1
         how = self._how("", "sampled")._replace(num_samples=count, batch_size=_WARM_START_BATCH)
         phase = "sampling answers for the warm start"
-        answers = self._ask(phase, table, how, path)
-        samples = [answers[first : first + count] for first in range(0, len(answers), count)]
-        numbers = None
-        if mode == "measured":
-            wrong = {place for place, row in enumerate(rows) if row in self.wrong}
-            numbers = chances(self.oracle, table, samples, wrong, self.processes)
-        return make_targets(self.oracle.tokenizer, rows, samples, numbers, rng, self.wrong)
+        answers = self._ask(phase, self.train_table.part(rows), how, path)
+        return rows, [answers[first : first + count] for first in range(0, len(answers), count)]
+
+    def _teach(
+        self,
+        mode: Literal["measured", "random"],
+        rows: Sequence[int],
+        samples: Sequence[Sequence[Answer]],
+        advance: Callable[[int], None],
+    ) -> list[float]:
+        """Teach each part of the questions its numbers; return the losses."""
+        config, start = self.config, Start(self.oracle)
+        rng, losses = random.Random(f"numbers {config.seed}"), []
+        for part, steps, numbers_of in parts(mode, len(rows), config.warm_start_steps):
+            own, answers = rows[part], samples[part]
+            wrong = {place for place, row in enumerate(own) if row in self.wrong}
+            table = self.train_table.part(own)
+            numbers = numbers_of(self.oracle, table, answers, wrong, self.processes)
+            targets = make_targets(self.oracle.tokenizer, own, answers, numbers, rng, self.wrong)
+            losses += fine_tune(
+                self.processes,
+                self.oracle,
+                start,
+                self.train_table,
+                targets,
+                steps,
+                config.warm_start_batch,
+                config.warm_start_lr,
+                config.seed,
+                advance,
+            )
+        return losses
 
     def _check_parse_rate(self) -> None:
         rate = self._check_oracle("parse rate before GRPO")["parse_rate"]

@@ -20,7 +20,7 @@ from grpo_ao.oracle.sampling import Rollouts, Sampling
 from grpo_ao.oracle.sharding import together
 from grpo_ao.processes import Processes
 from grpo_ao.training import fine_tuning
-from grpo_ao.training.fine_tuning import Target, fine_tune
+from grpo_ao.training.fine_tuning import Start, Target, fine_tune
 from tests.rigs import adapter_weights, make_oracle, make_trainer, planted_table
 from tests.tiny import ARCHITECTURES, token_id
 from tests.training.test_trainer import Readback
@@ -90,7 +90,9 @@ def warm_start(
         for row in range(7)
         for ids in (list(range(10 + row, 14 + 2 * row)), list(range(40, 44)))
     ]
-    losses = fine_tune(processes, oracle, table, targets, 3, 5, 1e-2, 0, lambda _: None)
+    losses = fine_tune(
+        processes, oracle, Start(oracle), table, targets, 3, 5, 1e-2, 0, lambda _: None
+    )
     return adapter_weights(oracle), losses
 
 

@@ -60,6 +60,7 @@ class Target:
 def fine_tune(
     processes: Processes,
     oracle: Oracle,
+    start: "Start",
     table: ProbeTable,
     targets: Sequence[Target],
     steps: int,
@@ -70,9 +71,9 @@ def fine_tune(
 ) -> list[float]:
     """Fine-tune the adapter on random batches of questions, dropout off; return the losses.
 
-    A question comes with all of its targets. A loss is in nats a token. The learning rate rises
-    over ten steps and falls along a cosine to zero. A batch is divided over the processes, which
-    sum their gradients: the update is that of one process.
+    Answers are anchored to ``start``. A question comes with all of its targets. A loss is in nats a
+    token. The learning rate rises over ten steps and falls along a cosine to zero. A batch is
+    divided over the processes, which sum their gradients: the update is that of one process.
     """
     losses = []
     rng = random.Random(f"fine tune {seed}")
@@ -81,7 +82,6 @@ def fine_tune(
         by_row[target.row].append(target)
     questions = list(by_row.values())
     most = tokens_of_a_pass(oracle)
-    start = Start(oracle)
     trained = start.trained
     with evaluating(oracle.model), torch.enable_grad():
         fused = input_device(oracle.model).type == "cuda"

@@ -9,8 +9,9 @@ number, whose loss is left out: it teaches the tag and no belief.
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from grpo_ao.credit import tag_lengths
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.measuring.confidences import with_probabilities
+from grpo_ao.measuring.elicited import expected_confidences
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sharding import together
@@ -31,8 +33,36 @@ from grpo_ao.training.targets import expected_grades
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
+# Of the questions and the steps, what teaches the answers' probability.
+_FIRST = 2 / 3
 # Answers whose logits are held at once.
 _LOGITS_ROWS = 128
+
+
+Numbers = Callable[
+    [Oracle, ProbeTable, Sequence[Sequence[Answer]], Collection[int], Processes],
+    list[float] | None,
+]
+"""What is taught as the chance of an answer to each probe of a table; None for random numbers."""
+
+
+def parts(
+    mode: Literal["measured", "random"], questions: int, steps: int
+) -> list[tuple[slice, int, Numbers]]:
+    """Divide the questions of a warm start: each part with its steps and what its numbers are.
+
+    Two thirds are taught how probable their answers are. What the activations tell of that is
+    then the expectation of the number that the oracle writes, but the likeliest number, which a
+    greedy tag states, is another: the rest are taught the expectation.
+    """
+    if mode == "random":
+        return [(slice(questions), steps, lambda *_: None)]
+    cut, first = round(questions * _FIRST), round(steps * _FIRST)
+    divided: list[tuple[slice, int, Numbers]] = [
+        (slice(cut), first, chances),
+        (slice(cut, questions), steps - first, own_expectations),
+    ]
+    return [part for part in divided if part[1] and part[0].start != questions]
 
 
 def chances(
@@ -52,6 +82,32 @@ def chances(
     with together(oracle.model):
         read = with_probabilities(oracle, table.part(rows), frequent, _LOGITS_ROWS)
     known = processes.gathered([answer.answer_probability for answer in read])
+    return _recalibrated(table, known, samples, wrong)
+
+
+def own_expectations(
+    oracle: Oracle,
+    table: ProbeTable,
+    samples: Sequence[Sequence[Answer]],
+    wrong: Collection[int],
+    processes: Processes,
+) -> list[float]:
+    """Return how likely an answer to each probe is right, by the number that the oracle writes now.
+
+    It is the number's expectation, recalibrated as in ``chances``.
+    """
+    rows = processes.share(range(len(table)))
+    with together(oracle.model):
+        read = expected_confidences(oracle, table.part(rows))
+    return _recalibrated(table, processes.gathered(read.tolist()), samples, wrong)
+
+
+def _recalibrated(
+    table: ProbeTable,
+    known: Sequence[float | None],
+    samples: Sequence[Sequence[Answer]],
+    wrong: Collection[int],
+) -> list[float]:
     grades = [[a.informativeness for a in own if a.informativeness is not None] for own in samples]
     return expected_grades(
         table.probes,

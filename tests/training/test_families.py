@@ -23,7 +23,7 @@ from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import make_trainable
-from grpo_ao.training.fine_tuning import Target, fine_tune
+from grpo_ao.training.fine_tuning import Start, Target, fine_tune
 from tests.families import FAMILIES, LAYERS, WINDOW, model_of, save_family
 from tests.rigs import adapter_weights, make_trainer, planted_table
 from tests.training.test_trainer import Readback
@@ -101,7 +101,9 @@ def test_the_warm_start_learns_the_number_and_leaves_one_adapter(oracle):
     end = end_of_turn_id(oracle.tokenizer)
     targets = [Target(n, ids, [1, 0, 0], ids, 2) for n in range(3) for ids in ([9, 20 + n, end],)]
     before = adapter_weights(oracle)
-    losses = fine_tune(Processes(), oracle, table, targets, 12, 3, 1e-2, 0, lambda n: None)
+    losses = fine_tune(
+        Processes(), oracle, Start(oracle), table, targets, 12, 3, 1e-2, 0, lambda n: None
+    )
     assert losses[-1] < 0.9 * losses[0]
     assert set(oracle.model.peft_config) == {"default"}
     changed = {n for n, w in adapter_weights(oracle).items() if not torch.equal(before[n], w)}

@@ -121,7 +121,7 @@ def after_teaching(weight, monkeypatch):
     oracle, start = make_oracle(), make_oracle()
     table = planted_table(oracle, 4)
     targets = [Target(n, [9, 30 + n, END], [1.0, 0.0, 0.0], [9, 30 + n, END], 2) for n in range(4)]
-    fine_tune(Processes(), oracle, table, targets, 60, 4, 1e-2, 0, lambda n: None)
+    fine_tune(Processes(), oracle, Start(oracle), table, targets, 60, 4, 1e-2, 0, lambda n: None)
     with torch.no_grad():
         pairs = [
             [log_probs_alone(o, table, t.row, t.token_ids) for o in (oracle, start)]
@@ -171,7 +171,7 @@ def tuned(dropout=0.0, seed=0, steps=30, batch_size=3):
     before = adapter_weights(oracle)
     oracle.model.train()
     losses = fine_tune(
-        Processes(), oracle, table, targets, steps, batch_size, 3e-2, seed, progress=lambda n: None
+        Processes(), oracle, Start(oracle), table, targets, steps, batch_size, 3e-2, seed, print
     )
     after = {n: p for n, p in oracle.model.named_parameters() if "lora_" not in n}
     assert all(torch.equal(base[name], after[name]) for name in base)
@@ -208,5 +208,16 @@ def test_a_gradient_that_is_not_finite_stops_the_warm_start():
         next(p for p in oracle.model.parameters() if p.requires_grad).fill_(float("nan"))
     targets = list(chain(*some_questions(3)))
     with pytest.raises(ValueError, match="not finite at step 1: lower --warm_start_lr"):
-        fine_tune(Processes(), oracle, table, targets, 3, 2, 1e-3, 0, progress=lambda n: None)
+        fine_tune(
+            Processes(),
+            oracle,
+            Start(oracle),
+            table,
+            targets,
+            3,
+            2,
+            1e-3,
+            0,
+            progress=lambda n: None,
+        )
     assert set(oracle.model.peft_config) == {"default"}

@@ -3,21 +3,27 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from grpo_ao.answer import Answer
 from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.epistemic import parse_oracle_output
+from grpo_ao.measuring.elicited import expected_confidences
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.probe import unit_draw
 from grpo_ao.processes import Processes
+from grpo_ao.training.targets import FOLDS
 from grpo_ao.training.warm_start import (
     ANSWER_WEIGHT,
     FORMAT_WEIGHT,
     NUMBER_WEIGHT,
     chances,
     make_targets,
+    own_expectations,
+    parts,
 )
 from tests.rigs import make_oracle, planted_table, probe
 
@@ -156,11 +162,15 @@ def test_an_ungraded_answer_is_left_out_and_the_others_stay(mini):
 # Chances
 
 
+def with_own_texts(table):
+    """The table with another text in each row, so that numbers are recalibrated across rows."""
+    probes = [replace(probe, text=f"text {row}") for row, probe in enumerate(table.probes)]
+    return ProbeTable(probes, table.vectors, table.prompts)
+
+
 def test_chances_come_from_what_the_oracle_says_most_and_how_it_is_graded(oracle):
     """Its own greedy answers are likely; an answer of other letters is not."""
-    table = planted_table(oracle, 240)
-    texts = [replace(probe, text=f"text {row}") for row, probe in enumerate(table.probes)]
-    table = ProbeTable(texts, table.vectors, table.prompts)
+    table = with_own_texts(planted_table(oracle, 240))
     greedy = oracle.complete(table.prompts, table.vectors, Sampling(1, 0.0, max_new_tokens=3))
     sure = [Answer.read(p, "x", ids) for p, (ids,) in zip(table.probes, greedy, strict=True)]
     strange = Answer.read(table.probes[0], "y", [*b"strange"]).token_ids
@@ -173,3 +183,32 @@ def test_chances_come_from_what_the_oracle_says_most_and_how_it_is_graded(oracle
     found = chances(oracle, table, samples, set(), Processes())
     assert min(found[1::2]) > 0.6
     assert max(found[0::2]) < 0.4
+
+
+def test_expectations_are_recalibrated_in_the_order_of_the_numbers_that_are_written(oracle):
+    table = with_own_texts(planted_table(oracle, 25))
+    written = expected_confidences(oracle, table)
+    graded = [
+        replace(Answer.read(p, "x"), informativeness=float(number > np.median(written)))
+        for p, number in zip(table.probes, written, strict=True)
+    ]
+    found = own_expectations(oracle, table, [[answer] for answer in graded], set(), Processes())
+    folds = [int(unit_draw("fold", p.text) * FOLDS) for p in table.probes]
+    for fold in range(FOLDS):
+        rows = [row for row in np.argsort(written) if folds[row] == fold]
+        assert len(rows) > 1
+        assert [found[row] for row in rows] == sorted(found[row] for row in rows)
+        assert found[rows[0]] < found[rows[-1]]
+
+
+# Parts
+
+
+def test_two_thirds_are_taught_how_probable_answers_are_and_the_rest_what_is_made_of_it():
+    (first, steps, known), (rest, others, expected) = parts("measured", 9, 300)
+    assert (list(range(9))[first], steps, known) == ([0, 1, 2, 3, 4, 5], 200, chances)
+    assert (list(range(9))[rest], others, expected) == ([6, 7, 8], 100, own_expectations)
+    assert [part[:2] for part in parts("measured", 1, 1)] == [(slice(1), 1)]
+    ((everything, steps, numbers),) = parts("random", 9, 300)
+    assert (list(range(9))[everything], steps) == (list(range(9)), 300)
+    assert numbers(None, None, [], [], None) is None

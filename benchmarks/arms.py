@@ -16,6 +16,8 @@ def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
     fine_tuning.MOST_TOKENS //= jobs
     if name == "no anchor":
         fine_tuning.ANCHOR_WEIGHT = 0.0
+    if name == "answer probability alone":
+        warm_start.FIRST_SHARE = 1.0
     if name == "targets of the family":
         warm_start.expected_grades = family_means
     if name == "targets of the samples":

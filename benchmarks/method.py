@@ -77,7 +77,10 @@ VARIANTS = [
     *(Variant(name, _NO_GRPO, start) for start, name in ALONE.items()),
     *(
         Variant(name, _NO_GRPO, apart=True)
-        for name in ("no anchor", "targets of the family", "targets of the samples")
+        for name in (
+            *("answer probability alone", "no anchor"),
+            *("targets of the family", "targets of the samples"),
+        )
     ),
     Variant("no wrong activations", (*_NO_GRPO, "--wrong_activations", "0"), apart=True),
     *_at_each_rate(_grid()),

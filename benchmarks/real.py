@@ -68,6 +68,7 @@ ARMS = {
     "kl 0.2": Arm("--kl_penalty 0.2"),
     "more wrong activations": Arm("--wrong_activations 0.2", "more wrong activations"),
     "no wrong activations": Arm("--wrong_activations 0", "no wrong activations"),
+    "answer probability alone": Arm(warm="answer probability alone"),
     "no anchor": Arm(warm="no anchor"),
     "targets of the family": Arm(warm="targets of the family"),
     "targets of the samples": Arm(warm="targets of the samples"),

@@ -34,7 +34,7 @@ from grpo_ao.training.targets import expected_grades
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
 # Of the questions and the steps, what teaches the answers' probability.
-_FIRST = 2 / 3
+FIRST_SHARE = 3 / 4
 # Answers whose logits are held at once.
 _LOGITS_ROWS = 128
 
@@ -51,13 +51,13 @@ def parts(
 ) -> list[tuple[slice, int, Numbers]]:
     """Divide the questions of a warm start: each part with its steps and what its numbers are.
 
-    Two thirds are taught how probable their answers are. What the activations tell of that is
+    Three quarters are taught how probable their answers are. What the activations tell of that is
     then the expectation of the number that the oracle writes, but the likeliest number, which a
     greedy tag states, is another: the rest are taught the expectation.
     """
     if mode == "random":
         return [(slice(questions), steps, lambda *_: None)]
-    cut, first = round(questions * _FIRST), round(steps * _FIRST)
+    cut, first = round(questions * FIRST_SHARE), round(steps * FIRST_SHARE)
     divided: list[tuple[slice, int, Numbers]] = [
         (slice(cut), first, chances),
         (slice(cut, questions), steps - first, own_expectations),

@@ -13,7 +13,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.checks import check_rollouts
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
-from grpo_ao.files import RunFolder, holds_run, text_digest
+from grpo_ao.files import RunFolder, holds_run
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.controls import CONTROLS
@@ -36,7 +36,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import start_vllm
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.probes.load import ProbeLimits, probes_of_items, readable
+from grpo_ao.probes.load import ProbeLimits, data_digest, probes_of_items, readable
 from grpo_ao.processes import Processes
 from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, own_parts, write_results
 from grpo_ao.terminal import headed, terminal
@@ -67,7 +67,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     probes = _probes(config, texts, sources, [*subjects] or [""], console)
     digests = {name: _digest(path) for name, path in adapters.items()}
     digests |= {f"of subject {name}": _digest(path) for name, path in subjects.items()}
-    folder = _open_folder(config, text_digest([p.id for p in probes]), digests)
+    folder = _open_folder(config, data_digest(probes), digests)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
     oracle = Oracle.load(sources[0])
@@ -197,9 +197,9 @@ def _controlled(
 
 
 def _digest(adapter: str) -> str:
-    """Hash an adapter's weights."""
-    digest = hashlib.sha256()
-    for path in sorted(resolve_files(adapter, ADAPTER_FILES).glob("adapter_model.*")):
+    """Hash an adapter's weights and what it says of its prompt."""
+    digest, folder = hashlib.sha256(), resolve_files(adapter, ADAPTER_FILES)
+    for path in sorted([*folder.glob("adapter_model.*"), *folder.glob("ao_config.json")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

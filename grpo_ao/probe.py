@@ -161,8 +161,8 @@ def text_key(text: str) -> str:
 
 
 def fold_of(text: str) -> int:
-    """Assign a text to one of ``FOLDS`` folds: what is fitted on the others serves it."""
-    return int(unit_draw("fold", text) * FOLDS)
+    """Assign a text, by its key, to a fold of ``FOLDS``: what is fitted on the others serves it."""
+    return int(unit_draw("fold", text_key(text)) * FOLDS)
 
 
 def split_of(text: str) -> Split:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import out_of_fold
-from grpo_ao.probe import fold_of, text_key
+from grpo_ao.probe import fold_of
 
 _LEAST, _MOST = 0.005, 0.995
 
@@ -95,7 +95,7 @@ def _cross_fitted(
     """Predict each part's outcomes, each fold by what is fitted on the others."""
     outcome_N = outcomes_of(answers)
     graded = np.flatnonzero(~np.isnan(outcome_N))
-    fold_N = np.array([fold_of(text_key(answer.probe.text)) for answer in answers], dtype=int)
+    fold_N = np.array([fold_of(answer.probe.text) for answer in answers], dtype=int)
 
     def predict(known: np.ndarray, asked: np.ndarray) -> np.ndarray | float:
         known, asked = graded[known], graded[asked]

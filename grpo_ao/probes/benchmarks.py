@@ -73,13 +73,22 @@ def load_own_items(path: Path) -> list[Item]:
     """Return all items of a JSONL file: text, question, target and family.
 
     The question is asked as it stands. The target is Yes or No, or one of the row's ``choices``, or
-    any text where its ``kind`` is open. A family is measured as a benchmark is. Raises UserError,
-    in one sentence, for the first row that is none.
+    any text where its ``kind`` is open. A family is measured as a benchmark is. A row that is there
+    twice counts once. Raises UserError, in one sentence, for the first row that is none, or that
+    asks what another row asks and has another answer.
     """
-    items = [_own_item(path, number, row) for number, row in read_foreign_rows(path)]
+    items: dict[tuple[str, str, str], Item] = {}
+    for number, row in read_foreign_rows(path):
+        item = _own_item(path, number, row)
+        known = items.setdefault((item.benchmark, item.text, item.question), item)
+        if known != item:
+            raise UserError(
+                f"row {number} of {path} asks what an earlier row asks of the same text, and has "
+                "another answer: leave one of them out."
+            )
     if not items:
         raise UserError(f"{path} has no rows: give {', '.join(_OWN_COLUMNS)} in each.")
-    return items
+    return list(items.values())
 
 
 def _own_item(path: Path, number: int, row: object) -> Item:
@@ -94,6 +103,12 @@ def _own_item(path: Path, number: int, row: object) -> Item:
             raise UserError(f"{where} has no '{column}': each of {_OWN_COLUMNS} is a text.")
         values.append(value)
     text, question, target, family = values
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where} holds half of a surrogate pair, which no tokenizer takes."
+        ) from error
     if family in BENCHMARKS or is_secret(family):
         raise UserError(f"{where} has the family '{family}', a benchmark's: name it otherwise.")
     return Item(family, text, question, target, *_answered(where, row, target))

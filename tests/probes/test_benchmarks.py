@@ -207,12 +207,12 @@ def test_own_items_are_asked_as_they_stand_and_named_by_their_family(tmp_path):
 
 def test_an_own_row_that_is_there_twice_counts_once_and_one_of_two_answers_is_refused(tmp_path):
     assert len(load_own_items(own_file(tmp_path, OWN, OWN | {"family": "rain"}, OWN))) == 2
-    with pytest.raises(UserError, match="row 2 of .* asks what an earlier row asks"):
+    with pytest.raises(UserError, match=r"row 2 of .* asks what an earlier row asks"):
         load_own_items(own_file(tmp_path, OWN, OWN | {"target": "No"}))
 
 
 def test_an_own_row_with_half_of_a_surrogate_pair_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="row 1 of .* holds half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"row 1 of .* holds half of a surrogate pair"):
         load_own_items(own_file(tmp_path, OWN | {"question": "Is it \ud800?"}))
 
 

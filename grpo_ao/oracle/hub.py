@@ -7,6 +7,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import why_not_whole
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED_MARK = "whole.json"
+"""Beside weights that ship with the package: their sizes and digests (``files.mark_whole``)."""
 
 
 def adapter_names(adapters: Sequence[str]) -> dict[str, str]:
@@ -51,3 +56,10 @@ def resolve_files(name: str | Path, files: Sequence[str]) -> Path:
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
     return Path(folder)
+
+
+def check_shipped(folder: Path) -> None:
+    """Raise UserError where weights of this package are not those that it was published with."""
+    mark = folder.absolute() / SHIPPED_MARK
+    if mark.is_relative_to(PACKAGE) and mark.exists() and (fault := why_not_whole(mark)):
+        raise UserError(f"the weights in {folder} are damaged ({fault}): install grpo_ao anew.")

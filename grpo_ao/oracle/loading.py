@@ -29,7 +29,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from grpo_ao.bounded import matches_end
 from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import reading
-from grpo_ao.oracle.hub import resolve_files
+from grpo_ao.oracle.hub import check_shipped, resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
@@ -243,6 +243,8 @@ def check_sources(
     if load_in_4bit:
         check_4bit(device)
     folder = resolve_files(adapter, ADAPTER_FILES)
+    check_shipped(Path(base))
+    check_shipped(folder)
     config = load_config(base)
     skeleton = meta_model(config)
     check_fits_device(base, skeleton, device)

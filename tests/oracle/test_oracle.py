@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from grpo_ao.errors import UserError
+from grpo_ao.files import mark_whole, why_not_whole
 from grpo_ao.oracle import hub
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
@@ -358,3 +359,20 @@ def test_a_model_of_the_hub_is_loaded_from_the_folder_that_it_was_fetched_to(sav
     # By its id nothing is found here, and without a network not even sought for long.
     oracle = Oracle.from_pretrained("me/base", "me/oracle", device="cpu")
     assert oracle.model.peft_config["default"].base_model_name_or_path == "me/base"
+
+
+def test_shipped_weights_are_those_that_were_published():
+    marks = sorted(hub.PACKAGE.rglob(hub.SHIPPED_MARK))
+    assert [mark.parent.name for mark in marks] == ["base", "oracle", "smollm2-135m"]
+    assert [why_not_whole(mark) for mark in marks] == [None] * 3
+
+
+def test_a_changed_byte_of_shipped_weights_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    mark_whole(tmp_path / hub.SHIPPED_MARK, [weights])
+    hub.check_shipped(tmp_path)
+    weights.write_bytes(b"weighty")
+    with pytest.raises(UserError, match=r"weights in .* are damaged .*: install grpo_ao anew"):
+        hub.check_shipped(tmp_path)

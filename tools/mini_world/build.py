@@ -29,7 +29,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import grpo_ao
-from grpo_ao.files import keep_rows
+from grpo_ao.files import keep_rows, mark_whole
+from grpo_ao.oracle.hub import SHIPPED_MARK
 from grpo_ao.oracle.layers import layer_index
 from grpo_ao.training.make_oracle import make_oracle
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
@@ -261,6 +262,9 @@ def build_oracle(config: BuildConfig, log: BuildLog) -> None:
     path = config.output_dir / "oracle" / "adapter_config.json"
     adapter_config = json.loads(path.read_text()) | {"base_model_name_or_path": "../base"}
     path.write_text(json.dumps(adapter_config, indent=2) + "\n")
+    for part in ("base", "oracle"):
+        folder = config.output_dir / part
+        mark_whole(folder / SHIPPED_MARK, folder.glob("*.safetensors"))
 
 
 def main() -> None:

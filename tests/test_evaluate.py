@@ -23,7 +23,6 @@ from grpo_ao.files import MINI_WEIGHTS, read_jsonl
 from grpo_ao.measuring import ask as asking
 from grpo_ao.oracle.activations import SubjectTexts, extract_activations
 from grpo_ao.oracle.hub import adapter_names
-from grpo_ao.oracle.layers import unwrap
 from grpo_ao.oracle.loading import load_tokenizer
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec, save_spec
@@ -348,7 +347,7 @@ def test_a_server_answers_in_the_place_of_each_oracles_model(
     tmp_path, few_draws, no_figures, monkeypatch
 ):
     base, adapters = tmp_path / "base", [str(tmp_path / name) for name in ("one", "other")]
-    unwrap(tiny_peft()).save_pretrained(base)
+    tiny_peft().unload().save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
     for adapter in adapters:
         Oracle(tiny_peft(), tiny_tokenizer(), OracleSpec()).save_adapter(adapter)

@@ -156,7 +156,7 @@ def check_fields(section: Mapping[str, Any]) -> None:
             raise UserError(f"{where} must be at least 1, got {value!r}.")
         if name in _SIZES and value is not None and not value >= 0:
             raise UserError(f"{where} must be 0 or more, got {value!r}.")
-        if name == "top_entropy_quantile" and value > 1:
+        if name == "top_entropy_quantile" and value is not None and not value <= 1:
             raise UserError(f"{where} must lie between 0 and 1, got {value!r}.")
 
 
@@ -179,7 +179,7 @@ def grpo_config(settings: Mapping[str, Any], section: Mapping[str, Any]) -> GRPO
 
 def _try(args: GRPOConfig) -> None:
     """Make what the trainer makes for its first step: optimizer, schedule, loader, and so on."""
-    recomputing = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+    recomputing: Any = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
     checkpoint(torch.neg, torch.zeros(1, requires_grad=True), **recomputing)
     if args.optim_target_modules is not None:  # optimizers of projections need the model
         return

@@ -202,11 +202,11 @@ def test_expectations_are_recalibrated_in_the_order_of_the_numbers_that_are_writ
 # Parts
 
 
-def test_most_are_taught_how_probable_answers_are_and_the_rest_what_is_made_of_it():
+def test_most_are_taught_how_probable_answers_are_and_the_rest_what_is_made_of_it(oracle):
     (first, steps, known), (rest, others, expected) = parts("measured", 8, 400)
     assert (list(range(8))[first], steps, known) == ([0, 1, 2, 3, 4, 5], 300, chances)
     assert (list(range(8))[rest], others, expected) == ([6, 7], 100, own_expectations)
     assert [part[:2] for part in parts("measured", 1, 1)] == [(slice(1), 1)]
     ((everything, steps, numbers),) = parts("random", 9, 300)
     assert (list(range(9))[everything], steps) == (list(range(9)), 300)
-    assert numbers(None, None, [], [], None) is None
+    assert numbers(oracle, planted_table(oracle, 1), [], [], Processes()) is None

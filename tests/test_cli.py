@@ -136,7 +136,16 @@ def test_what_the_file_sets_may_belong_to_a_flag(tmp_path, text, name, value):
 
 
 def test_a_budget_counts_what_a_run_of_these_flags_does(capsys):
-    flags = ["--warm_start_probes", "40", "--max_steps", "5", "--eval_probes", "20"]
+    flags = [
+        "--warm_start_probes",
+        "40",
+        "--warm_start_samples",
+        "3",
+        "--max_steps",
+        "5",
+        "--eval_probes",
+        "20",
+    ]
     times = ["--step_seconds", "2", "--completions_per_second", "100", "--fine_tune_seconds", "1"]
     main(["budget", "--preset", "mini", *flags, *times])
     shown = capsys.readouterr().out

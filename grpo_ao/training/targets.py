@@ -37,7 +37,8 @@ def expected_grades(
 ) -> Float[np.ndarray, "questions"]:
     """Return the expected grade of an answer to each question, between 0 and 1.
 
-    ``probability_N`` is the oracle's probability of its own most frequent answer, recalibrated on
+    ``probability_N`` is the oracle's probability of its own most frequent answer, or the number
+    that it expects to write, recalibrated on
     a question's family where that has ``ENOUGH`` questions, on its kind else. The questions
     ``wrong``, by their place, were asked on wrong activations: they are apart.
     """

@@ -3,7 +3,8 @@
 Each target is an answer that the oracle itself gave, with a tag in front; an answer weighs as much
 as its grade, so that wrong ones are not repeated, and stays distributed as it was. ``measured``
 writes into the tag how likely an answer to that question is right (``targets``): the position that
-writes the number learns to read the activations before GRPO begins. ``random`` writes a random
+writes the number learns to read the activations before GRPO begins, and then, on questions of their
+own, to state what it expects (``parts``). ``random`` writes a random
 number, whose loss is left out: it teaches the tag and no belief.
 """
 

@@ -86,6 +86,23 @@ def test_command_lines_are_read_without_the_heavy_libraries():
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+ASKING = """
+import sys
+from grpo_ao.cli import main
+main(["ask", "--text", "I live in Rome.", "--question", "What is the topic?"])
+needless = {"datasets", "matplotlib", "openai", "pandas", "scipy", "sklearn", "trl", "wandb"}
+print("imported:", *needless & set(sys.modules))
+import scipy.special
+"""
+
+
+def test_an_oracle_is_asked_without_libraries_that_it_does_not_need():
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
 @pytest.mark.parametrize(
     ("script", "command"),
     [("train", "train"), ("evaluate", "evaluate"), ("fetch_wildchat_questions", "questions")],

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,13 +246,16 @@ def check_sources(
     folder = resolve_files(adapter, ADAPTER_FILES)
     check_shipped(Path(base))
     check_shipped(folder)
-    config = load_config(base)
-    skeleton = meta_model(config)
-    check_fits_device(base, skeleton, device)
-    check_adapter(base, skeleton, folder)
-    spec, num_layers = load_spec(folder), num_decoder_layers(config)
-    check_layer(num_layers, spec.hook_onto_layer)
-    tokenizer = load_tokenizer(base)
+    # A tokenizer's template is tried in another process, while the adapter is checked in this one.
+    with ThreadPoolExecutor(1) as beside:
+        trial = beside.submit(load_tokenizer, base)
+        config = load_config(base)
+        skeleton = meta_model(config)
+        check_fits_device(base, skeleton, device)
+        check_adapter(base, skeleton, folder)
+        spec, num_layers = load_spec(folder), num_decoder_layers(config)
+        check_layer(num_layers, spec.hook_onto_layer)
+    tokenizer = trial.result()
     build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
     return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec)
 

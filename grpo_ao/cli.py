@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import os
+import select
 import shlex
 import signal
 import sys
@@ -106,11 +107,9 @@ def _errors_told() -> Iterator[None]:
 
 def _reader_is_gone() -> bool:
     """Say whether it is what is printed that nobody reads any more, and not another pipe."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    printed = select.poll()
+    printed.register(sys.stdout)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in printed.poll(0))
 
 
 def _command_again() -> str:

@@ -212,10 +212,11 @@ def test_what_is_no_run_to_resume_is_one_sentence(a_run, tmp_path):
         parse_train_config(["--resume", str(a_run.output_dir)])
 
 
-def test_a_reader_that_goes_away_ends_a_command_without_a_word(monkeypatch, capsys):
+@pytest.mark.parametrize("length", [1, 100_000])  # what is written at the end, and at once
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(monkeypatch, capsys, length):
     reader, writer = os.pipe()
     os.close(reader)
-    monkeypatch.setitem(COMMANDS, "report", lambda _: print("a path"))
+    monkeypatch.setitem(COMMANDS, "report", lambda _: print("x" * length))
     with os.fdopen(writer, "w") as gone, pytest.raises(SystemExit) as caught:
         monkeypatch.setattr(sys, "stdout", gone)
         main(["report"])

@@ -1,6 +1,7 @@
 """Probes with their prompts and activations, addressed by row number."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -34,8 +35,9 @@ class ProbeTable:
         cls, oracle: Oracle, probes: Sequence[Probe], vectors: list[Tensor]
     ) -> "ProbeTable":
         """Write the oracle's prompt for each probe and its activations."""
+        written = cache(oracle.prompt)  # many texts are asked the same
         prompts = [
-            oracle.prompt(probe.layers, len(vectors_KD), probe.question)
+            written(probe.layers, len(vectors_KD), probe.question)
             for probe, vectors_KD in zip(probes, vectors, strict=True)
         ]
         return cls(list(probes), vectors, prompts)

@@ -39,7 +39,7 @@ from grpo_ao.oracle.store import ActivationStore, model_fingerprint
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions
 from grpo_ao.probes.benchmarks import load_items
-from grpo_ao.probes.load import probes_of_items
+from grpo_ao.probes.items import probes_of
 from grpo_ao.probes.names import BENCHMARKS, OUT_OF_DISTRIBUTION
 from grpo_ao.processes import Processes
 from grpo_ao.report.plots import Panel, reliability_diagram, save
@@ -152,7 +152,7 @@ def measure(settings: Settings) -> Measured:
             adapters[f"{arm}, shipped/{seed}"] = folder / "adapter"
     oracle = Oracle.from_pretrained(settings.model, settings.oracle)
     items = load_items("paper", BENCHMARKS, settings.contexts, settings.data_dir)
-    probes = probes_of_items(
+    probes = probes_of(
         items, oracle.spec.act_layer_combinations, [Positions.parse(POSITIONS)], one_layer=True
     )
     store = ActivationStore.build(

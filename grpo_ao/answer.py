@@ -6,6 +6,7 @@ with the probe's own fields, so that a report can be made from the file alone:
     probe_id                 the probe's id
     text, question           what was read, and what was asked of it
     kind, family, reference  ``closed`` or ``open``; the question's sort; its right answer or null
+    choices                  the known answers to a closed question that is not one of yes or no
     layer, positions         where the subject was read (``18``, ``last:20``); where several layers
                              were read together, ``layer`` is ``[21, 22, 23]``
     subject                  name of the adapter that the subject was read with; "" for none
@@ -21,6 +22,8 @@ with the probe's own fields, so that a report can be made from the file alone:
     judge_reply              what the judge wrote, whole; null where it wrote nothing
     characters_read          [start, end] of the text that ``positions`` stand for, or null
 
+Whatever is measured is graded: an answer without a tag by its whole text. Of training rollouts the
+judge grades those that have a tag: the others get the least reward, and count as not informative.
 A rollout's row has its ``step`` beside these, an evaluation's the name of its ``oracle``.
 """
 
@@ -37,7 +40,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import read_jsonl
 from grpo_ao.probe import Layers, Positions, Probe
 
-_OF_PROBE = ("text", "question", "kind", "family", "reference", "subject")
+_OF_PROBE = ("text", "question", "kind", "family", "reference", "choices", "subject")
 
 
 class Agreement(NamedTuple):
@@ -82,11 +85,6 @@ class Answer:
         """Whether the completion opens with a well-formed tag."""
         return self.confidence is not None
 
-    @property
-    def ungraded(self) -> bool:
-        """Whether the judge was to grade it, and did not."""
-        return self.parsed and self.informativeness is None
-
     def to_row(self) -> dict[str, Any]:
         """Return the row of JSON that holds this answer."""
         probe = self.probe
@@ -97,6 +95,7 @@ class Answer:
         row |= {name: getattr(self, name) for name in _OWN}
         agreement = self.agreement
         return row | {
+            "choices": list(probe.choices),
             "token_ids": list(self.token_ids),
             "characters_read": self.characters_read and list(self.characters_read),
             "agreement": None if agreement is None else agreement._asdict(),
@@ -127,8 +126,11 @@ class Answer:
 
 
 _OWN = tuple(field.name for field in fields(Answer) if field.name != "probe")
-# What the first version's rows have not.
-_KEPT_LATER: dict[str, Any] = {"judge_reply": None, "characters_read": None, "subject": ""}
+# What the rows of earlier versions lack.
+_KEPT_LATER: dict[str, Any] = {
+    **{"judge_reply": None, "characters_read": None},
+    **{"subject": "", "choices": ()},
+}
 _TYPES: dict[str, Any] = get_type_hints(Probe) | get_type_hints(Answer)
 _TYPES |= {"probe_id": str, "layer": int | Layers, "positions": str}
 _COLUMNS: dict[str, Any] = {

@@ -59,7 +59,7 @@ def work_of(config: TrainConfig) -> Work:
     }
     grpo = config.max_steps * config.questions_per_step * config.num_generations
     counts = {
-        "training texts": len({p.text for p in train}),
+        "training texts": len({p.text_key for p in train}),
         "training probes": len(train),
         "held-out probes": len(heldout),
         **graded,

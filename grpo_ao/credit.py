@@ -79,6 +79,11 @@ def tag_lengths(
     return lengths
 
 
+def answer_start(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], parsed: bool) -> int:
+    """Return the index of a completion's first answer token: behind its tag, 0 without one."""
+    return tag_lengths(tokenizer, [token_ids])[0] if parsed else 0
+
+
 def split_advantages(
     tag_mask_NC: Bool[Tensor, "completions tokens"],
     informativeness_N: Float[Tensor, "completions"],

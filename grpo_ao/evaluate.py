@@ -36,7 +36,9 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.oracle.vllm.client import start_vllm
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
-from grpo_ao.probes.load import ProbeLimits, data_digest, probes_of_items, readable
+from grpo_ao.probes.items import probes_of
+from grpo_ao.probes.limits import ProbeLimits, readable
+from grpo_ao.probes.load import data_digest
 from grpo_ao.processes import Processes
 from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, own_parts, write_results
 from grpo_ao.terminal import headed, terminal
@@ -122,7 +124,7 @@ def _probes(
     probes = [
         replace(probe, subject=subject)
         for subject in subjects
-        for probe in probes_of_items(load_items(*asked, subject), layers, positions, one_layer)
+        for probe in probes_of(load_items(*asked, subject), layers, positions, one_layer)
     ]
     return readable(all_limits, probes, report=console.print)
 

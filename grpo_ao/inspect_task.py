@@ -24,7 +24,8 @@ from grpo_ao.measuring.ask import graded
 from grpo_ao.measuring.metrics import SUMMARY, Columns, metric_values
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.probes.benchmarks import Item, load_items
+from grpo_ao.probes.benchmarks import load_items
+from grpo_ao.probes.items import Item
 from grpo_ao.probes.names import BENCHMARKS
 
 
@@ -121,5 +122,5 @@ def oracle(
 
 
 def _sample(item: Item) -> Sample:
-    about = {"text": item.text, "family": item.benchmark, "choices": list(item.choices)}
-    return Sample(input=item.question, target=item.target, metadata=about)
+    about = {"text": item.text, "family": item.family, "choices": list(item.choices)}
+    return Sample(input=item.question, target=str(item.target), metadata=about)

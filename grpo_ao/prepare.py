@@ -23,15 +23,9 @@ from grpo_ao.oracle.turn import template_digest
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.division import few_texts, shortage
-from grpo_ao.probes.load import (
-    Asked,
-    ProbeLimits,
-    ProbeLoader,
-    RunProbes,
-    data_digest,
-    probes_of_items,
-    readable,
-)
+from grpo_ao.probes.items import probes_of
+from grpo_ao.probes.limits import ProbeLimits, readable
+from grpo_ao.probes.load import Asked, ProbeLoader, RunProbes, data_digest
 from grpo_ao.probes.names import Suite
 from grpo_ao.processes import Processes, take_over_fsdp
 from grpo_ao.report.card import check_push
@@ -127,8 +121,8 @@ def probes_of_run(
     items = load_items(suite, config.benchmarks, *of_subject)
     specs = (config.positions,) if suite == "mini" else _POSITIONS
     positions = [Positions.parse(spec) for spec in specs]
-    benchmarks = probes_of_items(items, layers, positions, one_layer=True)
-    benchmarks = readable([limits], benchmarks, config.strict, console.print)
+    benchmarks = probes_of(items, layers, positions)
+    benchmarks = readable([limits], benchmarks, config.strict, report=console.print)
     return probes, _of_subject(config, benchmarks)
 
 

@@ -15,6 +15,8 @@ Split = Literal["train", "validation", "heldout"]
 HELDOUT_SHARE = 0.2
 FOLDS = 5
 VALIDATION_SHARE = 0.1
+# Figures of fewer texts carry no conclusion.
+FEW_TEXTS = 30
 Layers = tuple[int, ...]
 """Indices of the decoder layers that a question reads together, in rising order."""
 _FORMS = "'last:K', 'window:K@OFFSET', 'token@OFFSET' or 'all'"
@@ -110,10 +112,9 @@ class Probe:
     ``layers`` are the indices of the decoder layers whose outputs are read, ``positions`` the token
     positions of the subject's turn, the same at every layer. ``reference`` is the right answer
     where it is known; a set without references needs a judge that reads the text. ``family``
-    groups questions of one sort: the measured warm start recalibrates by it, tables report by
-    it. ``choices`` are the known answers to a closed question that is not
-    one of yes or no. ``subject`` names the adapter with which the base model is read, ""
-    for none.
+    groups questions of one sort: the measured warm start recalibrates by it, tables report by it.
+    ``choices`` are the known answers to a closed question that is not one of yes or no.
+    ``subject`` names the adapter with which the base model is read, "" for none.
     """
 
     text: str
@@ -131,6 +132,11 @@ class Probe:
         """Sixteen hex digits that depend on text, question, layers, positions and subject alone."""
         parts = (self.text, self.question, self.shown_layers, str(self.positions))
         return stable_hash(*parts, *filter(None, (self.subject,)))
+
+    @property
+    def text_key(self) -> str:
+        """What near-equal texts share: probes about them are split, counted and drawn together."""
+        return text_key(self.text)
 
     @property
     def shown_layers(self) -> str:

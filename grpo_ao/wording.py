@@ -42,7 +42,7 @@ def words(answer: str) -> list[str]:
     return [word for word in found if word not in ARTICLES] or found
 
 
-def said(answer: str) -> str | None:
+def yes_or_no(answer: str) -> str | None:
     """Return the answer that is given, ``Yes`` or ``No``, matched as a whole word.
 
     ``None`` if neither word is said, or both are: "I know" says neither.
@@ -53,6 +53,6 @@ def said(answer: str) -> str | None:
 
 def say_the_same(first: str, second: str, kind: QuestionKind) -> bool:
     """Say whether two answers to a question agree: in Yes or No, or else in all their words."""
-    if kind == "closed" and said(first):
-        return said(first) == said(second)
+    if kind == "closed" and yes_or_no(first):
+        return yes_or_no(first) == yes_or_no(second)
     return words(first) == words(second)

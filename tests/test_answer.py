@@ -29,11 +29,6 @@ def test_without_a_well_formed_tag_there_is_no_confidence_and_all_is_the_answer(
     assert answer.answer == "[epistemic status: 101] Rome"
 
 
-def test_only_a_parsed_answer_can_lack_its_grade():
-    parsed, unparsed = Answer.read(PROBE, "[epistemic status: 5] Rome"), Answer.read(PROBE, "Rome")
-    assert (parsed.ungraded, unparsed.ungraded) == (True, False)
-
-
 @given(
     confidence=SHARES,
     informativeness=SHARES,
@@ -44,11 +39,21 @@ def test_only_a_parsed_answer_can_lack_its_grade():
     read=st.none() | st.tuples(st.integers(0), st.integers(0)),
     text=st.text(),
     positions=st.sampled_from(["last:20", "window:50@-1", "token@-3", "all"]),
+    choices=st.lists(st.text()).map(tuple),
 )
 def test_an_answer_comes_back_from_its_row_as_it_was(
-    confidence, informativeness, reward, probability, agreement, reply, read, text, positions
+    confidence,
+    informativeness,
+    reward,
+    probability,
+    agreement,
+    reply,
+    read,
+    text,
+    positions,
+    choices,
 ):
-    probe = Probe(text, "Is it?", "closed", (3,), Positions.parse(positions), None, "f")
+    probe = Probe(text, "Is it?", "closed", (3,), Positions.parse(positions), None, "f", choices)
     answer = Answer(
         probe,
         "a completion",
@@ -85,7 +90,8 @@ def test_a_row_that_another_version_wrote_is_refused():
 
 def test_a_row_of_the_first_version_is_read():
     row = Answer.read(PROBE, "Rome").to_row()
-    answer = Answer.from_row({name: row[name] for name in row.keys() - {"judge_reply"}})
+    later = {"judge_reply", "characters_read", "subject", "choices"}
+    answer = Answer.from_row({name: row[name] for name in row.keys() - later})
     assert answer == Answer.read(PROBE, "Rome")
 
 
@@ -107,6 +113,7 @@ WRONG = {
     "positions": None,
     "judge_reply": 3,
     "characters_read": [3],
+    "choices": "Rome",
 }
 
 

@@ -28,8 +28,8 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec, save_spec
 from grpo_ao.oracle.vllm.client import VllmRollouts
 from grpo_ao.probe import Positions
-from grpo_ao.probes.benchmarks import Item
-from grpo_ao.probes.load import ProbeLimits, probes_of_items, readable
+from grpo_ao.probes.items import Item, probes_of
+from grpo_ao.probes.limits import ProbeLimits, readable
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.report import tables
 from tests.oracle.vllm import fake_vllm
@@ -117,7 +117,7 @@ ITEM = Item("ner", "a text", "a question?", "Yes")
 
 def test_an_item_is_asked_at_each_layer_and_each_position():
     positions = [Positions.parse("token@-3"), Positions.parse("window:50@-1")]
-    probes = probes_of_items([ITEM], [(1,), (2,), (2, 3)], positions, one_layer=False)
+    probes = probes_of([ITEM], [(1,), (2,), (2, 3)], positions, one_layer=False)
     where = [(str(p.positions), p.layers) for p in probes]
     assert where == [(str(p), layers) for p in positions for layers in ((1,), (2,), (2, 3))]
     assert {(p.family, p.reference, p.kind) for p in probes} == {("ner", "Yes", "closed")}
@@ -125,18 +125,21 @@ def test_an_item_is_asked_at_each_layer_and_each_position():
 
 def test_one_layer_is_drawn_by_the_item_alone():
     items = [Item("ner", f"text {n}", "q", "Yes") for n in range(60)]
-    probes = probes_of_items(items, [(1,), (2,), (2, 3)], [LAST], one_layer=True)
+    probes = probes_of(items, [(1,), (2,), (2, 3)], [LAST])
     assert len(probes) == 60
     assert {p.layers for p in probes} == {(1,), (2,), (2, 3)}
-    assert (
-        probes_of_items(items[::-1], [(1,), (2,), (2, 3)], [LAST], one_layer=True) == probes[::-1]
-    )
+    assert probes_of(items[::-1], [(1,), (2,), (2, 3)], [LAST]) == probes[::-1]
 
 
-def test_a_text_of_which_nothing_would_be_read_is_refused_before_a_model_is_loaded():
-    probes = probes_of_items([ITEM], [(1,)], [Positions.parse("token@-50")], one_layer=False)
-    with pytest.raises(ValueError, match="cannot read 'a text'"):
-        readable([context(4096)], probes)
+def test_a_text_of_which_nothing_would_be_read_is_left_out_and_said_unless_it_is_the_only_one(
+    capsys,
+):
+    long = Item("ner", "a text " * 40, "a question?", "Yes")
+    probes = probes_of([long, ITEM], [(1,)], [Positions.parse("token@-50")])
+    assert readable([context(4096)], probes) == probes[:1]
+    assert "1 probes are left out. The first: cannot read 'a text'" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no probe can be read\. The first: cannot read 'a text'"):
+        readable([context(4096)], probes[1:])
 
 
 def context(positions: int) -> ProbeLimits:
@@ -145,7 +148,7 @@ def context(positions: int) -> ProbeLimits:
 
 def test_an_item_that_does_not_fit_into_one_of_the_oracles_is_left_out_and_said(capsys):
     long = Item("ner", "a text " * 40, "a question?", "Yes")
-    probes = probes_of_items([long, ITEM], [(1,)], [LAST], one_layer=False)
+    probes = probes_of([long, ITEM], [(1,)], [LAST], one_layer=False)
     assert readable([context(4096)], probes) == probes
     assert readable([context(4096), context(200)], probes) == probes[1:]
     assert "1 probes are left out. The first: the text 'a text" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 import pytest
 
-from grpo_ao.wording import question_kind, said, say_the_same, words
+from grpo_ao.wording import question_kind, say_the_same, words, yes_or_no
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_words_are_lower_case_without_punctuation_and_articles(answer, expected)
     ],
 )
 def test_an_answer_is_matched_as_a_whole_word(answer, meant):
-    assert said(answer) == meant
+    assert yes_or_no(answer) == meant
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from grpo_ao.errors import UserError
 from grpo_ao.judges.protocol import Grade, GradeRequest
 from grpo_ao.probe import Probe
-from grpo_ao.wording import ARTICLES, all_words, said, words
+from grpo_ao.wording import ARTICLES, all_words, words, yes_or_no
 
 # Of an answer whose words are the reference's in less than this share, most is a list or filler.
 _LEAST_PRECISION = 0.25
@@ -15,7 +15,11 @@ _LEAST_PRECISION = 0.25
 
 def says_neither(answer: str, reference: str | None) -> bool:
     """Say whether a question of yes or no got an answer that is neither."""
-    return reference in ("Yes", "No") and said(answer) is None
+    return _is_yes_or_no(reference or "") and yes_or_no(answer) is None
+
+
+def _is_yes_or_no(reference: str) -> bool:
+    return words(reference) in (["yes"], ["no"])
 
 
 def closed_score(answer: str, reference: str) -> float:
@@ -24,9 +28,9 @@ def closed_score(answer: str, reference: str) -> float:
     Yes and No are said by the word alone, wherever it stands, without the other. Any other
     reference is said by an answer that opens with its words, as whole words.
     """
+    if _is_yes_or_no(reference):
+        return float(yes_or_no(answer) == yes_or_no(reference))
     right = words(reference)
-    if right in (["yes"], ["no"]):
-        return float(said(answer) == right[0].capitalize())
     opening = all_words(answer) if set(right) <= ARTICLES else words(answer)
     return float(bool(right) and opening[: len(right)] == right)
 

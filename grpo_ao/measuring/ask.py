@@ -135,14 +135,18 @@ def complete(
         Sampling(num_samples, temperature, max_new_tokens),
         batch_size=batch_size,
     )
-    decode = oracle.tokenizer.batch_decode
     return [
-        [
-            Answer.read(table.probes[row], text, ids)
-            for ids, text in zip(samples, decode(samples, skip_special_tokens=True), strict=True)
-        ]
+        read_answers(oracle, [table.probes[row]] * num_samples, samples)
         for row, samples in zip(rows, completions, strict=True)
     ]
+
+
+def read_answers(
+    oracle: Oracle, probes: Sequence[Probe], completions: Sequence[Sequence[int]]
+) -> list[Answer]:
+    """Read completions, as token ids, into the answers that they give, each to its probe."""
+    texts = oracle.decode(completions)
+    return [Answer.read(*read) for read in zip(probes, texts, completions, strict=True)]
 
 
 def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking) -> list[Answer]:
@@ -168,12 +172,14 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     if sampled:
         torch.manual_seed(seed + 1)
         others = complete(oracle, table, sampled, 1.0, how.max_new_tokens, AGREEMENT_SAMPLES, size)
-        agreed = map(_with_agreement, answers, others)
-        answers = [*agreed, *answers[len(sampled) :]]
+        found = {_key(own[0].probe): own for own in others}
+        answers = [_with_agreement(answer, found.get(_key(answer.probe))) for answer in answers]
     return answers
 
 
-def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:
+def _with_agreement(answer: Answer, others: Sequence[Answer] | None) -> Answer:
+    if others is None:
+        return answer
     kind = answer.probe.kind
     same = sum(say_the_same(answer.answer, other.answer, kind) for other in others)
     tokens = sum(len(other.token_ids) for other in others)
@@ -181,10 +187,7 @@ def _with_agreement(answer: Answer, others: Sequence[Answer]) -> Answer:
 
 
 async def graded(judge: Judge, answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers with their grades. The judge sees the answer, never the confidence.
-
-    A completion without a well-formed tag is graded by its whole text.
-    """
+    """Return the answers with their grades. The judge sees the answer, never the confidence."""
     requests = [
         GradeRequest(
             *(a.probe.text, a.probe.question, a.answer, a.probe.kind, a.probe.reference),

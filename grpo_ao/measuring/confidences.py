@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import Fit, fit_isotonic, fit_temperature, out_of_fold
-from grpo_ao.credit import tag_lengths
+from grpo_ao.credit import answer_start
 from grpo_ao.measuring.metrics import Columns, Confidence, stated
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import unit_draw
-from grpo_ao.wording import said
+from grpo_ao.wording import yes_or_no
 
 AGREEMENT_SAMPLES = 20
 _YES = (" Yes", "Yes", " yes", "yes")
@@ -41,15 +41,14 @@ def with_probabilities(
     tokenizer has both words as one token.
     """
     written = [answer.token_ids for answer in answers]
-    tags = tag_lengths(oracle.tokenizer, written)
-    sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
     model, tokenizer, hook = oracle.model, oracle.tokenizer, oracle.hook
+    sides = [_single_tokens(tokenizer, words) for words in (_YES, _NO)]
     read = completion_logp(
         model, tokenizer, hook, table.prompts, table.vectors, written, batch_size
     )
     found = []
-    for answer, tag, whole_CV in zip(answers, tags, read, strict=True):
-        start = tag if answer.parsed else 0
+    for answer, whole_CV in zip(answers, read, strict=True):
+        start = answer_start(tokenizer, answer.token_ids, answer.parsed)
         logp_CV = whole_CV[start:]
         closed = answer.probe.kind == "closed" and all(sides)
         found.append(
@@ -78,7 +77,7 @@ def _yes_probability(logp_V: Tensor, yes: Sequence[int], no: Sequence[int]) -> f
 
 def token_probability(answer: Answer) -> float | None:
     """Return the probability of the answer's word against the other's."""
-    word = said(answer.answer)
+    word = yes_or_no(answer.answer)
     if word is None or answer.yes_probability is None:
         return None
     return answer.yes_probability if word == "Yes" else 1 - answer.yes_probability

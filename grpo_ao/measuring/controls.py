@@ -94,7 +94,7 @@ def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
         fitting = (
             other
             for other in _from_somewhere(rows, unit_draw("donor", probe.id))
-            if table.probes[other].text != probe.text
+            if table.probes[other].text_key != probe.text_key
             if same_family or table.probes[other].family != probe.family
             if len(table.vectors[other]) >= len(table.vectors[row])
         )

@@ -29,15 +29,13 @@ from grpo_ao.calibration import (
 from grpo_ao.discrimination import risk_at_coverage, somers_d, within_family_auroc
 from grpo_ao.intervals import Difference, holm, paired_differences
 from grpo_ao.judges.reference import says_neither
-from grpo_ao.probe import stable_hash
+from grpo_ao.probe import FEW_TEXTS, stable_hash
 
 Measurement = dict[str, Any]
-"""``{"n": answers, "contexts": texts, METRIC: {"value": v, "low": l, "high": h}, ...}``."""
+"""``{"n": graded answers, "contexts": their texts, METRIC: {"value": v, "low": l, "high": h}}``."""
 Confidence = Callable[[Answer], float | None]
 Values = Callable[["Columns"], dict[str, float]]
 
-# Figures of fewer texts carry no conclusion.
-FEW_TEXTS = 30
 # Kernel regression costs a hundred times what the other metrics cost.
 _SMOOTH_DRAWS = 200
 SUMMARY = (
@@ -58,8 +56,8 @@ class Columns:
 
     ``confidence_N`` lies in [0, 1], NaN where the method has none; ``informativeness_N`` too, NaN
     where the judge gave no grade. ``neither_N`` marks answers to a question of yes or no that are
-    neither. ``family_N`` names each answer's family and kind of question, ``context_N`` its text,
-    the unit of the bootstrap.
+    neither. ``family_N`` names each answer's family and kind of question, ``context_N`` its text
+    (``Probe.text_key``), the unit of the bootstrap.
     """
 
     confidence_N: Float[np.ndarray, "answers"]
@@ -76,7 +74,7 @@ class Columns:
             np.array([_number(answer.informativeness) for answer in answers], dtype=float),
             np.array([says_neither(a.answer, a.probe.reference) for a in answers], dtype=bool),
             np.array([family_of(answer) for answer in answers]),
-            np.array([stable_hash(answer.probe.text) for answer in answers]),
+            np.array([stable_hash(answer.probe.text_key) for answer in answers]),
         )
 
     def take(self, index_N: np.ndarray) -> "Columns":
@@ -95,9 +93,14 @@ class Columns:
         return self.confidence_N[self.is_known], self.informativeness_N[self.is_known]
 
     @property
+    def is_graded(self) -> Bool[np.ndarray, "answers"]:
+        """Whether the judge graded each answer."""
+        return ~np.isnan(self.informativeness_N)
+
+    @property
     def is_known(self) -> Bool[np.ndarray, "answers"]:
         """Whether both confidence and informativeness of each answer are known."""
-        return ~np.isnan(self.confidence_N) & ~np.isnan(self.informativeness_N)
+        return ~np.isnan(self.confidence_N) & self.is_graded
 
     def __len__(self) -> int:
         return len(self.informativeness_N)
@@ -119,7 +122,7 @@ def headline_values(columns: Columns) -> dict[str, float]:
     confidence, outcome = columns.known
     right, families = outcome >= 0.5, columns.family_N[columns.is_known]
     return {
-        "informativeness": _mean(columns.informativeness_N[~np.isnan(columns.informativeness_N)]),
+        "informativeness": _mean(columns.informativeness_N[columns.is_graded]),
         "confidence_mean": _mean(confidence),
         "auroc_within": within_family_auroc(confidence, right, families).auroc,
         "calibration_error": _calibration_error(columns).value,
@@ -129,7 +132,7 @@ def headline_values(columns: Columns) -> dict[str, float]:
 
 
 def _drawn_values(columns: Columns) -> dict[str, float]:
-    graded = ~np.isnan(columns.informativeness_N)
+    graded = columns.is_graded
     confidence, outcome = columns.known
     families = columns.family_N[columns.is_known]
     parts, squared = brier_parts(confidence, outcome), brier(confidence, outcome)
@@ -172,8 +175,7 @@ def _brier_of_all(columns: Columns) -> float:
 def summary(columns: Columns) -> dict[str, float]:
     """Return the number of graded answers and the metrics that a run is judged by."""
     values = metric_values(columns)
-    graded = int((~np.isnan(columns.informativeness_N)).sum())
-    return {"n": graded} | {name: values[name] for name in SUMMARY}
+    return {"n": int(columns.is_graded.sum())} | {name: values[name] for name in SUMMARY}
 
 
 def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) -> Measurement:
@@ -259,7 +261,7 @@ def _sizes(columns: Columns) -> Measurement:
     confidence, outcome = stated.known
     within = within_family_auroc(confidence, outcome >= 0.5, stated.family_N)
     return {
-        "n": len(columns),
+        "n": int(columns.is_graded.sum()),
         "contexts": count_texts(columns),
         "families": within.families,
         "families_left_out": within.left_out,
@@ -278,8 +280,8 @@ def _smooth(columns: Columns, draws: int) -> dict[str, float | None]:
 
 
 def count_texts(columns: Columns) -> int:
-    """Return the number of texts that answers are about."""
-    return len(np.unique(columns.context_N))
+    """Return the number of texts that graded answers are about."""
+    return len(np.unique(columns.context_N[columns.is_graded]))
 
 
 def _number(value: float | None) -> float:

@@ -198,7 +198,7 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
 def _same_answers(own: Sequence[Answer], other: Sequence[Answer], draws: int) -> dict[str, float]:
     pairs = zip(own, other, strict=True)
     same_N = np.array([say_the_same(a.answer, b.answer, a.probe.kind) for a, b in pairs], float)
-    text_N = np.array([answer.probe.text for answer in own])
+    text_N = np.array([answer.probe.text_key for answer in own])
     low, high = bootstrap_interval(lambda rows_N: same_N[rows_N].mean(), text_N, draws=draws)
     return {"value": same_N.mean(), "low": low, "high": high}
 

@@ -8,7 +8,8 @@ from itertools import islice
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import questions_about
 from grpo_ao.mini.world import Message, make_message, split_of_message
-from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, kept_for_calibration
+from grpo_ao.probe import Layers, Positions, Probe, Split, kept_for_calibration
+from grpo_ao.probes.items import Item, probes_of
 
 # Worlds: of each split's probes, of the benchmarks, and of what the mini oracle was taught.
 _SEED_OF_SPLIT = {"train": 11, "validation": 12, "heldout": 1}
@@ -49,25 +50,16 @@ def mini_probes(
             "asked for: lower --max_steps, --questions_per_step or the number of probes."
         )
     wordings: Split = "heldout" if split == "heldout" else "validation"
-    probes: dict[str, Probe] = {}
+    items: dict[tuple[str, str], Item] = {}
     for message in _messages(_SEED_OF_SPLIT[split], split):
-        if len(probes) >= count:
+        if len(items) >= count:
             break
         rng = random.Random(f"questions {message.text}")
         questions = questions_about(message, rng, wordings)
-        for question in rng.sample(questions, min(PER_TEXT, len(questions))):
-            drawn = drawn_from(layers, "layer", message.text, question.text)
-            probe = Probe(
-                message.text,
-                question.text,
-                question.kind,
-                drawn,
-                positions,
-                question.answer,
-                question.family,
-            )
-            probes.setdefault(probe.id, probe)
-    return list(probes.values())[:count]
+        for q in rng.sample(questions, min(PER_TEXT, len(questions))):
+            item = Item(q.family, message.text, q.text, q.answer, kind=q.kind)
+            items.setdefault((item.text, item.question), item)
+    return probes_of(islice(items.values(), count), layers, [positions])
 
 
 def mini_lessons(count: int) -> Iterator[tuple[str, str, str, str]]:
@@ -86,8 +78,8 @@ def _lessons() -> Iterator[tuple[str, str, str, str]]:
             yield question.family, message.text, question.text, question.answer
 
 
-def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, str, str, str]]:
-    """Return (family, text, question, target) for the first contexts of each family, in order.
+def mini_items(families: Sequence[str], num_contexts: int) -> list[Item]:
+    """Return a question about each of the first contexts of each family, in order.
 
     Held-out messages and held-out templates, questions answered Yes or No, as many of one as of
     the other.
@@ -95,16 +87,14 @@ def mini_items(benchmarks: Sequence[str], num_contexts: int) -> list[tuple[str, 
     half = num_contexts // 2
     if not half:
         raise UserError(f"--num_contexts must be at least 2, got {num_contexts}.")
-    found: dict[tuple[str, str], list[tuple[str, str, str, str]]] = {
-        (family, target): [] for family in benchmarks for target in ("Yes", "No")
+    found: dict[tuple[str, str], list[Item]] = {
+        (family, target): [] for family in families for target in ("Yes", "No")
     }
     for message in _messages(_WORLD, "heldout"):
-        for question in questions_about(
-            message, random.Random(f"benchmarks {message.text}"), "heldout"
-        ):
-            items = found.get((question.family, question.answer))
+        for q in questions_about(message, random.Random(f"benchmarks {message.text}"), "heldout"):
+            items = found.get((q.family, q.answer))
             if items is not None and len(items) < half:
-                items.append((question.family, message.text, question.text, question.answer))
+                items.append(Item(q.family, message.text, q.text, q.answer))
         if all(len(items) == half for items in found.values()):
             break
-    return [item for family in benchmarks for t in ("Yes", "No") for item in found[family, t]]
+    return [item for items in found.values() for item in items]

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo_ao.credit import tag_lengths
+from grpo_ao.credit import answer_start
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, as_umask_says, writing
@@ -196,6 +196,10 @@ class Oracle:
         found = generate_completions(*own, prompts, vectors, sampling, max(1, size))
         return Rollouts(found, None)
 
+    def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
+        """Return what completions say: token ids as text, special tokens left out."""
+        return self.tokenizer.batch_decode(list(completions), skip_special_tokens=True)
+
     def ask(
         self,
         texts: Sequence[str | Conversation] = (),
@@ -288,12 +292,9 @@ class Oracle:
         logp_CV: Tensor,
         others: Sequence[Sequence[int]],
     ) -> OracleAnswer:
-        completion, *sampled = self.tokenizer.batch_decode(
-            [token_ids, *map(list, others)], skip_special_tokens=True
-        )
+        completion, *sampled = self.decode([token_ids, *others])
         confidence, answer = parse_oracle_output(completion)
-        (tag,) = tag_lengths(self.tokenizer, [token_ids])
-        start = tag if confidence is not None else 0
+        start = answer_start(self.tokenizer, token_ids, confidence is not None)
         kind = question_kind(question)
         same = [say_the_same(answer, parse_oracle_output(other).answer, kind) for other in sampled]
         return OracleAnswer(

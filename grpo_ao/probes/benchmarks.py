@@ -6,7 +6,6 @@ contexts. Half of the answers that are measured are Yes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from grpo_ao.probe import (
     unit_draw,
 )
 from grpo_ao.probes.benchmark_sources import Context, Templates, load_contexts, load_templates
+from grpo_ao.probes.items import Item
 from grpo_ao.probes.names import (
     BENCHMARKS,
     IN_DISTRIBUTION,
@@ -38,18 +38,6 @@ from grpo_ao.probes.secrets import Secret, load_secrets
 INSTRUCTION = "Answer with 'Yes' or 'No' only. "
 # Of a benchmark's templates: held out for the measurement, and left to the calibration.
 _HELDOUT_TEMPLATES, _VALIDATION_TEMPLATES = 0.3, 0.25
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question about one context; a closed one's ``target`` is Yes or No or of ``choices``."""
-
-    benchmark: str
-    text: str
-    question: str
-    target: str
-    choices: tuple[str, ...] = ()
-    kind: QuestionKind = "closed"
 
 
 def groups(suite: Suite, families: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -80,7 +68,7 @@ def load_own_items(path: Path) -> list[Item]:
     items: dict[tuple[str, str, str], Item] = {}
     for number, row in read_foreign_rows(path):
         item = _own_item(path, number, row)
-        known = items.setdefault((item.benchmark, item.text, item.question), item)
+        known = items.setdefault((item.family, item.text, item.question), item)
         if known != item:
             raise UserError(
                 f"row {number} of {path} asks what an earlier row asks of the same text, and has "
@@ -151,7 +139,7 @@ def load_items(
             raise UserError(f"the mini world has no {' and no '.join(SECRETS)}: leave them out.")
         own = [item for b in benchmarks if is_own(b) for item in load_own_items(Path(b))]
         known = [b for b in benchmarks if not is_own(b)]
-        return [Item(*values) for values in mini_items(known, num_contexts)] + own
+        return mini_items(known, num_contexts) + own
     items = []
     for benchmark in benchmarks:
         if is_own(benchmark):
@@ -244,7 +232,7 @@ def _contexts_of(benchmark: str, contexts: Sequence[Context], split: Split) -> l
 def _one_of_each_sample(contexts: Sequence[Context]) -> list[Context]:
     first: dict[str, Context] = {}
     for context in contexts:
-        first.setdefault(context.sample or context.text, context)
+        first.setdefault(context.sample or text_key(context.text), context)
     return list(first.values())
 
 

@@ -7,10 +7,7 @@ too small for that, a warning says so.
 
 from collections.abc import Sequence
 
-from grpo_ao.probe import Probe, text_key, unit_draw
-
-# An interval over fewer texts says little; reports show it grey.
-LEAST_TEXTS = 30
+from grpo_ao.probe import FEW_TEXTS, Probe, unit_draw
 
 
 def divide(probes: Sequence[Probe], warm_start: int, grpo: int) -> tuple[list[int], list[int]]:
@@ -23,7 +20,7 @@ def divide(probes: Sequence[Probe], warm_start: int, grpo: int) -> tuple[list[in
     needed = min(warm_start, len(probes) * warm_start // max(1, warm_start + grpo))
     if not grpo:
         needed = len(probes)
-    keys = [text_key(probe.text) for probe in probes]
+    keys = [probe.text_key for probe in probes]
     first: list[int] = []
     taken: set[str] = set()
     for row in sorted(range(len(probes)), key=lambda row: (unit_draw("stage", keys[row]), row)):
@@ -45,9 +42,9 @@ def shortage(stage: str, needed: int, found: int) -> str | None:
 
 
 def few_texts(heldout: Sequence[Probe]) -> str | None:
-    """Return a warning where intervals would be over fewer than 30 held-out texts."""
-    texts = len({text_key(probe.text) for probe in heldout})
-    if texts >= LEAST_TEXTS:
+    """Return a warning where intervals would be over too few held-out texts."""
+    texts = len({probe.text_key for probe in heldout})
+    if texts >= FEW_TEXTS:
         return None
     return (
         f"only {texts} texts are held out, so that the intervals of what is measured say little: "

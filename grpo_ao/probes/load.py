@@ -1,63 +1,18 @@
-"""The probes of a run and of the benchmarks: loaded, checked for length, split by text."""
+"""The probes of a run: question sets, checked for length and split by text."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import text_digest
 from grpo_ao.mini.probes import PER_TEXT, mini_probes
-from grpo_ao.oracle.activations import SubjectTexts
-from grpo_ao.oracle.context import check_prompt, check_text, context_length
-from grpo_ao.oracle.loading import load_config
-from grpo_ao.oracle.prompt import build_oracle_prompt
-from grpo_ao.oracle.spec import OracleSpec, load_spec
-from grpo_ao.probe import Layers, Positions, Probe, Split, drawn_from, split_of, text_key, unit_draw
-from grpo_ao.probes.benchmarks import Item
+from grpo_ao.probe import Layers, Positions, Probe, Split, split_of, unit_draw
 from grpo_ao.probes.division import divide
-from grpo_ao.probes.rows import load_rows, probes_of
-
-
-@dataclass(frozen=True)
-class ProbeLimits:
-    """What a probe must fit into: a model's positions, with this oracle's prompt and answer."""
-
-    texts: SubjectTexts
-    spec: OracleSpec
-    positions: int
-    max_new_tokens: int
-
-    @classmethod
-    def of(
-        cls, texts: SubjectTexts, model: str, adapter: str | Path, max_new_tokens: int
-    ) -> "ProbeLimits":
-        """Read the positions from the model's configuration, the prompt from the adapter's."""
-        return cls(texts, load_spec(adapter), context_length(load_config(model)), max_new_tokens)
-
-    def check(self, probe: Probe) -> None:
-        """Raise UserError where the probe's text, or its prompt and the answer, do not fit."""
-        check_text(self.positions, len(self.texts[probe.text]), probe.text)
-        count = len(self.texts.positions_read(probe)) * len(probe.layers)
-        # No token stands for less than a byte, so that few prompts have to be tokenised.
-        placeholders = count * len(self.spec.special_token.encode())
-        question = len(probe.question.encode("utf-8", "surrogatepass"))
-        if (
-            self._around * len(probe.layers) + placeholders + question + self.max_new_tokens
-            > self.positions
-        ):
-            ids = build_oracle_prompt(
-                self.texts.tokenizer, probe.layers, count, probe.question, self.spec
-            ).input_ids
-            check_prompt(self.positions, len(ids), self.max_new_tokens, probe.question)
-
-    @cached_property
-    def _around(self) -> int:
-        return len(
-            build_oracle_prompt(self.texts.tokenizer, (100,), 1, "?", self.spec).text.encode()
-        )
+from grpo_ao.probes.items import probes_of
+from grpo_ao.probes.limits import ProbeLimits, readable
+from grpo_ao.probes.rows import items_of, load_rows
 
 
 class RunProbes(NamedTuple):
@@ -119,8 +74,8 @@ class ProbeLoader:
             )
         train = of_split["train"]
         if train_texts is not None:
-            texts = set(list(dict.fromkeys(p.text for p in train))[:train_texts])
-            train = [p for p in train if p.text in texts]
+            texts = list(dict.fromkeys(probe.text_key for probe in train))[:train_texts]
+            train = [probe for probe in train if probe.text_key in set(texts)]
         divided = divide(train, asked.warm_start, asked.grpo)
         first, second = ([train[row] for row in rows] for rows in divided)
         rest = (of_split["validation"][: asked.validation], of_split["heldout"][: asked.heldout])
@@ -131,8 +86,8 @@ class ProbeLoader:
         loaded = load_rows(source, self.strict)
         for problem in loaded.problems:
             self.report(problem)
-        probes = self._usable(probes_of(loaded.rows, self.layers, self.positions))
-        return sorted(probes, key=lambda probe: unit_draw("order", text_key(probe.text)))
+        probes = probes_of(items_of(loaded.rows), self.layers, [self.positions])
+        return sorted(self._usable(probes), key=lambda probe: unit_draw("order", probe.text_key))
 
     def _of_mini_world(
         self, asked: Asked, train_texts: int | None, own: Sequence[Probe]
@@ -151,26 +106,27 @@ class ProbeLoader:
         return RunProbes(first, second, checked, heldout)
 
     def _usable(self, probes: Sequence[Probe]) -> list[Probe]:
-        """Say which texts have fewer tokens than are read; leave out what cannot be read."""
-        texts, where = self.limits.texts, self.positions
-        check = partial(texts.positions_read, strict=self.strict_positions)
-        kept = _kept(probes, check, self.strict_positions, self.report, "no probe can be read")
-        cut = sum(len(texts.positions_read(probe)) < (where.count or 0) for probe in kept)
+        """Leave out what cannot be read or does not fit; say how many texts are read in part."""
+        kept = readable(
+            [self.limits], probes, self.strict, self.strict_positions, report=self.report
+        )
+        count, texts = self.positions.count or 0, self.limits.texts
+        cut = sum(len(texts.positions_read(probe)) < count for probe in kept)
         if cut:
             self.report(
-                f"{cut} probes have texts shorter than '{where}': they are read from the "
+                f"{cut} probes have texts shorter than '{self.positions}': they are read from the "
                 "beginning of the text (--strict_positions makes this an error)."
             )
-        return _fitting(self.limits, kept, self.strict, self.report)
+        return kept
 
 
 def _of_split(probes: Sequence[Probe], own: Sequence[Probe]) -> dict[Split, list[Probe]]:
     """Divide probes by their texts; ``own`` are held out where there are any, and no others."""
     of_split: dict[Split, list[Probe]] = {name: [] for name in get_args(Split)}
-    taken = {text_key(probe.text) for probe in own}
+    taken = {probe.text_key for probe in own}
     for probe in probes:
         split = split_of(probe.text)
-        if text_key(probe.text) not in taken:
+        if probe.text_key not in taken:
             of_split["train" if own and split == "heldout" else split].append(probe)
     if own:
         of_split["heldout"] = list(own)
@@ -181,79 +137,9 @@ def _in_turn(probes: Sequence[Probe], counts: Sequence[int]) -> Iterator[Sequenc
     """Take so many probes after one another, none of a text that was taken from before."""
     for count in counts:
         taken = probes[:count]
-        texts = {probe.text for probe in taken}
+        texts = {probe.text_key for probe in taken}
         yield taken
-        probes = [probe for probe in probes[count:] if probe.text not in texts]
-
-
-def _kept(
-    probes: Sequence[Probe],
-    check: Callable[[Probe], object],
-    strict: bool,
-    report: Callable[[str], None],
-    none_left: str,
-) -> list[Probe]:
-    """Leave out, and say, the probes that ``check`` refuses; UserError where that is all."""
-    kept, first_problem = [], ""
-    for probe in probes:
-        try:
-            check(probe)
-        except UserError as error:
-            if strict:
-                raise
-            first_problem = first_problem or str(error)
-            continue
-        kept.append(probe)
-    if first_problem and not kept:
-        raise UserError(f"{none_left}. The first: {first_problem}")
-    if first_problem:
-        left_out = len(probes) - len(kept)
-        report(f"{left_out} probes are left out. The first: {first_problem}")
-    return kept
-
-
-def _fitting(
-    limits: ProbeLimits, probes: Sequence[Probe], strict: bool, report: Callable[[str], None]
-) -> list[Probe]:
-    return _kept(probes, limits.check, strict, report, "no probe fits into the model")
-
-
-def probes_of_items(
-    items: Sequence[Item],
-    layers: Sequence[Layers],
-    positions: Sequence[Positions],
-    one_layer: bool,
-) -> list[Probe]:
-    """Make the probes of each benchmark item: at each of ``positions``, at each of ``layers``.
-
-    ``one_layer``: at one of ``layers``, drawn by a hash of text and question.
-    """
-    probes = []
-    for item in items:
-        drawn = drawn_from(layers, "layer", item.text, item.question)
-        for where in positions:
-            for read in [drawn] if one_layer else layers:
-                of_item = (item.text, item.question, item.kind, read, where)
-                probes.append(Probe(*of_item, item.target, item.benchmark, item.choices))
-    return probes
-
-
-def readable(
-    all_limits: Sequence[ProbeLimits],
-    probes: Sequence[Probe],
-    strict: bool = False,
-    report: Callable[[str], None] = print,
-) -> list[Probe]:
-    """Return the probes that fit within all of ``all_limits``, of one model; report the others.
-
-    Raises UserError for the first text that is too short for the positions read of it and, with
-    ``strict``, for the first probe that does not fit.
-    """
-    for probe in probes:
-        all_limits[0].texts.positions_read(probe)
-    for limits in all_limits:
-        probes = _fitting(limits, probes, strict, report)
-    return list(probes)
+        probes = [probe for probe in probes[count:] if probe.text_key not in texts]
 
 
 def data_digest(probes: Sequence[Probe]) -> str:

@@ -6,12 +6,14 @@ and ``answers``, lists of the same length. A row of one question may have ``ques
 for them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.probe import Layers, Positions, Probe, QuestionKind, drawn_from
+from grpo_ao.probe import QuestionKind
+from grpo_ao.probes.items import Item
 from grpo_ao.probes.sources import read_rows
 from grpo_ao.wording import question_kind
 
@@ -25,6 +27,12 @@ class QuestionRow:
     kinds: tuple[QuestionKind, ...]
     references: tuple[str | None, ...]
     families: tuple[str, ...]
+
+    @property
+    def items(self) -> list[Item]:
+        """Each question by itself; one without a family is grouped by its kind."""
+        columns = zip(self.families, self.questions, self.references, self.kinds, strict=True)
+        return [Item(f, self.text, question, r, kind=kind) for f, question, r, kind in columns]
 
 
 _NAMES = {
@@ -119,19 +127,9 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
     return LoadedRows(rows, problems)
 
 
-def probes_of(
-    rows: Iterable[QuestionRow], layers: Sequence[Layers], positions: Positions
-) -> list[Probe]:
-    """Make one probe a question, read at one of ``layers``, drawn by a hash of its words.
-
-    Questions for which the set names no family are grouped by kind. Equal questions about equal
-    texts are one probe.
-    """
-    probes: dict[str, Probe] = {}
-    for row in rows:
-        columns = (row.questions, row.kinds, row.references, row.families)
-        for question, kind, reference, family in zip(*columns, strict=True):
-            drawn = drawn_from(layers, "layer", row.text, question)
-            probe = Probe(row.text, question, kind, drawn, positions, reference, family)
-            probes.setdefault(probe.id, probe)
-    return list(probes.values())
+def items_of(rows: Iterable[QuestionRow]) -> list[Item]:
+    """Return the questions of all rows, those that are asked of equal texts twice only once."""
+    items: dict[tuple[str, str], Item] = {}
+    for item in chain.from_iterable(row.items for row in rows):
+        items.setdefault((item.text, item.question), item)
+    return list(items.values())

@@ -10,8 +10,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from grpo_ao.answer import Answer
-from grpo_ao.measuring.metrics import FEW_TEXTS, Measurement, auroc_by_family, by_kind
+from grpo_ao.measuring.metrics import Measurement, auroc_by_family, by_kind
 from grpo_ao.measuring.reading import reading_alerts
+from grpo_ao.probe import FEW_TEXTS
 from grpo_ao.report.formats import number, signed
 
 # What a report opens with, and how it speaks of that.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from grpo_ao.measuring.metrics import FEW_TEXTS
+from grpo_ao.probe import FEW_TEXTS
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"

@@ -88,7 +88,7 @@ def headline_of(record: RunRecord, draws: int = DRAWS) -> Headline | None:
     measured = {mode: record.of_mode(mode) for mode in MODES}
     modes = {mode: compared(of, draws) for mode, of in measured.items() if of}
     answers = next(iter(record.heldout.values()))
-    headline = Headline(modes, len(answers), len({answer.probe.text for answer in answers}))
+    headline = Headline(modes, len(answers), len({answer.probe.text_key for answer in answers}))
     if not measured["greedy"]:
         return headline
     (when, last), kinds = list(measured["greedy"].items())[-1], modes["greedy"]

@@ -15,17 +15,17 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import Estimate, auroc, bootstrap_interval
 from grpo_ao.measuring.confidences import METHODS, generated_tokens
 from grpo_ao.measuring.metrics import (
-    FEW_TEXTS,
     Columns,
     Confidence,
     Measurement,
     by_kind,
     count_texts,
-    headline_values,
     measure,
     parted,
     stated,
+    summary,
 )
+from grpo_ao.probe import FEW_TEXTS
 from grpo_ao.report.findings import MEASURED
 from grpo_ao.report.formats import TITLES, Table, number
 from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
@@ -199,9 +199,9 @@ def _reading_table(kind: str, read: Mapping[str, Sequence[Answer]]) -> Table:
 
 
 def _told(answers: Sequence[Answer]) -> list[str]:
-    values = headline_values(Columns.of(answers))
+    values = summary(Columns.of(answers))
     shown = (values["informativeness"], values["confidence_mean"], values["auroc_within"])
-    return [number(len(answers)), *(number(value, 2) for value in shown)]
+    return [number(values["n"]), *(number(value, 2) for value in shown)]
 
 
 def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict[str, Markup]:

@@ -21,7 +21,8 @@ from markupsafe import Markup, escape
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc
 from grpo_ao.files import atomic_write_text, finite
-from grpo_ao.measuring.metrics import FEW_TEXTS, count_texts, family_of, parted
+from grpo_ao.measuring.metrics import count_texts, family_of, parted
+from grpo_ao.probe import FEW_TEXTS
 from grpo_ao.report.browsing import ROLLOUTS, heldout_items, rollout_items, within_budget
 from grpo_ao.report.formats import FEW_NOTE, TITLES, Table, number
 from grpo_ao.report.headline import Headline

@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from grpo_ao.calibration import Estimate, bootstrap_intervals, ece, equal_width_bins
 from grpo_ao.files import written_whole
-from grpo_ao.measuring.metrics import FEW_TEXTS
+from grpo_ao.probe import FEW_TEXTS
 
 TONES = {
     "after": "#0b64a8",

@@ -2,6 +2,7 @@
 
 import fcntl
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,7 @@ class RunRecord:
     ``steps`` are the rows of metrics, ``alerts`` the alerts among them; ``heldout`` holds the
     answers of each finished measurement by its name (``after sampled``), ``controls`` the trained
     oracle's from other activations, ``rollouts`` those that were kept of training, each with its
-    step. ``summary`` and ``warm_start`` are empty until the
-    run has written them.
+    step. ``summary`` and ``warm_start`` are empty until the run has written them.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class RunRecord:
         """The run's configuration."""
         return self.run["config"]
 
-    @property
+    @cached_property
     def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
         """Summaries of each way to be sure of the greedy answers after training, by kind."""
         return {

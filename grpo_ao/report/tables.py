@@ -14,7 +14,6 @@ from grpo_ao.files import atomic_write_json, atomic_write_text
 from grpo_ao.measuring.confidences import METHODS, baselines, generated_tokens
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import (
-    FEW_TEXTS,
     SUMMARY,
     Columns,
     Measurement,
@@ -28,7 +27,7 @@ from grpo_ao.measuring.reading import (
     against_stated,
     reading_metrics,
 )
-from grpo_ao.probe import parse_layers
+from grpo_ao.probe import FEW_TEXTS, parse_layers
 from grpo_ao.report.findings import findings
 from grpo_ao.report.formats import TITLES, Table, cell, number
 from grpo_ao.report.headline import CHANGES, METRICS, Headline

@@ -7,7 +7,7 @@ Beside them, questions made from plain text (is a word in it?) and from labelled
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from grpo_ao.files import parse_jsonl, reading
 from grpo_ao.mini.probes import mini_lessons, mini_probes
 from grpo_ao.probe import Positions, drawn_from, kept_for_calibration, split_of
 from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
+from grpo_ao.probes.items import Item
 from grpo_ao.probes.rows import load_rows
 from grpo_ao.probes.sources import read_rows
 
@@ -54,6 +55,11 @@ class Example(NamedTuple):
     question: str
     answer: str
 
+    @classmethod
+    def of(cls, source: str, item: Item) -> "Example":
+        """Teach an item, whose answer is known."""
+        return cls(source, item.text, item.question, str(item.target))
+
 
 @dataclass(frozen=True)
 class _Behaviour:
@@ -84,7 +90,7 @@ def benchmark_examples(
     """Yield the benchmarks' training questions, ``per_context`` about each context."""
     for benchmark in benchmarks:
         for item in training_items(benchmark, data_dir, per_context):
-            yield Example(benchmark, item.text, item.question, item.target)
+            yield Example.of(benchmark, item)
 
 
 def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
@@ -101,10 +107,10 @@ def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
         return
     count = 0
     for row in load_rows(source).rows:
-        for question, answer in zip(row.questions, row.references, strict=True):
-            if answer:
+        for item in row.items:
+            if item.target:
                 count += 1
-                yield Example(Path(source).stem, row.text.strip(), question, answer)
+                yield Example.of(Path(source).stem, replace(item, text=item.text.strip()))
     if not count:
         raise UserError(f"the question set {source} has no reference answers, so none to teach.")
 

@@ -48,7 +48,8 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.subject import check_subject, with_subject
 from grpo_ao.probe import split_of
-from grpo_ao.probes.benchmarks import Item, load_items
+from grpo_ao.probes.benchmarks import load_items
+from grpo_ao.probes.items import Item
 from grpo_ao.probes.names import BENCHMARKS
 from grpo_ao.processes import Processes
 from grpo_ao.terminal import headed, terminal
@@ -180,7 +181,7 @@ class Sources:
         taught = [e for e in (*benchmarks, *examples) if is_taught(e.text, config.kept_share)]
         heldout = [e for e in examples if split_of(e.text) == "heldout"]
         items = _benchmark_items(config) if config.benchmarks else []
-        heldout += [Example(i.benchmark, i.text, i.question, i.target) for i in items]
+        heldout += [Example.of(item.family, item) for item in items]
         if not taught and not plain:
             raise UserError("the sources hold no example with a text of the training split.")
         taught_plain = [text for text in plain if is_taught(text, config.kept_share)]

@@ -44,8 +44,8 @@ _TABLE_ROWS = 16
 def step_metrics(answers: Sequence[Answer]) -> Metrics:
     """Return the metrics of one step's completions; confidence metrics are of parsed ones.
 
-    Informativeness counts an unparsed completion as 0 and leaves out an ungraded one; it is NaN
-    if that is all of them.
+    Informativeness counts an unparsed completion as 0 and leaves out one that the judge left
+    without a grade, and so without a reward; it is NaN if that is all of them.
     """
     confidence, outcome = Columns.of(answers).known
     stated = np.array([a.confidence for a in answers if a.confidence is not None])
@@ -60,7 +60,7 @@ def step_metrics(answers: Sequence[Answer]) -> Metrics:
         "confidence_std": float(stated.std()) if len(stated) else float("nan"),
         "auroc": auroc(confidence, outcome >= 0.5),
         "parse_rate": 1 - unparsed / len(answers),
-        "unscored": sum(a.ungraded for a in answers) / len(answers),
+        "unscored": sum(a.reward is None for a in answers) / len(answers),
         "answer_length": _mean([len(a.answer.split()) for a in answers]),
     }
 

@@ -27,7 +27,7 @@ class CalibratedReward:
     ``last`` keeps the last batch's answers, in order, for split credit and the monitor;
     ``seconds_waited`` is what that batch's reward waited for the judge. With ``ahead`` a batch may
     be graded from ``begin`` on, while the policy's model is at work on something else: not for a
-    judge that needs that model itself. Unparsed completions are not graded: they get the floor.
+    judge that needs that model itself.
     """
 
     __name__ = "calibrated_reward"

@@ -53,6 +53,7 @@ from grpo_ao.credit import (
 from grpo_ao.files import writing
 from grpo_ao.judges.limits import ADVICE, main_reason
 from grpo_ao.judges.protocol import JudgeError
+from grpo_ao.measuring.ask import read_answers
 from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
@@ -189,10 +190,8 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _begin_grading(self, token_ids: list[list[int]]) -> None:
         """Let the judge work while the log-probabilities of policy and reference are computed."""
-        texts = self.oracle.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         probes = [self.table.probes[row] for row in self._rows]
-        answers = [Answer.read(*read) for read in zip(probes, texts, token_ids, strict=True)]
-        self.reward.begin(self.async_loop, answers)
+        self.reward.begin(self.async_loop, read_answers(self.oracle, probes, token_ids))
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -269,7 +268,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         for _ in range(ROUNDS):
             output = self._round(inputs)
             answers = gather_object(list(self.reward.last))
-            ungraded = [answer for answer in answers if answer.ungraded]
+            ungraded = [answer for answer in answers if answer.reward is None]
             if len(ungraded) <= self.max_unscored * len(answers):
                 self._answers += answers
                 self._advantages_3 += self._moments(output)

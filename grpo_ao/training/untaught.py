@@ -132,7 +132,7 @@ def _all_sources(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Exa
         for split in ("validation", "heldout"):
             items += make_items(name, contexts, templates, split, None)
         for item in items:
-            yield Example(name, item.text, item.question, item.target)
+            yield Example.of(name, item)
     for path in config.labelled:
         yield from labelled_examples(path, taught=False)
     for source in config.questions:

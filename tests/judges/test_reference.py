@@ -168,6 +168,7 @@ def test_probes_with_references_pass():
 
 def test_only_a_question_of_yes_or_no_can_be_answered_by_neither():
     assert says_neither("I know", "No")
+    assert says_neither("I know", "yes.")
     assert not says_neither("Yes", "No")
     assert not says_neither("a cat", "a dog")
     assert not says_neither("a cat", None)

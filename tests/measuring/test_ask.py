@@ -109,6 +109,11 @@ def test_the_first_probes_are_answered_more_often_and_the_seed_decides_how(oracl
     assert asked(oracle, table, how=how) == found
 
 
+def test_every_sample_of_a_probe_has_its_agreement(oracle):
+    found = asked(oracle, planted_table(oracle, 3), how=TWICE._replace(agreement=2))
+    assert [answer.agreement is not None for answer in found] == [True] * 4 + [False] * 2
+
+
 # What is kept
 
 

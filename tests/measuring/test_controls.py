@@ -41,8 +41,12 @@ def table_of(oracle, rows):
 
 
 def many(oracle, count=120):
-    """Texts of two questions each, of three families, read at two layers in one to four places."""
-    rows = [(f"text {n // 2}", "abc"[n % 3], 1 + n % 2, 1 + n % 4) for n in range(count)]
+    """Texts of two questions each, of three families, read at two layers in one to four places.
+
+    The text of the second question has white space that the first's has not.
+    """
+    texts = [f"text {n // 2}" + " " * (n % 2) for n in range(count)]
+    rows = [(text, "abc"[n % 3], 1 + n // 2 % 2, 1 + n % 4) for n, text in enumerate(texts)]
     return table_of(oracle, rows)
 
 
@@ -65,7 +69,7 @@ def test_a_row_reads_another_text_at_its_own_layer_in_as_many_places(oracle, con
         assert probe == table.probes[row]
         assert vectors_KD.shape == table.vectors[row].shape
         donor = table.probes[source(table, vectors_KD)]
-        assert donor.text != probe.text
+        assert donor.text_key != probe.text_key
         assert donor.layers == probe.layers
         assert (donor.family == probe.family) == (control == "same_family")
 

@@ -44,6 +44,15 @@ def test_answers_become_columns():
     assert np.array_equal(found.informativeness_N, [1.0, 0.0, np.nan], equal_nan=True)
     assert found.neither_N.tolist() == [False, True, False]
     assert found.context_N[0] == found.context_N[1] != found.context_N[2]
+
+
+def test_near_equal_texts_are_one_context():
+    spaced = answer("Yes", 1.0, text=" a  text\n")
+    assert len(set(Columns.of([answer("No", 0.0), spaced]).context_N)) == 1
+
+
+def test_known_are_the_confidence_and_grade_of_what_has_both():
+    found = columns([0.8, np.nan, 0.3], [1.0, 0.0, np.nan])
     assert [known.tolist() for known in found.known] == [[0.8], [1.0]]
 
 
@@ -51,7 +60,8 @@ def test_an_answer_without_a_grade_counts_nowhere():
     whole = columns([0.9, 0.3, 0.7], [1, 0, np.nan])
     without = metric_values(columns([0.9, 0.3], [1, 0]))
     assert metric_values(whole) == pytest.approx(without, nan_ok=True)
-    assert summary(whole)["n"] == 2
+    measured = measure(whole, 10)
+    assert [summary(whole)["n"], measured["n"], measured["contexts"]] == [2, 2, 2]
 
 
 def test_a_summary_is_a_part_of_the_metrics():

@@ -20,7 +20,6 @@ from grpo_ao.probes.benchmark_sources import (
 )
 from grpo_ao.probes.benchmarks import (
     INSTRUCTION,
-    Item,
     groups,
     load_items,
     load_own_items,
@@ -28,7 +27,7 @@ from grpo_ao.probes.benchmarks import (
     split_templates,
     training_items,
 )
-from grpo_ao.probes.load import probes_of_items
+from grpo_ao.probes.items import Item, probes_of
 from grpo_ao.probes.names import BENCHMARKS, IN_DISTRIBUTION, check_benchmarks
 
 CONTEXTS = [Context(f"text {n}", ("a", "b"), ("c",)) for n in range(400)]
@@ -198,10 +197,10 @@ def own_file(tmp_path, *rows):
 def test_own_items_are_asked_as_they_stand_and_named_by_their_family(tmp_path):
     path = own_file(tmp_path, OWN, OWN | {"question": "Is it dry?", "target": "No"})
     items = load_items("mini", ["tense", str(path)], 4, None)
-    assert [item.benchmark for item in items] == ["tense"] * 4 + ["weather"] * 2
+    assert [item.family for item in items] == ["tense"] * 4 + ["weather"] * 2
     assert items[4] == Item("weather", "It rains.", "Does it rain?", "Yes")
     assert load_items("paper", [str(path)], 4, None) == items[4:]
-    families = list(dict.fromkeys(item.benchmark for item in items))
+    families = list(dict.fromkeys(item.family for item in items))
     assert groups("mini", families) == {"all": ("tense", "weather"), "own": ("weather",)}
 
 
@@ -220,10 +219,10 @@ def test_own_items_may_have_answers_of_their_own(tmp_path):
     path = own_file(tmp_path, OWN | {"target": "wet", "choices": ["wet", "dry"]})
     (item,) = load_own_items(path)
     assert (item.target, item.choices) == ("wet", ("wet", "dry"))
-    (probe,) = probes_of_items([item], [(2,)], [Positions(3)], one_layer=False)
+    (probe,) = probes_of([item], [(2,)], [Positions(3)])
     assert (probe.kind, probe.choices) == ("closed", ("wet", "dry"))
     path = own_file(tmp_path, OWN | {"target": "of rain", "kind": "open"})
-    (probe,) = probes_of_items(load_own_items(path), [(2,)], [Positions(3)], one_layer=False)
+    (probe,) = probes_of(load_own_items(path), [(2,)], [Positions(3)])
     assert (probe.kind, probe.reference) == ("open", "of rain")
 
 
@@ -259,11 +258,11 @@ def test_a_file_without_items_is_one_sentence(tmp_path):
 
 def test_the_mini_suite_is_balanced_and_always_the_same():
     made = load_items("mini", BENCHMARKS, 6, None)
-    assert Counter((i.benchmark, i.target) for i in made) == {
+    assert Counter((i.family, i.target) for i in made) == {
         (family, target): 3 for family in BENCHMARKS for target in ("Yes", "No")
     }
     assert load_items("mini", BENCHMARKS, 6, None) == made
-    assert load_items("mini", ["ner"], 6, None) == [i for i in made if i.benchmark == "ner"]
+    assert load_items("mini", ["ner"], 6, None) == [i for i in made if i.family == "ner"]
 
 
 # A folder

@@ -15,7 +15,8 @@ from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.prepare import probes_of_run
 from grpo_ao.probe import Positions, Probe, split_of
-from grpo_ao.probes.load import ProbeLimits, RunProbes, data_digest
+from grpo_ao.probes.limits import ProbeLimits
+from grpo_ao.probes.load import RunProbes, data_digest
 from tests.tiny import tiny_tokenizer
 
 TEXT = "Number {} of the texts, which is long enough that twenty of its tokens can be read here."
@@ -87,10 +88,21 @@ def test_num_prompts_takes_some_training_texts_with_all_of_their_questions(quest
     config = config_of(questions, strict=False)
     everything, heldout = load(config, quiet())
     some, same = load(dataclasses.replace(config, num_prompts=3), quiet())
-    assert len({p.text for p in some}) == 3
+    assert len({p.text_key for p in some}) == 3
     assert {p.id for p in some} < {p.id for p in everything}
     assert len(some) == 6
     assert same == heldout
+
+
+def test_texts_that_differ_in_white_space_are_taken_together(questions):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    spaced = [
+        row | {"wildchat_question": row["wildchat_question"] + " "} for row in rows if len(row) > 1
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *spaced]))
+    config = dataclasses.replace(config_of(questions, strict=False), num_prompts=3)
+    some, _ = load(config, quiet())
+    assert (len({p.text_key for p in some}), len({p.text for p in some})) == (3, 6)
 
 
 def test_what_is_taken_of_a_sorted_file_is_of_all_its_families(tmp_path):

@@ -9,11 +9,12 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, split_of
 from grpo_ao.probes import sources as module
+from grpo_ao.probes.items import probes_of
 from grpo_ao.probes.rows import (
     QuestionRow,
+    items_of,
     load_rows,
     parse_row,
-    probes_of,
 )
 
 LAST = Positions.parse("last:20")
@@ -23,6 +24,10 @@ SOUND = {
     "language": "english",
     "oracle_questions": ["Is it late?", "What time is it?"],
 }
+
+
+def probes_at(rows, layers):
+    return probes_of(items_of(rows), layers, [LAST])
 
 
 def write(tmp_path, *lines):
@@ -51,7 +56,7 @@ def test_a_rows_own_kinds_and_references_are_taken():
 
 def test_a_rows_own_families_are_its_probes():
     row = parse_row(SOUND | {"question_families": ["hour", "hour"]})
-    assert [probe.family for probe in probes_of([row], [(9,)], LAST)] == ["hour", "hour"]
+    assert [probe.family for probe in probes_at([row], [(9,)])] == ["hour", "hour"]
 
 
 def test_columns_that_are_null_are_as_good_as_absent():
@@ -249,7 +254,7 @@ def many(count):
 
 
 def test_one_probe_a_question():
-    probes = probes_of(many(2), [(18,)], LAST)
+    probes = probes_at(many(2), [(18,)])
     assert [(p.text, p.question, p.kind, p.reference, p.family) for p in probes] == [
         ("text 0", "Is it late?", "closed", "Yes", "closed"),
         ("text 0", "Why?", "open", None, "open"),
@@ -261,12 +266,12 @@ def test_one_probe_a_question():
 
 def test_equal_questions_about_equal_texts_are_one_probe():
     rows = [*many(3), *many(2)]
-    assert probes_of(rows, LAYERS, LAST) == probes_of(many(3), LAYERS, LAST)
+    assert probes_at(rows, LAYERS) == probes_at(many(3), LAYERS)
 
 
 def test_layers_are_drawn_evenly_and_independently_of_the_order():
-    forward = probes_of(many(600), LAYERS, LAST)
-    backward = probes_of(reversed(many(600)), LAYERS, LAST)
+    forward = probes_at(many(600), LAYERS)
+    backward = probes_at(reversed(many(600)), LAYERS)
     assert {p.id for p in forward} == {p.id for p in backward}
     layers = Counter(p.layers for p in forward)
     # 400 each, with a standard deviation of 16.
@@ -278,7 +283,7 @@ def test_layers_are_drawn_evenly_and_independently_of_the_order():
 
 def test_the_layer_of_a_probe_is_this_one_for_ever():
     # The draw of "layer", "It is late.", "Is it late?" is .3659, so the second of three.
-    (probe,) = probes_of([parse_row(SOUND | {"oracle_questions": ["Is it late?"]})], LAYERS, LAST)
+    (probe,) = probes_at([parse_row(SOUND | {"oracle_questions": ["Is it late?"]})], LAYERS)
     assert probe.layers == (18,)
     assert probe.id == "57858e4e83073e1c"
 
@@ -289,7 +294,7 @@ def test_the_layer_of_a_probe_is_this_one_for_ever():
 def test_the_thousand_real_rows_load(shared):
     loaded = load_rows(str(shared / "wildchat_oracle_questions.jsonl"), strict=True)
     assert (len(loaded.rows), loaded.problems) == (1000, [])
-    probes = probes_of(loaded.rows, LAYERS, LAST)
+    probes = probes_at(loaded.rows, LAYERS)
     assert len(probes) == 7997
     assert Counter(p.kind for p in probes) == {"closed": 4142, "open": 3855}
     assert {p.reference for p in probes} == {None}
@@ -305,4 +310,4 @@ def test_the_fifty_real_rows_load_and_the_questions_that_order_yes_or_no_are_clo
     assert ordered == ["closed"] * 199
     assert Counter(kind for _, kind in asked) == {"closed": 205, "open": 595}
     # Six texts come twice, with 20 of their questions.
-    assert len(probes_of(loaded.rows, LAYERS, LAST)) == 780
+    assert len(probes_at(loaded.rows, LAYERS)) == 780

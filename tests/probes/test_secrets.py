@@ -39,11 +39,11 @@ def folder(tmp_path):
 
 def test_each_prompt_is_asked_for_the_word_and_whether_it_is_one(folder):
     items = load_items("paper", ["taboo"], 10, folder, subject="me/Qwen3-8B-taboo-ship_50_mix")
-    assert Counter(item.benchmark for item in items) == {"taboo_word": 10, "taboo_yes_no": 10}
-    free = [item for item in items if item.benchmark == "taboo_word"]
+    assert Counter(item.family for item in items) == {"taboo_word": 10, "taboo_yes_no": 10}
+    free = [item for item in items if item.family == "taboo_word"]
     assert {(item.target, item.choices) for item in free} == {("ship", TABOO_WORDS)}
     assert len({item.text for item in free}) == 10
-    closed = [item for item in items if item.benchmark == "taboo_yes_no"]
+    closed = [item for item in items if item.family == "taboo_yes_no"]
     assert Counter(item.target for item in closed) == {"Yes": 5, "No": 5}
     for item in closed:
         assert item.question.startswith(INSTRUCTION)
@@ -63,16 +63,16 @@ def test_a_name_that_tells_no_word_is_refused(name, folder):
 
 def test_each_person_is_asked_about_each_attribute(folder):
     items = load_items("paper", ["personaqa"], 8, folder)
-    families = Counter(item.benchmark for item in items)
+    families = Counter(item.family for item in items)
     assert len(families) == 12
     assert families["personaqa_favorite_food_word"] == 8
-    sport = next(item for item in items if item.benchmark == "personaqa_favorite_sport_word")
+    sport = next(item for item in items if item.family == "personaqa_favorite_sport_word")
     person = next(p for p in PEOPLE if p["name"] in sport.text)
     assert sport.text == f"My name is {person['name']}."
     assert sport.target == person["favorite_sport"]
     assert sport.choices == ("Table Tennis", "Tennis")
     assert sport.question.endswith(" What is this person's favorite sport?")
-    closed = [item for item in items if item.benchmark == "personaqa_country_yes_no"]
+    closed = [item for item in items if item.family == "personaqa_country_yes_no"]
     for item in closed:
         person = next(p for p in PEOPLE if item.text == f"My name is {p['name']}.")
         right = f"Is this person from the country {person['country']}?" in item.question
@@ -95,7 +95,7 @@ def test_without_a_folder_the_files_are_those_of_the_repository(monkeypatch):
         memory.pipe(f"/data/taboo/taboo_{kind}_test.txt", "\n".join(LINES).encode())
     monkeypatch.setattr(benchmark_sources, "DATASETS", "memory://data")
     items = load_items("paper", ["taboo"], 30, None, subject="taboo-moon")
-    assert [item.target for item in items if item.benchmark == "taboo_word"] == ["moon"] * 20
+    assert [item.target for item in items if item.family == "taboo_word"] == ["moon"] * 20
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_only_parsed_completions_are_judged_and_each_gets_its_own_grade():
     assert rewards[1:] == [-1.5, None]
     first, unparsed, ungraded = reward.last
     assert rewards[0] == first.reward is not None
-    assert (unparsed.ungraded, ungraded.ungraded) == (False, True)
+    assert (unparsed.informativeness, unparsed.reason) == (None, None)
     assert ungraded.reason == "told to"
 
 

@@ -40,7 +40,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 @contextmanager
-def reading(what: object) -> Iterator[None]:
+def read_faults(what: object) -> Iterator[None]:
     """Say in one sentence, a UserError, that a file of other people cannot be read.
 
     Each damage fails in its own way, in libraries above all, with whatever exception; only a lack
@@ -60,7 +60,7 @@ def reading(what: object) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_faults(path: Path) -> Iterator[None]:
     """Say in one sentence, a UserError, that a file cannot be written: a full disk, no permission.
 
     torch and safetensors have errors of their own for a full disk; others are left alone.
@@ -94,7 +94,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     # In a folder of its own: safetensors writes a file of another name beside it first.
     folder = unfinished_name(path)
     unfinished = folder / path.name
-    with writing(path):
+    with write_faults(path):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished
@@ -188,7 +188,7 @@ def read_run_json(folder: Path) -> dict[str, Any]:
 def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
     """Append rows and force them to the disk; first cut off half a line that a kill left."""
     lines = "".join(json.dumps(finite(row)) + "\n" for row in rows)
-    with writing(path):
+    with write_faults(path):
         path.touch()
         with path.open("rb+") as file:
             _cut_torn_line(file)
@@ -235,7 +235,7 @@ def _own_row(path: Path, number: int, row: Any) -> dict:
 def keep_rows(path: Path, wanted: Callable[[dict], bool]) -> None:
     """Leave only those rows in a file that ``append_jsonl`` wrote which are ``wanted``."""
     if path.exists():
-        with reading(path):
+        with read_faults(path):
             kept = [row for row in read_jsonl(path) if wanted(row)]
         atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 

@@ -35,7 +35,7 @@ from grpo_ao.files import (
     read_jsonl,
     record_activations,
     text_digest,
-    writing,
+    write_faults,
     written_whole,
 )
 
@@ -519,13 +519,13 @@ def test_a_path_below_a_file_is_one_sentence(tmp_path):
 )
 def test_a_full_disk_in_a_librarys_words_is_one_sentence(tmp_path, error):
     said = r"checkpoint-3 cannot be written: the disk is full\."
-    with pytest.raises(UserError, match=said), writing(tmp_path / "checkpoint-3"):
+    with pytest.raises(UserError, match=said), write_faults(tmp_path / "checkpoint-3"):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EBADF, "bad")])
 def test_other_errors_keep_their_traceback(tmp_path, error):
-    with pytest.raises(type(error)) as caught, writing(tmp_path):
+    with pytest.raises(type(error)) as caught, write_faults(tmp_path):
         raise error
     assert caught.value is error
 

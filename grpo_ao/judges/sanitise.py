@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Literal
 
-from grpo_ao.judges.stated import without_confidence
+from grpo_ao.judges.redaction import without_confidence
 
 Field = Literal["text", "question", "answer"]
 

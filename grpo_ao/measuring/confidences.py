@@ -8,6 +8,7 @@ recalibrated on the other half of the texts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import Fit, fit_isotonic, fit_temperature, out_of_fold
 from grpo_ao.credit import answer_start
-from grpo_ao.measuring.metrics import Columns, Confidence, stated
+from grpo_ao.measuring.metrics import STATED, Columns, Confidence
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.table import ProbeTable
@@ -83,11 +84,6 @@ def token_probability(answer: Answer) -> float | None:
     return answer.yes_probability if word == "Yes" else 1 - answer.yes_probability
 
 
-def answer_probability(answer: Answer) -> float | None:
-    """Return the probability of the whole answer, whatever it says."""
-    return answer.answer_probability
-
-
 def agreement(answer: Answer) -> float | None:
     """Return the share of sampled answers that say what the greedy one says."""
     return None if answer.agreement is None else answer.agreement.share
@@ -95,9 +91,9 @@ def agreement(answer: Answer) -> float | None:
 
 _AGREEMENT = f"agreement of {AGREEMENT_SAMPLES}"
 METHODS: dict[str, Confidence] = {
-    "stated confidence": stated,
+    "stated confidence": STATED,
     "token probability": token_probability,
-    "answer probability": answer_probability,
+    "answer probability": attrgetter("answer_probability"),
     _AGREEMENT: agreement,
 }
 
@@ -126,7 +122,7 @@ def baselines(
     found |= {name: columns for name, columns in fitted.items() if columns is not None}
     for name, confidence_N in (others or {}).items():
         columns = replace(every, confidence_N=confidence_N)
-        found[name] = columns.take(np.flatnonzero(columns.is_known))
+        found[name] = columns.only_known()
     return found
 
 
@@ -139,13 +135,13 @@ def cross_recalibrated(fit: Fit, columns: Columns) -> Columns | None:
     second_N = np.array([unit_draw("half", str(text)) < 0.5 for text in columns.context_N], bool)
     if not (known_N & second_N).any() or not (known_N & ~second_N).any():
         return None
-    stated, outcome = columns.known
+    own, outcome = columns.known
 
     def recalibrated(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        return fit(stated[known], outcome[known])(stated[asked])
+        return fit(own[known], outcome[known])(own[asked])
 
     confidence_N = columns.confidence_N.copy()
-    one_part = np.zeros(len(stated))
+    one_part = np.zeros(len(own))
     confidence_N[known_N] = out_of_fold(recalibrated, second_N[known_N], one_part)
     return replace(columns, confidence_N=confidence_N)
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ SUMMARY = (
 )
 
 
-def stated(answer: Answer) -> float | None:
-    """Return the confidence that the oracle wrote."""
-    return answer.confidence
+STATED: Confidence = attrgetter("confidence")
+"""The confidence that the oracle wrote."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Columns:
     context_N: np.ndarray
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], confidence: Confidence = stated) -> "Columns":
+    def of(cls, answers: Sequence[Answer], confidence: Confidence = STATED) -> "Columns":
         """Return the answers' columns with one method's confidences in them."""
         return cls(
             np.array([_number(confidence(answer)) for answer in answers], dtype=float),
@@ -86,6 +86,10 @@ class Columns:
             self.family_N[index_N],
             self.context_N[index_N],
         )
+
+    def only_known(self) -> "Columns":
+        """Return the answers of which both confidence and informativeness are known."""
+        return self.take(np.flatnonzero(self.is_known))
 
     @property
     def known(self) -> tuple[Float[np.ndarray, "known"], Float[np.ndarray, "known"]]:
@@ -192,10 +196,10 @@ def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) 
     intervals = bootstrap_intervals(
         lambda index: _drawn_values(columns.take(index)), columns.context_N, draws=draws
     )
-    stated = columns.take(np.flatnonzero(columns.is_known))
+    known = columns.only_known()
     estimates = {name: Estimate(values[name], *intervals[name]) for name in values}
     estimates["calibration_error"] = _calibration_error(columns)
-    estimates["ece10_perfect"] = perfect_ece_interval(*stated.known, stated.context_N)
+    estimates["ece10_perfect"] = perfect_ece_interval(*known.known, known.context_N)
     result = _sizes(columns) | {name: found._asdict() for name, found in estimates.items()}
     result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
     return result
@@ -229,10 +233,9 @@ def auroc_by_family(
     """
     found = {}
     for family, members in parted(answers, lambda answer: answer.probe.family).items():
-        columns = Columns.of(members)
-        stated = _coded(columns.take(np.flatnonzero(columns.is_known)))
-        if count_texts(stated) >= least:
-            found[family] = _less_one_half(stated, draws)
+        known = _coded(Columns.of(members).only_known())
+        if count_texts(known) >= least:
+            found[family] = _less_one_half(known, draws)
     found = {family: told for family, told in found.items() if not np.isnan(told.value)}
     adjusted = holm({family: told.p for family, told in found.items()})
     return {family: told._replace(p=adjusted[family]) for family, told in found.items()}
@@ -257,9 +260,8 @@ def _coded(columns: Columns) -> Columns:
 
 
 def _sizes(columns: Columns) -> Measurement:
-    stated = columns.take(np.flatnonzero(columns.is_known))
-    confidence, outcome = stated.known
-    within = within_family_auroc(confidence, outcome >= 0.5, stated.family_N)
+    confidence, outcome = columns.known
+    within = within_family_auroc(confidence, outcome >= 0.5, columns.family_N[columns.is_known])
     return {
         "n": int(columns.is_graded.sum()),
         "contexts": count_texts(columns),

@@ -10,7 +10,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import as_umask_says, reading, remove_unfinished, unfinished_name
+from grpo_ao.files import as_umask_says, read_faults, remove_unfinished, unfinished_name
 from grpo_ao.probe import stable_hash
 
 
@@ -44,7 +44,7 @@ def local_base(base: str | Path) -> str | Path:
 
 def _dequantise(path: Path, folder: Path) -> None:
     where = {"gguf_file": path.name}
-    with reading(path):
+    with read_faults(path):
         tokenizer = AutoTokenizer.from_pretrained(
             str(path.parent), trust_remote_code=False, **where
         )

@@ -29,7 +29,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from grpo_ao.bounded import matches_end
 from grpo_ao.errors import UserError, first_line
-from grpo_ao.files import reading
+from grpo_ao.files import read_faults
 from grpo_ao.oracle.hub import check_shipped, resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
@@ -66,7 +66,7 @@ def load_config(base: str | Path) -> PreTrainedConfig:
     folder = resolve_files(base, ["config.json"])
     if not (folder / "config.json").is_file():
         raise UserError(f"{base} holds no config.json: it is not a transformers model.")
-    with reading(f"the config.json of {base}"):
+    with read_faults(f"the config.json of {base}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if num_decoder_layers(config) > _MOST_LAYERS:
             raise UserError(f"the config.json of {base} names more than {_MOST_LAYERS:,} layers.")
@@ -79,7 +79,7 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     Raises UserError, in one sentence, where there is none, or none that makes a turn of a text.
     """
     folder = resolve_files(base, _TOKENIZER_FILES)
-    with reading(f"the tokenizer of {base}"):
+    with read_faults(f"the tokenizer of {base}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_template(tokenizer, base)
     return tokenizer
@@ -96,7 +96,7 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
             f"transformers knows no causal language model of type '{config.model_type}': take a "
             "checkpoint of the text model alone."
         )
-    with reading(f"the config.json of {config.name_or_path}"), torch.device("meta"):
+    with read_faults(f"the config.json of {config.name_or_path}"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
@@ -188,7 +188,7 @@ def _is_finite(number: float) -> bool:
 def _adapter_weights(adapter: Path) -> dict[str, Tensor]:
     if not any(adapter.glob("adapter_model.*")):
         raise UserError(f"{adapter} holds no adapter_model.safetensors: its weights are missing.")
-    with reading(f"the adapter {adapter}"):
+    with read_faults(f"the adapter {adapter}"):
         weights = load_peft_weights(str(adapter), device="cpu")
     for name, weight in weights.items():
         if not weight.isfinite().all():
@@ -200,7 +200,7 @@ def adapter_config(adapter: Path) -> LoraConfig:
     """Read the configuration of the LoRA adapter in a folder."""
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{adapter} holds no adapter_config.json: it is no adapter.")
-    with reading(f"the adapter_config.json of {adapter}"):
+    with read_faults(f"the adapter_config.json of {adapter}"):
         config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
         raise UserError(f"the adapter {adapter} is a {config.peft_type}, not a LoRA adapter.")
@@ -315,7 +315,7 @@ def load_base(
     folder = resolve_files(base, ["*.json", "model*.safetensors"])
     if not any(folder.glob("*.safetensors")):
         folder = resolve_files(base, ["*.json", "pytorch_model*.bin"])
-    with reading(f"the base model {base}"):
+    with read_faults(f"the base model {base}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_ao.credit import answer_start
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
-from grpo_ao.files import MINI_WEIGHTS, as_umask_says, writing
+from grpo_ao.files import MINI_WEIGHTS, as_umask_says, write_faults
 from grpo_ao.oracle.activations import read_residuals
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.gguf import local_base
@@ -145,7 +145,7 @@ class Oracle:
     def save_adapter(self, folder: str | Path) -> None:
         """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""
         folder = Path(folder)
-        with writing(folder):
+        with write_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
                 self.model.save_pretrained(unfinished, selected_adapters=["default"])
@@ -198,7 +198,7 @@ class Oracle:
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
         """Return what completions say: token ids as text, special tokens left out."""
-        return self.tokenizer.batch_decode(list(completions), skip_special_tokens=True)
+        return self.tokenizer.batch_decode(list(map(list, completions)), skip_special_tokens=True)
 
     def ask(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import atomic_write_text, reading
+from grpo_ao.files import atomic_write_text, read_faults
 from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index
 from grpo_ao.probe import Layers, format_layers, parse_layers, rising
@@ -133,7 +133,7 @@ def load_spec(adapter: str | Path) -> OracleSpec:
             stacklevel=2,
         )
         return OracleSpec()
-    with reading(path):
+    with read_faults(path):
         values = json.loads(path.read_text(encoding="utf-8"))
         # No tokenizer takes half of a surrogate pair, and no layer NaN.
         json.dumps(values, ensure_ascii=False, allow_nan=False).encode()

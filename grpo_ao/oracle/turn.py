@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.bounded import filling_in_ends
 from grpo_ao.errors import UserError
-from grpo_ao.files import reading
+from grpo_ao.files import read_faults
 from grpo_ao.probe import stable_hash
 
 _SAMPLE = "It is late."
@@ -85,7 +85,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, base: object) -> None:
     A template is a program of other people: it may fail, and it may never end.
     """
     _check_template(tokenizer)
-    with reading(f"the chat template of {base}"):
+    with read_faults(f"the chat template of {base}"):
         if not filling_in_ends(tokenizer.get_chat_template()):
             raise UserError(
                 f"the chat template of {base} takes for ever, or gigabytes: give another."

@@ -17,7 +17,7 @@ from datasets import load_dataset
 from pydantic import Field, TypeAdapter, ValidationError
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import reading
+from grpo_ao.files import read_faults
 from grpo_ao.probe import drawn_from
 
 Row = Mapping[str, Any]
@@ -64,11 +64,11 @@ def load_templates(benchmark: str, data_dir: Path | None) -> Templates:
     Raises UserError, in one sentence, where there are none.
     """
     name, text = _template_file(benchmark, data_dir)
-    with reading(name):
+    with read_faults(name):
         every = _OBJECT.validate_json(text)
     if benchmark not in every:
         raise UserError(f"{name} has no templates for {benchmark}.")
-    with reading(name):
+    with read_faults(name):
         templates = _TEMPLATES.validate_python(every[benchmark])
     if benchmark == "snli":  # the hypothesis stands behind the question
         return [f"{template} {{}}" for template in templates]
@@ -248,7 +248,7 @@ def _files(data_dir: Path, benchmark: str, suffix: str) -> list[Path]:
 
 
 def _content(path: Path, encoding: str = "utf-8") -> str:
-    with reading(path):
+    with read_faults(path):
         return path.read_text(encoding=encoding)
 
 
@@ -272,7 +272,7 @@ def _parsed(text: str, name: str, columns: Columns) -> Iterator[Row]:
 
 
 def _rows(text: str, name: str) -> Iterator[Row]:
-    with reading(name):
+    with read_faults(name):
         if name.endswith(".json"):
             yield from _ROWS.validate_json(text)
         else:
@@ -282,7 +282,7 @@ def _rows(text: str, name: str) -> Iterator[Row]:
 
 def _relation_files(texts: Iterable[tuple[str, str]]) -> Iterator[Context]:
     for name, text in texts:
-        with reading(name):
+        with read_faults(name):
             relation = _RELATION.validate_json(text)
         yield from _relations(relation)
 

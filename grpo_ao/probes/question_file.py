@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_ao.chat_completion import Usage
 from grpo_ao.errors import UserError
-from grpo_ao.files import append_jsonl, read_jsonl, reading, writing
+from grpo_ao.files import append_jsonl, read_faults, read_jsonl, write_faults
 from grpo_ao.probe import stable_hash
 from grpo_ao.probes.sources import LeftOut, SourceText
 
@@ -28,7 +28,7 @@ class QuestionFile:
             raise UserError(f"--output {path} names no file.")
         self.path = path
         self.log_path = path.with_name(path.name + ".log.jsonl")
-        with writing(path):
+        with write_faults(path):
             self._check_presence(resume)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self.log_path.open("ab")
@@ -40,7 +40,7 @@ class QuestionFile:
         self.spent = Usage()
         self.paid = 0
         self._numbers: set[int] = set()
-        with reading(f"{self.log_path} or the set"):
+        with read_faults(f"{self.log_path} or the set"):
             self.rows = read_jsonl(path)
             self._decided = {stable_hash(row["wildchat_question"]) for row in self.rows}
             self._read_log(settings)

@@ -15,6 +15,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import Estimate, auroc, bootstrap_interval
 from grpo_ao.measuring.confidences import METHODS, generated_tokens
 from grpo_ao.measuring.metrics import (
+    STATED,
     Columns,
     Confidence,
     Measurement,
@@ -22,7 +23,6 @@ from grpo_ao.measuring.metrics import (
     count_texts,
     measure,
     parted,
-    stated,
     summary,
 )
 from grpo_ao.probe import FEW_TEXTS
@@ -32,7 +32,7 @@ from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliab
 
 DRAWS = 200
 # A family with fewer answers is not shown by itself.
-_LEAST = 20
+SMALL_FAMILY = 20
 OWN_TEXT = "its own text"
 Rows = dict[str, dict[str, Estimate]]
 """Estimates by row of a figure, and by measurement."""
@@ -82,10 +82,9 @@ def meaning(
     )
 
 
-def known(answers: Sequence[Answer], confidence: Confidence = stated) -> Columns:
+def known(answers: Sequence[Answer], confidence: Confidence = STATED) -> Columns:
     """Return the columns of the answers of which confidence and informativeness are known."""
-    columns = Columns.of(answers, confidence)
-    return columns.take(np.flatnonzero(columns.is_known))
+    return Columns.of(answers, confidence).only_known()
 
 
 def _reliability(when: str, kind: str, answers: Sequence[Answer]) -> Markup:
@@ -117,7 +116,7 @@ def _families(
         of_kind = by_kind(answers).get(kind, [])
         for family, members in parted(of_kind, lambda answer: answer.probe.family).items():
             columns = known(members)
-            area = _auroc(columns, draws) if len(columns) >= _LEAST else None
+            area = _auroc(columns, draws) if len(columns) >= SMALL_FAMILY else None
             if area is not None and not np.isnan(area.value):
                 rows.setdefault(family, {})[when] = area
                 few |= {family} if count_texts(columns) < FEW_TEXTS else set()

@@ -26,7 +26,7 @@ from grpo_ao.probe import FEW_TEXTS
 from grpo_ao.report.browsing import ROLLOUTS, heldout_items, rollout_items, within_budget
 from grpo_ao.report.formats import FEW_NOTE, TITLES, Table, number
 from grpo_ao.report.headline import Headline
-from grpo_ao.report.meaning import DRAWS, known, meaning
+from grpo_ao.report.meaning import DRAWS, SMALL_FAMILY, known, meaning
 from grpo_ao.report.plots import (
     CURVE_LEFT,
     CURVE_WIDTH,
@@ -42,8 +42,6 @@ from grpo_ao.reward import RewardRule, reward_rule
 
 PAGE = Path(__file__).parent / "template"
 Row = dict[str, Any]
-# Families with fewer answers are shown together.
-_LEAST = 20
 # What the warm start is for.
 _OF_WARM_START = ("parse_rate", "informativeness")
 
@@ -163,7 +161,7 @@ def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
 
     def family(answer: Answer) -> str:
         name = family_of(answer)
-        return name if sizes[name] >= _LEAST else f"smaller families, {answer.probe.kind}"
+        return name if sizes[name] >= SMALL_FAMILY else f"smaller families, {answer.probe.kind}"
 
     keys: dict[str, Callable[[Answer], str]] = {
         "Layer": lambda answer: f"layer {answer.probe.shown_layers}, {answer.probe.kind}",

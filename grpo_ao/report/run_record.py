@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
-from grpo_ao.files import holds_run, read_json, read_jsonl, read_run_json, reading
+from grpo_ao.files import holds_run, read_faults, read_json, read_jsonl, read_run_json
 from grpo_ao.measuring.confidences import baselines
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import by_kind, count_texts, summary
@@ -111,14 +111,14 @@ def heldout_path(folder: Path, when: str, mode: str) -> Path:
 def _controls(path: Path) -> dict[str, list[Answer]]:
     """Read the answers from other activations, by the control's title."""
     found: dict[str, list[Answer]] = {}
-    with reading(path):
+    with read_faults(path):
         for row, answer in read_answer_rows(path):
             found.setdefault(CONTROLS[row["control"]], []).append(answer)
     return found
 
 
 def _rollouts(path: Path) -> list[tuple[int, Answer]]:
-    with reading(path):
+    with read_faults(path):
         return [(row["step"], answer) for row, answer in read_answer_rows(path)]
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.table import Table as ConsoleTable
 
 from grpo_ao.answer import Answer
@@ -181,7 +180,7 @@ def draw_figures(
 
 
 def _panel(title: str, columns: Columns, tone: str = "after") -> Panel:
-    known = columns.take(np.flatnonzero(columns.is_known))
+    known = columns.only_known()
     return Panel(title, *known.known, known.context_N, tone=tone)
 
 

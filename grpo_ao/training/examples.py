@@ -16,7 +16,7 @@ import pyarrow
 from pydantic import TypeAdapter
 
 from grpo_ao.errors import UserError
-from grpo_ao.files import parse_jsonl, reading
+from grpo_ao.files import parse_jsonl, read_faults
 from grpo_ao.mini.probes import mini_lessons, mini_probes
 from grpo_ao.probe import Positions, drawn_from, kept_for_calibration, split_of
 from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
@@ -159,12 +159,12 @@ def latentqa_examples(folder: Path) -> Iterator[Example]:
     """
     answers: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.glob("*qa.json")):
-        with reading(path):
+        with read_faults(path):
             answers |= _ANSWERS.validate_json(path.read_bytes())
     if not answers:
         raise UserError(f"{folder} has no file *qa.json: give the folder with LatentQA's files.")
     for path in sorted(set(folder.glob("*.json")) - set(folder.glob("*qa.json"))):
-        with reading(path):
+        with read_faults(path):
             rows = _BEHAVIOURS.validate_json(path.read_bytes())
         for row in rows:
             parts = (row.system, row.control_user, row.stimulus_user)

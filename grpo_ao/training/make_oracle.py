@@ -28,7 +28,7 @@ from grpo_ao.files import (
     append_jsonl,
     atomic_write_text,
     keep_rows,
-    reading,
+    read_faults,
     text_digest,
     written_whole,
 )
@@ -359,7 +359,7 @@ class Making:
         if not path.exists():
             keep_rows(self.folder / "metrics.jsonl", lambda row: False)
             return 0
-        with reading(f"the checkpoint {path}"):
+        with read_faults(f"the checkpoint {path}"):
             state = torch.load(path, map_location="cpu", weights_only=True)
             set_peft_model_state_dict(self.oracle.model, state["adapter"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, brier, ece
 from grpo_ao.discrimination import within_family_auroc
-from grpo_ao.files import append_jsonl, keep_rows, read_jsonl, reading, writing
+from grpo_ao.files import append_jsonl, keep_rows, read_faults, read_jsonl, write_faults
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import headed, terminal
@@ -109,7 +109,7 @@ class Monitor:
         self.history: list[Metrics] = [row for row in rows if "alert" not in row]
         self._active = {alert.name for alert in check_alerts(self.history)}
         self._window: deque[tuple[float, float, str]] = deque(maxlen=_ECE_WINDOW)
-        with reading(self._windows):
+        with read_faults(self._windows):
             for row in read_jsonl(self._windows):
                 self._window.extend(zip(*(row[name] for name in _WINDOW), strict=True))
 
@@ -187,7 +187,7 @@ class Monitor:
         return f"step {step}  {told}  {of('seconds_step'):.2f} s/step{ends}"
 
     def _keep(self, line: str) -> None:
-        with writing(self._log), self._log.open("a", encoding="utf-8") as file:
+        with write_faults(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def _raise_alerts(self, step: int) -> None:

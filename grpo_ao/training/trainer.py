@@ -50,7 +50,7 @@ from grpo_ao.credit import (
     split_advantages,
     tag_lengths,
 )
-from grpo_ao.files import writing
+from grpo_ao.files import write_faults
 from grpo_ao.judges.limits import ADVICE, main_reason
 from grpo_ao.judges.protocol import JudgeError
 from grpo_ao.measuring.ask import read_answers
@@ -286,7 +286,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         )
 
     def _save_checkpoint(self, model, trial):
-        with writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+        with write_faults(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

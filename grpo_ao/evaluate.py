@@ -85,13 +85,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         if config.controls:
             controlled[name] = _controlled(config, oracle, name, table, answers[name], progress)
     pooled = groups(config.suite, list(dict.fromkeys(probe.family for probe in probes)))
-    read = {probe.layers for probe in probes}, {probe.positions for probe in probes}
-    rows = len(pooled) + len(pooled["all"]) + sum(map(len, read)) + max(1, len(subjects))
-    with progress.phase("measuring", len(answers) * (rows + 13)) as bar:
-        seconds = time.perf_counter() - started
-        metrics = write_results(
-            folder.path, config.settings(), answers, pooled, seconds, controlled, bar.advance
-        )
+    seconds = time.perf_counter() - started
+    metrics = write_results(
+        folder.path, config.settings(), answers, pooled, seconds, controlled, progress.track
+    )
     report_results(reporter, folder.path, metrics, next(iter(answers.values())))
     _tell(console, metrics, folder.path)
     return metrics

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 
 from grpo_ao.errors import UserError, first_line
 from grpo_ao.terminal import progress_bar
+
+Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -216,6 +218,13 @@ class PhaseProgress:
             self._progress.stop()
             self._progress.remove_task(self._task)
             self._task = None
+
+    def track(self, name: str, items: Sequence[Item]) -> Iterator[Item]:
+        """Yield the items of a phase; one is done when the next is asked for."""
+        with self.phase(name, len(items)):
+            for item in items:
+                yield item
+                self.advance(1)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each phase so far, the one under way included."""

@@ -1,6 +1,6 @@
 """What answers come to: ``metrics.json``, ``metrics.md``, and the tables of console and report."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,8 @@ from grpo_ao.report.plots import (
 from grpo_ao.report.run_record import WHEN, Evaluation, RunRecord
 
 Groups = Mapping[str, Sequence[str]]
+Wanted = tuple[str, str, Columns]
+Track = Callable[[str, Sequence[Wanted]], Iterable[Wanted]]
 _BY_LAYER = ("informativeness", "ece10", "auroc_within")
 # What a console and a tracker are told of each benchmark.
 SHOWN = ("informativeness", "auroc_within", "calibration_error", "brier_all", "parse_rate")
@@ -68,47 +70,51 @@ def kinds_apart(
     return parts
 
 
-def oracle_metrics(part: Part, groups: Groups, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Measure one oracle: pooled groups of families, each family, layers, positions, baselines.
+def oracle_metrics(part: Part, groups: Groups, track: Track) -> dict[str, Any]:
+    """Measure one oracle, and what its controls tell.
 
-    And what its controls tell, with ``findings``, the sentences that a reader needs first.
-    ``progress`` is called with the number of measurements made.
+    ``findings`` are the sentences that a reader needs first.
     """
     oracle, kind, answers, controlled = part
     others = {CONTROLS[name]: reading.other for name, reading in controlled.readings.items()}
-
-    def measured(columns: Columns, smooth_interval: bool = False) -> Measurement:
-        progress(1)
-        return measure(columns, smooth_interval=smooth_interval)
-
-    pooled = {name: measured(columns, True) for name, columns in _pooled(answers, groups).items()}
-
-    def by(key: Callable[[Answer], Any]) -> dict[str, Measurement]:
-        parts = parted(answers, key)
-        if len(parts) == 1:
-            progress(1)
-            return dict.fromkeys(parts, pooled["all"])
-        return {name: measured(Columns.of(part)) for name, part in parts.items()}
-
-    sources = baselines(answers, controlled.confidences)
-    if controlled.forced:
-        sources["forced choice, its own answer"] = Columns.of(controlled.forced)
+    every = Columns.of(answers)
+    pooled = measure(every, smooth_interval=True)
+    wanted = _to_measure(part, groups, every)
+    measured: dict[str, dict[str, Measurement]] = {of: {} for of in wanted}
+    each = [(of, name, part) for of, parts in wanted.items() for name, part in parts.items()]
+    for of, name, columns in track(f"measuring {oracle}", each):
+        smooth = of == "groups"
+        found = pooled if columns is every else measure(columns, smooth_interval=smooth)
+        measured[of][name] = found
     return {
         "oracle": oracle,
         "kind": kind,
-        "findings": findings({kind: pooled["all"]}, answers, others),
-        "groups": pooled,
+        "findings": findings({kind: pooled}, answers, others),
+        **measured,
+        "against_stated": against_stated(answers, controlled.confidences),
+        "reading": reading_metrics(controlled.readings),
+        "generated_tokens": generated_tokens(answers),
+    }
+
+
+def _to_measure(part: Part, groups: Groups, every: Columns) -> dict[str, dict[str, Columns]]:
+    """Return what an oracle is measured on: ``every`` answer wherever a part is all of them."""
+    answers = part.answers
+
+    def by(key: Callable[[Answer], Any]) -> dict[str, Columns]:
+        parts = parted(answers, key)
+        return {n: every if len(parts) == 1 else Columns.of(own) for n, own in parts.items()}
+
+    sources = baselines(answers, part.controlled.confidences)
+    if part.controlled.forced:
+        sources["forced choice, its own answer"] = Columns.of(part.controlled.forced)
+    return {
+        "groups": _pooled(answers, groups) | {"all": every},
         "benchmarks": by(lambda answer: answer.probe.family),
         "layers": by(lambda answer: answer.probe.shown_layers),
         "positions": by(lambda answer: answer.probe.positions),
         "subjects": by(lambda answer: answer.probe.subject or "the base model"),
-        "baselines": {
-            name: pooled["all"] if name == "stated confidence" else measured(columns)
-            for name, columns in sources.items()
-        },
-        "against_stated": against_stated(answers, controlled.confidences),
-        "reading": reading_metrics(controlled.readings),
-        "generated_tokens": generated_tokens(answers),
+        "baselines": {n: every if n == "stated confidence" else c for n, c in sources.items()},
     }
 
 
@@ -128,17 +134,18 @@ def write_results(
     groups: Groups,
     seconds: float,
     controlled: Mapping[str, Controlled] | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    track: Track = lambda _, wanted: wanted,
 ) -> dict[str, Any]:
     """Write metrics and figures of the oracles that gave ``answers``; return ``metrics.json``.
 
     The first oracle is the one that the others are compared with, paired by text. Where questions
-    are closed and open, each kind is measured for itself, as an oracle of its own.
+    are closed and open, each kind is measured for itself, as an oracle of its own. ``track`` shows
+    how far a list of measurements, of a name, has come.
     """
     parts = kinds_apart(answers, controlled or {})
     metrics = {
         "settings": settings,
-        "oracles": {name: oracle_metrics(part, groups, progress) for name, part in parts.items()},
+        "oracles": {name: oracle_metrics(part, groups, track) for name, part in parts.items()},
         "differences": _differences(parts, groups),
         "seconds": round(seconds, 1),
     }

@@ -76,26 +76,19 @@ def fine_tune(
     divided over the processes, which sum their gradients: the update is that of one process.
     """
     losses = []
+    most, trained = tokens_of_a_pass(oracle), start.trained
+    fused = input_device(oracle.model).type == "cuda"
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=fused)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
+    )
     rng = random.Random(f"fine tune {seed}")
-    by_row: dict[int, list[Target]] = defaultdict(list)
-    for target in targets:
-        by_row[target.row].append(target)
-    questions = list(by_row.values())
-    most = tokens_of_a_pass(oracle)
-    trained = start.trained
     with evaluating(oracle.model), torch.enable_grad():
-        fused = input_device(oracle.model).type == "cuda"
-        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
-        )
-        for batch in islice(batches(questions, batch_size, rng), steps):
-            tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
-            loss = _backward(processes, oracle, start, table, batch, tokens, most)
+        for batch in islice(batches(_by_question(targets), batch_size, rng), steps):
+            loss = _backward(processes, oracle, start, table, batch, most)
             processes.sum_gradients(trained)
-            norm = nn.utils.clip_grad_norm_(trained, 1.0)
-            if not norm.isfinite():
+            if not nn.utils.clip_grad_norm_(trained, 1.0).isfinite():
                 raise UserError(
                     f"the gradient of the warm start is not finite at step {len(losses) + 1}: "
                     "lower --warm_start_lr."
@@ -107,6 +100,13 @@ def fine_tune(
             progress(1)
     oracle.hook.clear()
     return losses
+
+
+def _by_question(targets: Sequence[Target]) -> list[list[Target]]:
+    by_row: dict[int, list[Target]] = defaultdict(list)
+    for target in targets:
+        by_row[target.row].append(target)
+    return list(by_row.values())
 
 
 def batches(
@@ -153,10 +153,10 @@ def _backward(
     start: Start,
     table: ProbeTable,
     batch: Sequence[Sequence[Target]],
-    tokens: int,
     most: int,
 ) -> float:
-    """Add the gradient of this process's part of the mean over ``tokens``; return that part."""
+    """Add the gradient of this process's part of the mean over tokens; return that part."""
+    tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
     total = 0.0
     passes = passes_of(table, processes.share(batch), most)
     count = len(passes)

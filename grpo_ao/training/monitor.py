@@ -131,14 +131,12 @@ class Monitor:
         where the policy sampled itself.
         """
         self._widen_window(step, answers)
-        confidence, outcome, family = self._window_arrays()
         tokens = sum(len(answer.token_ids) for answer in answers)
         metrics: Metrics = {
             "step": step,
             **step_metrics(answers),
-            "ece_window": ece(confidence, outcome),
+            **self._window_metrics(),
             "advantage_std": advantages_std,
-            "auroc_within_window": within_family_auroc(confidence, outcome >= 0.5, family).auroc,
             "truncated": truncated,
             "kl": kl,
             "tokens_per_second": tokens / max(seconds.get("generate", 0), 1e-9),
@@ -153,6 +151,11 @@ class Monitor:
         numbers = {k: float(v) for k, v in metrics.items() if v is not None and k != "step"}
         self._reporter.scalars(step, numbers)
         self._raise_alerts(step)
+        self._tell(step, before, answers)
+        return metrics
+
+    def _tell(self, step: int, before: int, answers: Sequence[Answer]) -> None:
+        """Print a line and draw where it is time to, ``before`` being the step recorded last."""
         # Not every step makes answers: the first that does, at or behind a multiple, is shown.
         if step // self._log_every > before // self._log_every:
             line = self._line(step)
@@ -160,7 +163,6 @@ class Monitor:
             self._keep(line)
         if step // self._plot_every > before // self._plot_every:
             self._show(step, answers)
-        return metrics
 
     def _widen_window(self, step: int, answers: Sequence[Answer]) -> None:
         columns = Columns.of(answers)
@@ -169,6 +171,13 @@ class Monitor:
         self._window.extend(zip(*added, strict=True))
         row = dict(zip(_WINDOW, added, strict=True))
         append_jsonl(self._windows, [{"step": step, **row}])
+
+    def _window_metrics(self) -> Metrics:
+        confidence, outcome, family = self._window_arrays()
+        return {
+            "ece_window": ece(confidence, outcome),
+            "auroc_within_window": within_family_auroc(confidence, outcome >= 0.5, family).auroc,
+        }
 
     def _window_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         confidence, outcome, family = zip(*self._window, strict=True) if self._window else ((),) * 3

@@ -107,13 +107,9 @@ class OracleGRPOTrainer(GRPOTrainer):
         max_unscored: float,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.oracle = oracle
-        self.table = table
-        self.reward = reward
-        self.engine = engine
-        self.credit: Credit = credit
-        self.scale: ScaleRewards = scale
-        self.tag_outcome: TagOutcome = tag_outcome
+        self.oracle, self.table = oracle, table
+        self.reward, self.engine = reward, engine
+        self.credit, self.scale, self.tag_outcome = credit, scale, tag_outcome
         self.monitor = monitor
         self.max_unscored = max_unscored
         self._rows: list[int] = []
@@ -139,13 +135,15 @@ class OracleGRPOTrainer(GRPOTrainer):
             parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
-        if is_sharded(oracle.model):
-            # accelerate refuses DDP beside divided weights: `training_step` does its work.
+        self._prepare_sharded()
+        self._prepare_packing()
+        self.remove_callback(PrinterCallback)  # the monitor and the progress bar show the run
+
+    def _prepare_sharded(self) -> None:
+        # accelerate refuses DDP beside sharded weights: `training_step` does its work.
+        if is_sharded(self.oracle.model):
             prepare = self.accelerator.prepare_model
             self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
-        self._prepare_packing()
-        # The monitor and the progress bar show the run.
-        self.remove_callback(PrinterCallback)
 
     def _prepare_packing(self) -> None:
         """Find out whether a prompt's completions can share a row; warn where they cannot."""

@@ -10,7 +10,6 @@ from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.measuring.confidences import (
     METHODS,
     agreement,
-    answer_probability,
     baselines,
     generated_tokens,
     token_probability,
@@ -46,7 +45,7 @@ def test_what_is_not_known_is_none():
     assert METHODS["stated confidence"](answer(confidence=None)) is None
     neither = answer(says="Perhaps")
     assert token_probability(neither) is None
-    assert answer_probability(neither) == 0.6
+    assert METHODS["answer probability"](neither) == 0.6
     assert token_probability(replace(answer(), yes_probability=None)) is None
     assert agreement(replace(answer(), agreement=None)) is None
 

@@ -77,16 +77,14 @@ VARIANTS = [
     *(Variant(name, _NO_GRPO, start) for start, name in ALONE.items()),
     *(
         Variant(name, _NO_GRPO, apart=True)
-        for name in (
-            *("answer probability alone", "no anchor"),
-            *("targets of the family", "targets of the samples"),
-        )
+        for name in (*("answer probability alone", "no anchor", "targets of the family"),)
     ),
     Variant("no wrong activations", (*_NO_GRPO, "--wrong_activations", "0"), apart=True),
     *_at_each_rate(_grid()),
     *_at_each_rate(
         [
             Variant("tag outcome group", ("--tag_outcome", "group")),
+            Variant("tag outcome frequent", ("--tag_outcome", "frequent")),
             Variant("random start", (), "random"),
             Variant("random start, entropy bonus .02", (), "random", 1, {"entropy_coef": 0.02}),
             Variant("random start, 16 questions x 4", _SMALL_GROUPS, "random", 1),

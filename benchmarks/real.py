@@ -63,6 +63,7 @@ class Arm:
 ARMS = {
     "recipe": Arm(),
     "tag outcome group": Arm("--tag_outcome group"),
+    "tag outcome frequent": Arm("--tag_outcome frequent"),
     "lr 5e-6": Arm("--lr 5e-6"),
     "lr 1e-4": Arm("--lr 1e-4"),
     "kl 0.2": Arm("--kl_penalty 0.2"),
@@ -71,7 +72,6 @@ ARMS = {
     "answer probability alone": Arm(warm="answer probability alone"),
     "no anchor": Arm(warm="no anchor"),
     "targets of the family": Arm(warm="targets of the family"),
-    "targets of the samples": Arm(warm="targets of the samples"),
 }
 
 

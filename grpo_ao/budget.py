@@ -43,12 +43,11 @@ def work_of(config: TrainConfig) -> Work:
     probes, benchmarks = probes_of_run(config, texts, terminal())
     train, heldout = [*probes.warm_start, *probes.grpo], probes.heldout
     validations = 1 + -(-config.max_steps // config.save_steps) if config.max_steps else 0
-    samples = config.warm_start_samples if config.warm_start == "measured" else 1
     asked = min(config.warm_start_probes, len(probes.warm_start))
     checks = (2 if asked else 0) + (1 if config.max_steps else 0)
     measurements = 2 + 2 * config.initial_eval + measures_warm_start(config)
     graded = {
-        "completions for the warm start": asked * samples,
+        "completions for the warm start": asked,
         "completions to check the oracle": checks * min(CHECKED, len(train)),
         "completions to measure before and after": len(heldout) * measurements
         + validations * len(probes.validation),

@@ -126,9 +126,10 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     credit: Literal["joint", "split"] = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""
-    tag_outcome: Literal["own", "group"] = "own"
-    """What split credit compares a confidence with: the completion's own informativeness, or the
-    mean of its group's others, which has less variance."""
+    tag_outcome: Literal["own", "group", "frequent"] = "own"
+    """What split credit compares a confidence with: the completion's own informativeness, the mean
+    of its group's others, which has less variance, or that of the group's most frequent answer,
+    which is mostly what the oracle says greedily."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     temperature: float = 0.9
@@ -138,16 +139,15 @@ class TrainConfig(RolloutFlags, JudgeFlags):
 
     warm_start: Literal["measured", "random", "none"] = "measured"
     """Number that the tag is taught with before GRPO: the oracle's probability of its own answer,
-    recalibrated by graded samples on other texts, or a random one. none: the adapter knows the
-    tag already."""
+    recalibrated by the grades of answers about other texts, or a random one. none: the adapter
+    knows the tag already."""
     warm_start_probes: int = 2000
-    """Questions of the warm start."""
-    warm_start_samples: int = 8
-    """Samples per question, which are graded and whose answers are taught again."""
+    """Questions of the warm start. Each is answered once, greedily, and the answer is graded and
+    taught with its tag."""
     warm_start_steps: int = 200
     """Optimizer steps of the warm start."""
     warm_start_batch: int = 8
-    """Questions per optimizer step of the warm start, each with all of its samples."""
+    """Questions per optimizer step of the warm start."""
     warm_start_lr: float = 1e-5
     """Peak learning rate of the warm start."""
 
@@ -203,10 +203,10 @@ class TrainConfig(RolloutFlags, JudgeFlags):
         _check_reading(self, (self.positions,))
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
-        if self.tag_outcome == "group" and self.credit == "joint":
+        if self.tag_outcome != "own" and self.credit == "joint":
             raise UserError(
-                "--tag_outcome group credits the tag alone, --credit joint all tokens alike: leave "
-                "one out."
+                f"--tag_outcome {self.tag_outcome} credits the tag alone, --credit joint all "
+                "tokens alike: leave one out."
             )
 
 
@@ -234,10 +234,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "positions": "window:50@-1",
         "temperature": 1.0,
         "max_new_tokens": 16,
-        "warm_start_probes": 24_000,
-        "warm_start_samples": 4,
+        "warm_start_probes": 40_000,
         "warm_start_steps": 500,
-        "warm_start_batch": 48,
+        "warm_start_batch": 80,
         "warm_start_lr": 2e-4,
         "questions_per_step": 32,
         "max_steps": 100,
@@ -259,7 +258,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "max_new_tokens": 24,
         "warm_start_probes": 12800,
-        "warm_start_samples": 1,
         "warm_start_steps": 400,
         "warm_start_batch": 32,
         "warm_start_lr": 1e-3,

@@ -283,9 +283,9 @@ class Run:
         if self.processes.is_main:
             folder.mkdir(exist_ok=True)
         before = self._check_oracle("parse rate before the warm start")
-        rows, samples = self._warm_start_samples(mode, folder / "samples.jsonl")
+        rows, answers = self._warm_start_answers(folder / "answers.jsonl")
         with self.progress.phase("warm start", config.warm_start_steps) as bar:
-            losses = self._teach(mode, rows, samples, bar.advance)
+            losses = self._teach(mode, rows, answers, bar.advance)
         after = self._check_oracle("parse rate after the warm start")
         if self.processes.is_main:
             self.oracle.save_adapter(folder)
@@ -296,36 +296,33 @@ class Run:
             mark_adapter(folder, steps=config.warm_start_steps)
         self._keep_time()
 
-    def _warm_start_samples(
-        self, mode: Literal["measured", "random"], path: Path
-    ) -> tuple[list[int], list[list[Answer]]]:
-        """Return the rows that the warm start asks, and the graded answers to each."""
+    def _warm_start_answers(self, path: Path) -> tuple[list[int], list[Answer]]:
+        """Return the rows that the warm start asks, and the graded greedy answer to each."""
         config = self.config
         rng = random.Random(f"warm start {config.seed}")
         size = min(config.warm_start_probes, len(self.warm_start_rows))
         rows = sorted(rng.sample(self.warm_start_rows, size))
-        count = config.warm_start_samples if mode == "measured" else 1
-        how = self._how("", "sampled")._replace(num_samples=count, batch_size=_WARM_START_BATCH)
-        phase = "sampling answers for the warm start"
-        answers = self._ask(phase, self.train_table.part(rows), how, path)
-        return rows, [answers[first : first + count] for first in range(0, len(answers), count)]
+        how = self._how("", "greedy")._replace(batch_size=_WARM_START_BATCH)
+        return rows, self._ask(
+            "answering for the warm start", self.train_table.part(rows), how, path
+        )
 
     def _teach(
         self,
         mode: Literal["measured", "random"],
         rows: Sequence[int],
-        samples: Sequence[Sequence[Answer]],
+        answers: Sequence[Answer],
         advance: Callable[[int], None],
     ) -> list[float]:
         """Teach each part of the questions its numbers; return the losses."""
         config, start = self.config, Start(self.oracle)
         rng, losses = random.Random(f"numbers {config.seed}"), []
         for part, steps, numbers_of in parts(mode, len(rows), config.warm_start_steps):
-            own, answers = rows[part], samples[part]
+            own, given = rows[part], answers[part]
             wrong = {place for place, row in enumerate(own) if row in self.wrong}
             table = self.train_table.part(own)
-            numbers = numbers_of(self.oracle, table, answers, wrong, self.processes)
-            targets = make_targets(self.oracle.tokenizer, own, answers, numbers, rng, self.wrong)
+            numbers = numbers_of(self.oracle, table, given, wrong, self.processes)
+            targets = make_targets(self.oracle.tokenizer, own, given, numbers, rng, self.wrong)
             losses += fine_tune(
                 self.processes,
                 self.oracle,

@@ -156,8 +156,6 @@ def test_a_budget_counts_what_a_run_of_these_flags_does(capsys):
     flags = [
         "--warm_start_probes",
         "40",
-        "--warm_start_samples",
-        "3",
         "--max_steps",
         "5",
         "--eval_probes",
@@ -167,7 +165,7 @@ def test_a_budget_counts_what_a_run_of_these_flags_does(capsys):
     main(["budget", "--preset", "mini", *flags, *times])
     shown = capsys.readouterr().out
     assert re.search(r"completions in GRPO\s+.\s+320\b", shown)  # 5 steps x 8 questions x 8
-    assert re.search(r"completions for the warm start\s+.\s+120\b", shown)  # 40 x 3
+    assert re.search(r"completions for the warm start\s+.\s+40\b", shown)
     assert "GRPO steps" in shown
 
 

@@ -200,7 +200,6 @@ def test_flags_that_cannot_be_are_refused(capsys, arguments, said):
         ({"max_new_tokens": 0}, "--max_new_tokens"),
         ({"eval_probes": 0}, "--eval_probes"),
         ({"warm_start_probes": 0}, "--warm_start_probes"),
-        ({"warm_start_samples": 0}, "--warm_start_samples"),
         ({"warm_start_steps": 0}, "--warm_start_steps"),
         ({"warm_start_batch": 0}, "--warm_start_batch"),
         ({"save_steps": 0}, "--save_steps"),

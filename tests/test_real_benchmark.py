@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.arms import family_means, posterior_means, prior_weight
+from benchmarks.arms import family_means
 from benchmarks.real import (
     ARMS,
     Settings,
@@ -61,13 +61,6 @@ def test_every_arms_warm_start_is_an_arm():
     assert {arm.warm for arm in ARMS.values()} <= set(ARMS)
 
 
-def test_family_means_are_shrunk_by_two_samples_by_hand():
-    probes = [answer(n, 50, 1, family).probe for n, family in enumerate("aab")]
-    found = family_means(probes, np.zeros(3), np.array([2.0, 0.0, 1.5]), np.array([2, 4, 2]))
-    # Family a: 2 right of 6. Family b stays as it is.
-    assert found == pytest.approx([(2 + 2 / 3) / 4, (2 / 3) / 6, 0.75])
-
-
 def test_scores_by_hand_and_none_where_nothing_is_stated():
     found = scores([answer(0, 80, 1), answer(1, 40, 0)], stated)
     assert found["brier"] == pytest.approx((0.04 + 0.16) / 2)
@@ -118,41 +111,10 @@ def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
     assert lines[4].startswith("| recipe, out | 1 | +0.0000 [")
 
 
-# Targets of the samples
+# Targets of the family
 
 
-def drawn(weight, samples, questions=4000):
-    """Priors, and grades whose chances are drawn around them from a beta of this weight."""
-    rng = np.random.default_rng(5)
-    prior = rng.uniform(0.1, 0.9, questions)
-    chance = rng.beta(weight * prior, weight * (1 - prior))
-    return prior, rng.binomial(samples, chance).astype(float), np.full(questions, samples)
-
-
-@pytest.mark.parametrize("weight", [1.0, 4.0, 20.0])
-def test_the_weight_that_made_the_samples_is_found(weight):
-    assert prior_weight(*drawn(weight, samples=4)) == pytest.approx(weight, rel=0.25)
-
-
-def test_samples_that_say_nothing_of_the_weight_leave_it_at_four():
-    assert prior_weight(*drawn(2.0, samples=1)) == 4.0
-    assert prior_weight(np.array([0.5]), np.array([0.0]), np.array([0])) == 4.0
-
-
-def test_few_questions_move_the_weight_little():
-    # One question, right four times of four against a prior of one half.
-    assert 1.5 < prior_weight(np.array([0.5]), np.array([4.0]), np.array([4])) < 4
-
-
-def test_a_prior_that_is_no_guide_weighs_least():
-    # Every question is always right or always wrong, and the prior is one half.
-    total = np.tile([0.0, 8.0], 50)
-    assert prior_weight(np.full(100, 0.5), total, np.full(100, 8)) <= 0.5
-
-
-def test_the_posterior_of_a_question_lies_between_its_samples_and_its_prior():
-    # Nothing is known of other texts: a prior of one half.
-    asked = np.array([0.9]), np.array([4.0]), np.array([4])
-    weight = prior_weight(np.array([0.5]), *asked[1:])
-    (found,) = posterior_means([answer(0, 50, 1).probe], *asked)
-    assert found == pytest.approx((4 + weight * 0.5) / (4 + weight))
+def test_a_familys_mean_is_that_of_what_is_graded():
+    probes = [answer(n, 50, 1, family).probe for n, family in enumerate(["sst2"] * 3 + ["snli"])]
+    found = family_means(probes, np.zeros(4), np.array([1.0, 0.5, math.nan, 0.25]))
+    assert found.tolist() == [0.75, 0.75, 0.75, 0.25]

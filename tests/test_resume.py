@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "--eval_probes": "8",
     "--warm_start_probes": "8",
-    "--warm_start_samples": "2",
     "--warm_start_steps": "4",
     "--warm_start_batch": "4",
     "--max_steps": "6",
@@ -86,7 +85,7 @@ def lines(path: Path) -> int:
 
 
 def in_warm_start(folder: Path) -> bool:
-    return lines(folder / "warm_start" / "samples.jsonl") > 0
+    return lines(folder / "warm_start" / "answers.jsonl") > 0
 
 
 def at_step(step: int):

@@ -17,7 +17,6 @@ SMALL = {
     "num_generations": 2,
     "eval_probes": 8,
     "warm_start_probes": 8,
-    "warm_start_samples": 2,
     "warm_start_steps": 2,
     "warm_start_batch": 4,
     "plot_every": 1,

@@ -1,19 +1,19 @@
-"""The number that a warm start teaches: how likely it is that an answer to a question is right.
+"""The number that a warm start teaches: how likely it is that the oracle's answer is right.
 
-A few graded samples of a question say little of it, and the mean of its family says nothing of the
+One graded answer says little of a question, and the mean of its family says nothing of the
 question itself. The probability that the oracle gives to its own answer does. So the number is that
-probability, recalibrated on other texts. The question's own grades do not enter its number: whether
-an answer was right is more than the activations tell, so that a number which follows it cannot be
-learned but as a mixture, of which an oracle then states the larger part.
+probability, recalibrated on other texts. The question's own grade does not enter its number:
+whether an answer was right is more than the activations tell, so that a number which follows it
+cannot be learned but as a mixture, of which an oracle then states the larger part.
 
-Everything here is numpy, one entry a question: ``sum_N`` is the sum of its samples' grades,
-``count_N`` how many there are.
+The answer is the greedy one, which the oracle gives when it is asked. One that is drawn at
+temperature 1 is right less often, and the number in front cannot know which one will be drawn.
 """
 
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
@@ -31,19 +31,18 @@ _LEAST_PROBABILITY, _MOST_PROBABILITY = 1e-12, 1 - 1e-4
 def expected_grades(
     probes: Sequence[Probe],
     probability_N: Float[np.ndarray, "questions"],
-    sum_N: Float[np.ndarray, "questions"],
-    count_N: Int[np.ndarray, "questions"],
+    grade_N: Float[np.ndarray, "questions"],
     wrong: Collection[int] = (),
 ) -> Float[np.ndarray, "questions"]:
-    """Return the expected grade of an answer to each question, between 0 and 1.
+    """Return the expected grade of the answer to each question, between 0 and 1.
 
-    ``probability_N`` is the oracle's probability of its own most frequent answer, or the number
-    that it expects to write, recalibrated on
-    a question's family where that has ``ENOUGH`` questions, on its kind else. The questions
-    ``wrong``, by their place, were asked on wrong activations: they are apart.
+    ``probability_N`` is the oracle's probability of its answer, or the number that it expects to
+    write, recalibrated on a question's family where that has ``ENOUGH`` questions, on its kind
+    else. ``grade_N`` are the answers' grades, NaN where there is none. The questions ``wrong``, by
+    their place, were asked on wrong activations: they are apart.
     """
     folds = [fold_of(probe.text) for probe in probes]
-    return cross_fitted(probability_N, sum_N, count_N, pools_of(probes, wrong), folds)
+    return cross_fitted(probability_N, grade_N, pools_of(probes, wrong), folds)
 
 
 def pools_of(probes: Sequence[Probe], wrong: Collection[int] = ()) -> list[str]:
@@ -62,33 +61,31 @@ def pools_of(probes: Sequence[Probe], wrong: Collection[int] = ()) -> list[str]:
 
 def cross_fitted(
     probability_N: Float[np.ndarray, "questions"],
-    sum_N: Float[np.ndarray, "questions"],
-    count_N: Int[np.ndarray, "questions"],
+    grade_N: Float[np.ndarray, "questions"],
     pools: Sequence[str],
     folds: Sequence[int],
 ) -> Float[np.ndarray, "questions"]:
     """Map each probability to the mean grade that such ones have in the pool's other folds.
 
-    A logistic fit to the log odds (Platt 1999), which keeps the questions of a pool in order; each
-    weighs as many as its samples. Questions whose pool has nothing graded in other folds get the
-    mean of all that is graded elsewhere, and one half where nothing is.
+    A logistic fit to the log odds (Platt 1999), which keeps the questions of a pool in order.
+    Questions whose pool has nothing graded in other folds get the mean of all that is graded
+    elsewhere, and one half where nothing is.
     """
-    fold_N = np.array(folds)
+    fold_N, graded_N = np.array(folds), ~np.isnan(grade_N)
     odds_N = logit(np.clip(probability_N, _LEAST_PROBABILITY, _MOST_PROBABILITY))
 
     def predict(known: np.ndarray, asked: np.ndarray) -> np.ndarray | float:
-        own = known[count_N[known] > 0]
-        elsewhere = np.flatnonzero((fold_N != fold_N[asked[0]]) & (count_N > 0))
+        own = known[graded_N[known]]
+        elsewhere = np.flatnonzero((fold_N != fold_N[asked[0]]) & graded_N)
         if not len(elsewhere):
             return 0.5
-        graded = own if len(own) else elsewhere
-        right, wrong = sum_N[graded], (count_N - sum_N)[graded]
-        if not (len(own) and right.any() and wrong.any()):
-            return right.sum() / count_N[graded].sum()
+        right = grade_N[own if len(own) else elsewhere]
+        if not (len(own) and right.any() and (right < 1).any()):
+            return right.mean()
         fitted = LogisticRegression().fit(
             np.tile(odds_N[own], 2)[:, None],
             np.repeat([1, 0], len(own)),
-            sample_weight=np.concatenate([right, wrong]),
+            sample_weight=np.concatenate([right, 1 - right]),
         )
         return fitted.predict_proba(odds_N[asked, None])[:, 1]
 

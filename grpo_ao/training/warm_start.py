@@ -1,17 +1,15 @@
 """Warm start: what is taught before GRPO, by ``fine_tuning``, on the oracle's own answers.
 
-Each target is an answer that the oracle itself gave, with a tag in front; an answer weighs as much
-as its grade, so that wrong ones are not repeated, and stays distributed as it was. ``measured``
-writes into the tag how likely an answer to that question is right (``targets``): the position that
-writes the number learns to read the activations before GRPO begins, and then, on questions of their
-own, to state what it expects (``parts``). ``random`` writes a random
-number, whose loss is left out: it teaches the tag and no belief.
+Each target is the oracle's own greedy answer, with a tag in front; an answer weighs as much as its
+grade, so that wrong ones are not repeated, and stays distributed as it was. ``measured`` writes
+into the tag how likely that answer is right (``targets``): the position that writes the number
+learns to read the activations before GRPO begins, and then, on questions of their own, to state
+what it expects (``parts``). ``random`` writes a random number, whose loss is left out: it teaches
+the tag and no belief.
 """
 
 import random
-from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +19,6 @@ from grpo_ao.answer import Answer
 from grpo_ao.credit import tag_lengths
 from grpo_ao.epistemic import parse_oracle_output, render_oracle_output
 from grpo_ao.errors import UserError
-from grpo_ao.measuring.confidences import with_probabilities
 from grpo_ao.measuring.elicited import expected_confidences
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.oracle import Oracle
@@ -36,12 +33,10 @@ from grpo_ao.training.targets import expected_grades
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
 # Of the questions and the steps, what teaches the answers' probability.
 FIRST_SHARE = 3 / 4
-# Answers whose logits are held at once.
-_LOGITS_ROWS = 128
 
 
 Numbers = Callable[
-    [Oracle, ProbeTable, Sequence[Sequence[Answer]], Collection[int], Processes],
+    [Oracle, ProbeTable, Sequence[Answer], Collection[int], Processes],
     list[float] | None,
 ]
 """What is taught as the chance of an answer to each probe of a table; None for random numbers."""
@@ -69,108 +64,82 @@ def parts(
 def chances(
     oracle: Oracle,
     table: ProbeTable,
-    samples: Sequence[Sequence[Answer]],
+    answers: Sequence[Answer],
     wrong: Collection[int],
     processes: Processes,
 ) -> list[float]:
-    """Return how likely an answer to each probe of the table is right, as ``targets`` has it.
+    """Return how likely the answer to each probe of the table is right, as ``targets`` has it.
 
-    ``samples[row]`` are a probe's graded answers, ``wrong`` the rows that were asked on wrong
-    activations. The oracle reads the most frequent answer of each once more, for its probability.
+    ``answers[row]`` is the graded answer, with its probability; ``wrong`` are the rows that were
+    asked on wrong activations.
     """
-    rows = processes.share(range(len(table)))
-    frequent = [_most_frequent(samples[row]) for row in rows]
-    with together(oracle.model):
-        read = with_probabilities(oracle, table.part(rows), frequent, _LOGITS_ROWS)
-    known = processes.gathered([answer.answer_probability for answer in read])
-    return _recalibrated(table, known, samples, wrong)
+    return _recalibrated(table, [answer.answer_probability for answer in answers], answers, wrong)
 
 
 def own_expectations(
     oracle: Oracle,
     table: ProbeTable,
-    samples: Sequence[Sequence[Answer]],
+    answers: Sequence[Answer],
     wrong: Collection[int],
     processes: Processes,
 ) -> list[float]:
-    """Return how likely an answer to each probe is right, by the number that the oracle writes now.
+    """Return how likely each answer is right, by the number that the oracle writes now.
 
     It is the number's expectation, recalibrated as in ``chances``.
     """
     rows = processes.share(range(len(table)))
     with together(oracle.model):
         read = expected_confidences(oracle, table.part(rows))
-    return _recalibrated(table, processes.gathered(read.tolist()), samples, wrong)
+    return _recalibrated(table, processes.gathered(read.tolist()), answers, wrong)
 
 
 def _recalibrated(
     table: ProbeTable,
     known: Sequence[float | None],
-    samples: Sequence[Sequence[Answer]],
+    answers: Sequence[Answer],
     wrong: Collection[int],
 ) -> list[float]:
-    grades = [[a.informativeness for a in own if a.informativeness is not None] for own in samples]
-    return expected_grades(
-        table.probes,
-        np.array(known, dtype=float),
-        np.array([sum(own) for own in grades], dtype=float),
-        np.array([len(own) for own in grades]),
-        wrong,
-    ).tolist()
-
-
-def _most_frequent(answers: Sequence[Answer]) -> Answer:
-    count = Counter(answer.answer for answer in answers)
-    return max(answers, key=lambda answer: count[answer.answer])
+    grades = [answer.informativeness for answer in answers]
+    known_N, grade_N = (np.array(values, dtype=float) for values in (known, grades))
+    return expected_grades(table.probes, known_N, grade_N, wrong).tolist()
 
 
 def make_targets(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[int],
-    samples: Sequence[Sequence[Answer]],
+    answers: Sequence[Answer],
     chances: Sequence[float] | None,
     rng: random.Random,
     wrong: Collection[int] = (),
 ) -> list[Target]:
-    """Write one target for each different answer to a question, with its chance in the tag.
+    """Write one target for each question, with the chance of its answer in the tag.
 
-    ``samples[i]`` are the sampled answers to the probe in row ``rows[i]`` of the run's table. A
-    completion with a tag counts by its answer alone, one without by its whole text; an ungraded
-    one counts for nothing. Without ``chances`` the numbers are random and not taught. Of the rows
-    ``wrong``, asked on wrong activations, the answers are not: they were guesses.
+    ``answers[i]`` is the answer to the probe in row ``rows[i]`` of the run's table. A completion
+    with a tag counts by its answer alone, one without by its whole text; an ungraded one counts
+    for nothing. Without ``chances`` the numbers are random and not taught. Of the rows ``wrong``,
+    asked on wrong activations, the answers are not: they were guesses.
     """
     targets = []
-    for place, (row, own) in enumerate(zip(rows, map(_grades, samples), strict=True)):
-        for (answer, tagged), found in own.items():
-            number = round(100 * chances[place]) if chances else rng.randint(0, 100)
-            if parse_oracle_output(render_oracle_output(number, answer)).confidence is not None:
-                grade = 0.0 if row in wrong else sum(found) / len(found)
-                target = _target(tokenizer, row, number, answer, tagged, grade, bool(chances))
-                targets.append(replace(target, count=len(found)))
+    for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        number = round(100 * chances[place]) if chances else rng.randint(0, 100)
+        written = parse_oracle_output(render_oracle_output(number, answer.answer))
+        if answer.informativeness is not None and written.confidence is not None:
+            grade = 0.0 if row in wrong else answer.informativeness
+            targets.append(_target(tokenizer, row, number, answer, grade, bool(chances)))
     if not targets:
         raise UserError("the oracle gave no answer that a tag can be put in front of.")
     return targets
-
-
-def _grades(samples: Sequence[Answer]) -> dict[tuple[str, bool], list[float]]:
-    """Return the grades of each different answer, with a tag in front or without."""
-    found: dict[tuple[str, bool], list[float]] = defaultdict(list)
-    for sample in samples:
-        if sample.informativeness is not None:
-            found[sample.answer, sample.parsed].append(sample.informativeness)
-    return found
 
 
 def _target(
     tokenizer: PreTrainedTokenizerBase,
     row: int,
     confidence: int,
-    answer: str,
-    tagged: bool,
+    answer: Answer,
     grade: float,
     teach_number: bool,
 ) -> Target:
-    text, number = render_oracle_output(confidence, answer), str(confidence)
+    text, number = render_oracle_output(confidence, answer.answer), str(confidence)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     (tag,) = tag_lengths(tokenizer, [encoded["input_ids"]])
     first = text.index(number)
@@ -186,8 +155,8 @@ def _target(
     end = end_of_turn_id(tokenizer)
     token_ids = [*encoded["input_ids"], end]
     origin_ids = token_ids
-    if not tagged:
-        origin_ids = [*tokenizer.encode(answer, add_special_tokens=False), end]
+    if not answer.parsed:
+        origin_ids = [*tokenizer.encode(answer.answer, add_special_tokens=False), end]
     partner_V = space_partners(tokenizer, len(tokenizer))
     kept = min(behind + 1, kept_tokens(token_ids, origin_ids, partner_V))
     return Target(row, token_ids, [*weights, ANSWER_WEIGHT * grade], origin_ids, kept)

@@ -28,7 +28,6 @@ _CONFIG = {
     "layer_percents": [],
     "positions": "last:20",
     "warm_start": "measured",
-    "warm_start_samples": 8,
     "warm_start_probes": 2000,
     "warm_start_batch": 32,
     "warm_start_steps": 30,

@@ -23,6 +23,9 @@ def some_probes(count, family="family", kind: QuestionKind = "closed"):
     ]
 
 
+NAN = float("nan")
+
+
 def floats(*values):
     return np.array(values, dtype=float)
 
@@ -32,42 +35,39 @@ def floats(*values):
 
 def test_log_odds_are_fitted_on_the_other_fold():
     # Fold 0 is right as often as the logistic curve of half the log odds says.
-    probability = np.linspace(0.02, 0.98, 400)
+    probability = np.repeat(np.linspace(0.02, 0.98, 400), 2)
     truth = expit(logit(probability) / 2)
-    folds = [n % 2 for n in range(400)]
-    count = np.where(np.array(folds) == 0, 1000, 0)
-    found = cross_fitted(probability, truth * count, count, ["a"] * 400, folds)
+    folds = [n % 2 for n in range(800)]
     asked = np.array(folds) == 1
-    assert found[asked] == pytest.approx(truth[asked], abs=0.002)
+    found = cross_fitted(probability, np.where(asked, np.nan, truth), ["a"] * 800, folds)
+    assert found[asked] == pytest.approx(truth[asked], abs=0.02)
 
 
-def test_questions_weigh_as_many_as_their_samples():
-    # All at .5: right in 1 of 1 and 0 of 3.
-    found = cross_fitted(
-        floats(0.5, 0.5, 0.5), floats(1, 0, 0), np.array([1, 3, 0]), ["a"] * 3, [0, 0, 1]
-    )
-    assert found[2] == pytest.approx(0.25, abs=1e-3)
+def test_an_ungraded_answer_counts_for_nothing():
+    # All at .5: one of two right, and one that is not graded.
+    found = cross_fitted(floats(*[0.5] * 4), floats(1, 0, NAN, NAN), ["a"] * 4, [0, 0, 0, 1])
+    assert found[3] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_pool_that_is_always_right_gets_that():
-    found = cross_fitted(floats(0.5, 0.7), floats(3, 0), np.array([3, 0]), ["a"] * 2, [0, 1])
+    found = cross_fitted(floats(0.5, 0.7), floats(1, 0), ["a"] * 2, [0, 1])
     assert found[1] == pytest.approx(0.99)
 
 
 def test_a_pool_without_other_folds_gets_the_mean_of_what_is_graded_elsewhere():
     pools, folds = ["a", "a", "b"], [0, 0, 1]
-    found = cross_fitted(floats(0.2, 0.9, 0.4), floats(1, 2, 3), np.array([4, 4, 4]), pools, folds)
+    found = cross_fitted(floats(0.2, 0.9, 0.4), floats(0.25, 0.5, 0.75), pools, folds)
     assert found == pytest.approx([0.75, 0.75, 3 / 8])
-    assert cross_fitted(floats(0.2), floats(1), np.array([1]), ["a"], [0]) == [0.5]
+    assert cross_fitted(floats(0.2), floats(0.25), ["a"], [0]) == [0.5]
 
 
 def test_a_fold_does_not_see_its_own_grades():
     rng = np.random.default_rng(0)
     probability, folds = rng.random(60), [n % 3 for n in range(60)]
-    total, count = rng.integers(0, 5, 60).astype(float), np.full(60, 4)
-    before = cross_fitted(probability, total, count, ["a"] * 60, folds)
+    grade = rng.integers(0, 5, 60) / 4
+    before = cross_fitted(probability, grade, ["a"] * 60, folds)
     own = np.array(folds) == 1
-    after = cross_fitted(probability, np.where(own, 4 - total, total), count, ["a"] * 60, folds)
+    after = cross_fitted(probability, np.where(own, 1 - grade, grade), ["a"] * 60, folds)
     assert (before[own] == after[own]).all()
     assert (before[~own] != after[~own]).any()
 
@@ -93,9 +93,8 @@ def test_questions_on_wrong_activations_are_judged_among_themselves():
     assert set(pools[:5]) == {"wrong closed"}
     assert set(pools[5:]) == {"own closed family"}
     # The oracle is as sure of both; it is right on its own activations alone.
-    total = np.where(np.arange(2 * ENOUGH) < ENOUGH, 0.0, 4.0)
-    asked = np.full(2 * ENOUGH, 0.9), total, np.full(2 * ENOUGH, 4)
-    found = expected_grades(probes, *asked, wrong=range(ENOUGH))
+    grade = np.where(np.arange(2 * ENOUGH) < ENOUGH, 0.0, 1.0)
+    found = expected_grades(probes, np.full(2 * ENOUGH, 0.9), grade, wrong=range(ENOUGH))
     assert found[:ENOUGH].max() < 0.1
     assert found[ENOUGH:].min() > 0.9
 
@@ -106,39 +105,30 @@ def test_questions_on_wrong_activations_are_judged_among_themselves():
 def test_a_number_knows_more_than_its_familys_mean():
     """The chance of being right varies by question, and the oracle's own probability shows it."""
     rng = np.random.default_rng(2)
-    chance = rng.uniform(0.2, 0.95, 2000)
+    chance = rng.uniform(0.2, 0.95, 4000)
     probability = chance**2  # sure in the right order, by the wrong amount
-    count = np.full(2000, 4)
-    total = rng.binomial(4, chance).astype(float)
-    found = expected_grades(some_probes(2000), probability, total, count)
+    grade = rng.binomial(1, chance).astype(float)
+    found = expected_grades(some_probes(4000), probability, grade)
     assert np.abs(found - chance).mean() < 0.05
-    assert np.abs(total / 4 - chance).mean() > 0.1
+    assert np.abs(grade.mean() - chance).mean() > 0.1
     assert np.corrcoef(rankdata(found), rankdata(chance))[0, 1] > 0.95
 
 
-def test_a_questions_own_grades_do_not_enter_its_number():
+def test_a_questions_own_grade_does_not_enter_its_number():
     rng = np.random.default_rng(3)
-    probability, count = rng.random(600), np.full(600, 4)
-    total = rng.binomial(4, probability).astype(float)
-    other = total.copy()
-    other[0] = 4 - total[0]
-    before, after = (
-        expected_grades(some_probes(600), probability, t, count) for t in (total, other)
-    )
+    probability = rng.random(600)
+    grade = rng.binomial(1, probability).astype(float)
+    other = grade.copy()
+    other[0] = 1 - grade[0]
+    before, after = (expected_grades(some_probes(600), probability, g) for g in (grade, other))
     assert before[0] == after[0]
     assert (before != after).any()
 
 
-@given(
-    st.lists(
-        st.tuples(st.floats(0, 1), st.lists(st.floats(0, 1), max_size=4)), min_size=1, max_size=30
-    )
-)
-def test_a_number_is_a_probability_whatever_was_sampled(questions):
+@given(st.lists(st.tuples(st.floats(0, 1), st.none() | st.floats(0, 1)), min_size=1, max_size=30))
+def test_a_number_is_a_probability_whatever_was_graded(questions):
+    probabilities, grades = zip(*questions, strict=True)
     found = expected_grades(
-        some_probes(len(questions)),
-        floats(*(probability for probability, _ in questions)),
-        floats(*(sum(grades) for _, grades in questions)),
-        np.array([len(grades) for _, grades in questions]),
+        some_probes(len(questions)), floats(*probabilities), np.array(grades, dtype=float)
     )
     assert ((found > 0) & (found < 1)).all()

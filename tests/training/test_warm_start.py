@@ -11,7 +11,6 @@ from grpo_ao.answer import Answer
 from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.measuring.elicited import expected_confidences
-from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import fold_of
 from grpo_ao.processes import Processes
@@ -39,20 +38,16 @@ def mini():
     return PreTrainedTokenizerFast.from_pretrained(MINI_WEIGHTS / "base")
 
 
-def targets_of(tokenizer, samples, chances=(0.5,), seed=0, tagged=True, wrong=()):
-    """The targets of rows of (answers, grades); one chance serves all, None is random numbers."""
+def targets_of(tokenizer, given, chances=(0.5,), seed=0, tagged=True, wrong=()):
+    """The targets of pairs of answer and grade; one chance serves all, None is random numbers."""
     tag = "[epistemic status: 71] " if tagged else ""
-    given = [
-        [
-            replace(Answer.read(probe(row), tag + said), answer=said, informativeness=grade)
-            for said, grade in zip(answers, grades, strict=True)
-        ]
-        for row, (answers, grades) in enumerate(samples)
+    answers = [
+        replace(Answer.read(probe(row), tag + said), answer=said, informativeness=grade)
+        for row, (said, grade) in enumerate(given)
     ]
     if chances is not None and len(chances) == 1:
-        chances = [*chances] * len(samples)
-    rows = range(len(samples))
-    return make_targets(tokenizer, rows, given, chances, random.Random(seed), wrong)
+        chances = [*chances] * len(given)
+    return make_targets(tokenizer, range(len(given)), answers, chances, random.Random(seed), wrong)
 
 
 def spelled(tokenizer, target):
@@ -63,22 +58,20 @@ def spelled(tokenizer, target):
 
 
 def test_a_target_is_an_own_answer_behind_its_chance_to_be_right(mini):
-    samples = [(["Yes", "No"], [1.0, 0.0]), (["Yes", "Yes"], [1.0, 1.0])]
-    right, wrong, twice = targets_of(mini, samples, chances=(0.62, 0.88))
+    right, wrong = targets_of(mini, [("Yes", 1.0), ("No", 0.0)], chances=(0.62, 0.88))
     assert mini.decode(right.token_ids) == "[epistemic status: 62] Yes<|im_end|>"
-    assert mini.decode(wrong.token_ids) == "[epistemic status: 62] No<|im_end|>"
-    assert mini.decode(twice.token_ids) == "[epistemic status: 88] Yes<|im_end|>"
-    assert [(t.row, t.count) for t in (right, wrong, twice)] == [(0, 1), (0, 1), (1, 2)]
+    assert mini.decode(wrong.token_ids) == "[epistemic status: 88] No<|im_end|>"
+    assert [right.row, wrong.row] == [0, 1]
 
 
 def test_behind_the_number_a_tagged_answer_is_kept_as_it_stands(mini):
-    (target,) = targets_of(mini, [(["a cat"], [1.0])])
+    (target,) = targets_of(mini, [("a cat", 1.0)])
     assert target.origin_ids == target.token_ids
     assert mini.decode(target.token_ids[-target.kept :]) == "] a cat<|im_end|>"
 
 
 def test_an_answer_without_a_tag_is_kept_whole_where_only_its_first_space_is_new(mini):
-    (target,) = targets_of(mini, [(["a cat sat"], [1.0])], tagged=False)
+    (target,) = targets_of(mini, [("a cat sat", 1.0)], tagged=False)
     assert mini.decode(target.origin_ids) == "a cat sat<|im_end|>"
     assert mini.decode(target.token_ids[-target.kept :]) == " a cat sat<|im_end|>"
     assert len(target.origin_ids) == target.kept
@@ -86,14 +79,14 @@ def test_an_answer_without_a_tag_is_kept_whole_where_only_its_first_space_is_new
 
 def test_of_an_answer_without_a_tag_is_kept_what_is_tokenised_alike(mini):
     # "No" is no token of the mini world without its space: it is spelled in two.
-    (target,) = targets_of(mini, [(["No a cat"], [1.0])], tagged=False)
+    (target,) = targets_of(mini, [("No a cat", 1.0)], tagged=False)
     assert mini.decode(target.token_ids[-target.kept :]) == " a cat<|im_end|>"
     assert target.origin_ids[-target.kept :] == target.token_ids[-target.kept :]
 
 
 def test_no_part_of_the_tag_is_kept_of_an_answer_that_resembles_one(mini):
     # "62] Yes" as an answer without a tag ends like the target that says 62.
-    samples = [(["50] Yes"], [0.5])]
+    samples = [("50] Yes", 0.5)]
     (target,) = targets_of(mini, samples, tagged=False)
     kept = mini.decode(target.token_ids[-target.kept :])
     assert mini.decode(target.token_ids) == "[epistemic status: 50] 50] Yes<|im_end|>"
@@ -102,7 +95,7 @@ def test_no_part_of_the_tag_is_kept_of_an_answer_that_resembles_one(mini):
 
 
 def test_weights_tell_form_number_and_answer_apart(mini):
-    right, half, wrong = targets_of(mini, [(["a cat", "a dog", "a fox"], [1.0, 0.5, 0.0])])
+    right, half, wrong = targets_of(mini, [("a cat", 1.0), ("a dog", 0.5), ("a fox", 0.0)])
     for target, grade in ((right, 1.0), (half, 0.5), (wrong, 0.0)):
         pieces = spelled(mini, target)
         number = [weight for piece, weight in pieces if piece == "50"]
@@ -116,7 +109,7 @@ def test_weights_tell_form_number_and_answer_apart(mini):
 
 
 def test_answers_to_wrong_activations_are_not_taught(mini):
-    samples = [(["a cat"], [1.0]), (["a cat"], [1.0])]
+    samples = [("a cat", 1.0), ("a cat", 1.0)]
     own, guessed = targets_of(mini, samples, wrong={1})
     assert ANSWER_WEIGHT in own.weights
     assert set(guessed.weights) == {FORMAT_WEIGHT, NUMBER_WEIGHT, 0.0}
@@ -124,7 +117,7 @@ def test_answers_to_wrong_activations_are_not_taught(mini):
 
 
 def test_a_number_of_several_tokens_is_a_number_in_all_of_them(oracle):
-    (target,) = targets_of(oracle.tokenizer, [(["7 cats"], [1.0])], None)
+    (target,) = targets_of(oracle.tokenizer, [("7 cats", 1.0)], None)
     pieces = spelled(oracle.tokenizer, target)
     written = parse_oracle_output("".join(piece for piece, _ in pieces[:-1]))
     assert written.confidence is not None
@@ -134,7 +127,7 @@ def test_a_number_of_several_tokens_is_a_number_in_all_of_them(oracle):
 
 
 def test_random_numbers_teach_no_belief(mini):
-    samples = [(["Yes"], [1.0]), (["No"], [1.0])] * 40
+    samples = [("Yes", 1.0), ("No", 1.0)] * 40
     targets = targets_of(mini, samples, None)
     outputs = [parse_oracle_output(mini.decode(t.token_ids[:-1])) for t in targets]
     written = [100 * (output.confidence or 0.0) for output in outputs]
@@ -147,14 +140,14 @@ def test_random_numbers_teach_no_belief(mini):
 
 
 def test_answers_that_no_tag_can_stand_before_are_left_out(mini):
-    kept = targets_of(mini, [(["", "[epistemic status: 4] x", "Yes"], [1.0, 1.0, 1.0])])
-    assert len(kept) == 1
+    (kept,) = targets_of(mini, [("", 1.0), ("[epistemic status: 4] x", 1.0), ("Yes", 1.0)])
+    assert kept.row == 2
     with pytest.raises(ValueError, match="no answer that a tag can be put in front of"):
-        targets_of(mini, [(["", "  "], [1.0, 1.0])])
+        targets_of(mini, [("", 1.0), ("  ", 1.0)])
 
 
 def test_an_ungraded_answer_is_left_out_and_the_others_stay(mini):
-    (target,) = targets_of(mini, [(["a cat", "a dog"], [None, 1.0])])
+    (target,) = targets_of(mini, [("a cat", None), ("a dog", 1.0)])
     assert "a dog" in mini.decode(target.token_ids)
 
 
@@ -167,21 +160,21 @@ def with_own_texts(table):
     return ProbeTable(probes, table.vectors, table.prompts)
 
 
-def test_chances_come_from_what_the_oracle_says_most_and_how_it_is_graded(oracle):
-    """Its own greedy answers are likely; an answer of other letters is not."""
+def test_chances_are_the_answers_probabilities_as_they_turn_out(oracle):
+    """Answers of probability .9 are right half of the time here, those of .2 never."""
     table = with_own_texts(planted_table(oracle, 240))
-    greedy = oracle.complete(table.prompts, table.vectors, Sampling(1, 0.0, max_new_tokens=3))
-    sure = [Answer.read(p, "x", ids) for p, (ids,) in zip(table.probes, greedy, strict=True)]
-    strange = Answer.read(table.probes[0], "y", [*b"strange"]).token_ids
-    samples = [
-        [replace(answer, informativeness=1.0)] * 2
-        if row % 2
-        else [replace(answer, token_ids=strange, answer="strange", informativeness=0.0)] * 2
-        for row, answer in enumerate(sure)
+    answers = [
+        replace(
+            Answer.read(p, "x"),
+            answer_probability=0.2 if row % 3 == 0 else 0.9,
+            informativeness=float(row % 3 == 1),
+        )
+        for row, p in enumerate(table.probes)
     ]
-    found = chances(oracle, table, samples, set(), Processes())
-    assert min(found[1::2]) > 0.6
-    assert max(found[0::2]) < 0.4
+    found = chances(oracle, table, answers, set(), Processes())
+    assert max(found[0::3]) < 0.1
+    assert found[1::3] == pytest.approx([0.5] * 80, abs=0.1)
+    assert found[2::3] == pytest.approx([0.5] * 80, abs=0.1)
 
 
 def test_expectations_are_recalibrated_in_the_order_of_the_numbers_that_are_written(oracle):
@@ -191,7 +184,7 @@ def test_expectations_are_recalibrated_in_the_order_of_the_numbers_that_are_writ
         replace(Answer.read(p, "x"), informativeness=float(number > np.median(written)))
         for p, number in zip(table.probes, written, strict=True)
     ]
-    found = own_expectations(oracle, table, [[answer] for answer in graded], set(), Processes())
+    found = own_expectations(oracle, table, graded, set(), Processes())
     folds = [fold_of(p.text) for p in table.probes]
     for fold in set(folds):
         rows = [row for row in np.argsort(written) if folds[row] == fold]

@@ -86,7 +86,7 @@ def warm_start(
     oracle = make_oracle(divided=divided)
     table = planted_table(oracle, 7)
     targets = [
-        Target(row, ids, [0.5 + row / 7] * len(ids), ids[1:], 2, 1 + row % 2)
+        Target(row, ids, [0.5 + row / 7] * len(ids), ids[1:], 2)
         for row in range(7)
         for ids in (list(range(10 + row, 14 + 2 * row)), list(range(40, 44)))
     ]

@@ -42,14 +42,13 @@ def with_probabilities(
     tokenizer has both words as one token.
     """
     written = [answer.token_ids for answer in answers]
-    model, tokenizer, hook = oracle.model, oracle.tokenizer, oracle.hook
-    sides = [_single_tokens(tokenizer, words) for words in (_YES, _NO)]
+    sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
     read = completion_logp(
-        model, tokenizer, hook, table.prompts, table.vectors, written, batch_size
+        oracle.model, oracle.hook, table.prompts, table.vectors, written, batch_size
     )
     found = []
     for answer, whole_CV in zip(answers, read, strict=True):
-        start = answer_start(tokenizer, answer.token_ids, answer.parsed)
+        start = answer_start(oracle.tokenizer, answer.token_ids, answer.parsed)
         logp_CV = whole_CV[start:]
         closed = answer.probe.kind == "closed" and all(sides)
         found.append(

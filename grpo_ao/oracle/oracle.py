@@ -277,8 +277,8 @@ class Oracle:
     ) -> tuple[Iterable[list[int]], Iterable[Tensor], Iterable[list[list[int]]]]:
         """Return each prompt's completion, its log-probabilities, and ``samples`` others."""
         completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
-        own = (self.model, self.tokenizer, self.hook)
-        logp = completion_logp(*own, prompts, vectors, completions, batch_size)
+        own = (self.model, self.hook, prompts, vectors)
+        logp = completion_logp(*own, completions, batch_size)
         if not samples:
             return completions, logp, [[] for _ in prompts]
         others = Sampling(samples, 1.0, sampling.max_new_tokens)

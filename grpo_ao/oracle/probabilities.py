@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.batches import mask_of, padded
-from grpo_ao.oracle.ends import end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
@@ -18,7 +17,6 @@ from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 
 def completion_logp(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
     hook: InjectionHook,
     prompts: Sequence[OraclePrompt],
     vectors: Sequence[Tensor],
@@ -29,22 +27,42 @@ def completion_logp(
 
     ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``.
     """
-    pad = pad_token_id(tokenizer, end_token_ids(model, tokenizer))
-    device = input_device(model)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
-        written = completions[part]
-        prompt_BL, mask_BL = pad_prompts(prompts[part], pad)
-        tail_BC, tail_mask_BC = padded(written, pad), mask_of(written)
-        injection = Injection.of(prompts[part], vectors[part], prompt_BL.shape[1])
-        with evaluating(model), hook.serving(injection.to(device)):
-            logits_BCV = model(
-                input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),
-                attention_mask=torch.cat([mask_BL, tail_mask_BC], dim=1).to(device),
-                logits_to_keep=tail_BC.shape[1] + 1,
-            ).logits
-        for ids, logits_CV in zip(written, logits_BCV, strict=True):
-            yield logits_CV[: len(ids)].float().log_softmax(dim=-1)
+        try:
+            with evaluating(model):
+                read = completion_logits(
+                    model, hook, prompts[part], vectors[part], completions[part]
+                )
+        finally:
+            hook.clear()
+        for logits_CV in read:
+            yield logits_CV.float().log_softmax(dim=-1)
+
+
+def completion_logits(
+    model: PreTrainedModel | PeftModel,
+    hook: InjectionHook,
+    prompts: Sequence[OraclePrompt],
+    vectors: Sequence[Tensor],
+    completions: Sequence[Sequence[int]],
+) -> list[Float[Tensor, "completion vocab"]]:
+    """Read prompts with their completions in one pass; return the logits of each completion.
+
+    The activations stay bound to the hook, for a backward pass that computes the layers anew.
+    """
+    # Any id pads: no token sees padding.
+    prompt_BL, mask_BL = pad_prompts(prompts, 0)
+    tail_BC, tail_mask_BC = padded(completions, 0), mask_of(completions)
+    device = input_device(model)
+    hook.bind(Injection.of(prompts, vectors, prompt_BL.shape[1]).to(device))
+    logits_BCV = model(
+        input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),
+        attention_mask=torch.cat([mask_BL, tail_mask_BC], dim=1).to(device),
+        logits_to_keep=tail_BC.shape[1] + 1,
+    ).logits
+    pairs = zip(logits_BCV, completions, strict=True)
+    return [logits_CV[: len(ids)] for logits_CV, ids in pairs]
 
 
 def probability_of(logp_CV: Float[Tensor, "completion vocab"], token_ids: Sequence[int]) -> float:

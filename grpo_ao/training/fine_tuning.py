@@ -9,11 +9,10 @@ start the divergence and its gradient are zero, whatever was sampled.
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 
 import torch
 from jaxtyping import Float
@@ -23,13 +22,12 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.batches import batched
 from grpo_ao.oracle.layers import decoder_of, input_device
-from grpo_ao.oracle.masks import mask_argument, reason_unmaskable
 from grpo_ao.oracle.oracle import Oracle
+from grpo_ao.oracle.probabilities import completion_logits
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.anchor import space_partners
-from grpo_ao.training.packing import pack
 
 # Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
@@ -42,7 +40,7 @@ _BYTES_OF_WIDTH, _BYTES_OF_LOGIT = 100, 16
 
 @dataclass(frozen=True)
 class Target:
-    """A completion to learn, as often as it was sampled.
+    """A completion to learn.
 
     ``token_ids`` include the end token, and each has its weight. ``origin_ids`` is the same answer
     as the starting oracle wrote it, with a tag or without; the last ``kept`` tokens of both are
@@ -54,7 +52,6 @@ class Target:
     weights: list[float]
     origin_ids: list[int]
     kept: int
-    count: int = 1
 
 
 def fine_tune(
@@ -69,11 +66,11 @@ def fine_tune(
     seed: int,
     progress: Callable[[int], None],
 ) -> list[float]:
-    """Fine-tune the adapter on random batches of questions, dropout off; return the losses.
+    """Fine-tune the adapter on random batches of targets, dropout off; return the losses.
 
-    Answers are anchored to ``start``. A question comes with all of its targets. A loss is in nats a
-    token. The learning rate rises over ten steps and falls along a cosine to zero. A batch is
-    divided over the processes, which sum their gradients: the update is that of one process.
+    Answers are anchored to ``start``. A loss is in nats a token. The learning rate rises over ten
+    steps and falls along a cosine to zero. A batch is divided over the processes, which sum their
+    gradients: the update is that of one process.
     """
     losses = []
     most, trained = tokens_of_a_pass(oracle), start.trained
@@ -85,7 +82,7 @@ def fine_tune(
     )
     rng = random.Random(f"fine tune {seed}")
     with evaluating(oracle.model), torch.enable_grad():
-        for batch in islice(batches(_by_question(targets), batch_size, rng), steps):
+        for batch in islice(batches(targets, batch_size, rng), steps):
             loss = _backward(processes, oracle, start, table, batch, most)
             processes.sum_gradients(trained)
             if not nn.utils.clip_grad_norm_(trained, 1.0).isfinite():
@@ -102,21 +99,12 @@ def fine_tune(
     return losses
 
 
-def _by_question(targets: Sequence[Target]) -> list[list[Target]]:
-    by_row: dict[int, list[Target]] = defaultdict(list)
-    for target in targets:
-        by_row[target.row].append(target)
-    return list(by_row.values())
-
-
-def batches(
-    questions: Sequence[Sequence[Target]], size: int, rng: random.Random
-) -> Iterator[list[Sequence[Target]]]:
-    """Go through the questions in random order, again and again."""
-    left: list[Sequence[Target]] = []
+def batches(targets: Sequence[Target], size: int, rng: random.Random) -> Iterator[list[Target]]:
+    """Go through the targets in random order, again and again."""
+    left: list[Target] = []
     while True:
         while len(left) < size:
-            left += rng.sample(questions, len(questions))
+            left += rng.sample(targets, len(targets))
         yield left[:size]
         left = left[size:]
 
@@ -152,23 +140,23 @@ def _backward(
     oracle: Oracle,
     start: Start,
     table: ProbeTable,
-    batch: Sequence[Sequence[Target]],
+    batch: Sequence[Target],
     most: int,
 ) -> float:
     """Add the gradient of this process's part of the mean over tokens; return that part."""
-    tokens = sum(target.count * len(target.token_ids) for target in chain(*batch))
+    tokens = sum(len(target.token_ids) for target in batch)
     total = 0.0
     passes = passes_of(table, processes.share(batch), most)
     count = len(passes)
     if is_sharded(oracle.model):
         # All processes gather the weights for each pass of the one that makes the most.
         count = max(processes.gathered([count]))
-    for questions in passes:
-        loss = questions_loss(oracle, start, table, questions) / tokens
+    for targets in passes:
+        loss = loss_of(oracle, start, table, targets) / tokens
         loss.backward()
         total += loss.item()
     for _ in range(count - len(passes)):
-        (0.0 * questions_loss(oracle, start, table, batch[:1])).backward()
+        (0.0 * loss_of(oracle, start, table, batch[:1])).backward()
     return total
 
 
@@ -189,41 +177,37 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
     return min(max(fitting, _TOKENS), MOST_TOKENS)
 
 
-def passes_of(
-    table: ProbeTable, share: Sequence[Sequence[Target]], most: int
-) -> list[list[Sequence[Target]]]:
-    """Divide questions into passes of like length, of ``most`` tokens if that holds one at all."""
+def passes_of(table: ProbeTable, share: Sequence[Target], most: int) -> list[list[Target]]:
+    """Divide targets into passes of like length, of ``most`` tokens if that holds one at all."""
 
-    def length(question: Sequence[Target]) -> int:
-        prompt = table.prompts[question[0].row].input_ids
-        return len(prompt) + sum(len(target.token_ids) for target in question)
+    def length(target: Target) -> int:
+        return len(table.prompts[target.row].input_ids) + len(target.token_ids)
 
     order = sorted(range(len(share)), key=lambda n: length(share[n]))
     passes = batched(order, lambda rows: len(rows) * length(share[rows[-1]]) <= most)
     return [[share[n] for n in rows] for rows in passes]
 
 
-def questions_loss(
-    oracle: Oracle, start: Start, table: ProbeTable, questions: Sequence[Sequence[Target]]
+def loss_of(
+    oracle: Oracle, start: Start, table: ProbeTable, targets: Sequence[Target]
 ) -> Float[Tensor, ""]:
-    """Return the loss of some questions' targets (nats), summed over completions.
+    """Return the loss of some targets (nats), summed.
 
     The weighted cross-entropy, and ``ANCHOR_WEIGHT`` times the divergence from the oracle at its
     ``start`` in the tokens that are kept, KL(start || now). Where the two write an answer's first
     token differently, the tokens that differ by a leading space change places (``anchor``).
     """
-    targets = list(chain(*questions))
+    rows = [target.row for target in targets]
     with start.put_back():
-        log_probs = _log_probs(oracle, table, questions, [t.origin_ids for t in targets])
+        log_probs = _log_probs(oracle, table, rows, [t.origin_ids for t in targets])
         start_KV = _carried_over(oracle, _tails(log_probs, targets), targets)
-    log_probs = _log_probs(oracle, table, questions, [t.token_ids for t in targets])
+    log_probs = _log_probs(oracle, table, rows, [t.token_ids for t in targets])
     device = log_probs[0].device
     ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)
-    weight_N = torch.tensor([t.count * w for t in targets for w in t.weights], device=device)
-    count_K = torch.tensor([float(t.count) for t in targets for _ in range(t.kept)], device=device)
+    weight_N = torch.tensor([w for t in targets for w in t.weights], device=device)
     cross_N = -torch.cat(log_probs).gather(1, ids_N[:, None])[:, 0]
     divergence_K = (start_KV.exp() * (start_KV - _tails(log_probs, targets))).sum(dim=-1)
-    return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * (divergence_K * count_K).sum()
+    return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * divergence_K.sum()
 
 
 def _carried_over(
@@ -250,38 +234,9 @@ def _tails(log_probs: Sequence[Tensor], targets: Sequence[Target]) -> Float[Tens
 
 
 def _log_probs(
-    oracle: Oracle,
-    table: ProbeTable,
-    questions: Sequence[Sequence[Target]],
-    completions: Sequence[Sequence[int]],
+    oracle: Oracle, table: ProbeTable, rows: Sequence[int], completions: Sequence[Sequence[int]]
 ) -> list[Float[Tensor, "tokens vocab"]]:
-    """Return the log-probabilities from which each completion's tokens are drawn.
-
-    A question's completions share its prompt, where the model takes a mask of one's own.
-    """
-    packs = reason_unmaskable(oracle.model) is None
-    if packs:
-        rows = [question[0].row for question in questions]
-        prompt_of = [n for n, question in enumerate(questions) for _ in question]
-    else:
-        rows = [target.row for target in chain(*questions)]
-        prompt_of = list(range(len(rows)))
-    prompts = [table.prompts[row].input_ids for row in rows]
-    device = next(oracle.model.parameters()).device
-    # Any id pads: no token sees padding.
-    packed = pack(prompts, completions, prompt_of, pad_id=0).to(device)
-    oracle.hook.bind(table.injection(rows).to(device))
-    if packs:
-        mask = mask_argument(oracle.model, packed.visible)
-        output = oracle.model(
-            input_ids=packed.input_ids_NL, attention_mask=mask, position_ids=packed.positions_NL
-        )
-    else:
-        mask_NL = (packed.segments_NL >= 0).long()
-        output = oracle.model(input_ids=packed.input_ids_NL, attention_mask=mask_NL)
-    # One lookup for all: the gradient of each would fill a tensor of all logits.
-    lengths = [len(completion) for completion in completions]
-    pairs = zip(packed.columns_BC, lengths, strict=True)
-    columns_N = torch.cat([row_C[:length] for row_C, length in pairs])
-    logits_NV = output.logits.flatten(0, 1)[columns_N]
-    return list(logits_NV.float().log_softmax(dim=-1).split(lengths))
+    """Return the log-probabilities from which each completion's tokens are drawn."""
+    part = table.part(rows)
+    read = completion_logits(oracle.model, oracle.hook, part.prompts, part.vectors, completions)
+    return [logits_CV.float().log_softmax(dim=-1) for logits_CV in read]

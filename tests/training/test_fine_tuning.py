@@ -15,8 +15,8 @@ from grpo_ao.training.fine_tuning import (
     Target,
     batches,
     fine_tune,
+    loss_of,
     passes_of,
-    questions_loss,
 )
 from tests.rigs import adapter_weights, make_oracle, planted_table
 from tests.tiny import token_id
@@ -24,19 +24,16 @@ from tests.tiny import token_id
 END = token_id("<|im_end|>")
 
 
-def some_questions(rows: int) -> list[list[Target]]:
-    """One to three targets a row, of several lengths; every second one had no tag."""
+def some_targets(rows: int) -> list[Target]:
+    """One target a row, of several lengths; every second one had no tag."""
     generator = random.Random(4)
-    questions = []
+    targets = []
     for row in range(rows):
-        targets = []
-        for number in range(1 + row % 3):
-            ids = [generator.randrange(250) for _ in range(3 + (row + number) % 4)] + [END]
-            weights = [generator.random() for _ in ids]
-            origin = ids if number % 2 == 0 else [7, *ids[-2:]]
-            targets.append(Target(row, ids, weights, origin, 2, 1 + number))
-        questions.append(targets)
-    return questions
+        ids = [generator.randrange(250) for _ in range(3 + row % 4)] + [END]
+        weights = [generator.random() for _ in ids]
+        origin = ids if row % 2 == 0 else [7, *ids[-2:]]
+        targets.append(Target(row, ids, weights, origin, 2))
+    return targets
 
 
 def log_probs_alone(oracle, table, row, completion):
@@ -56,7 +53,7 @@ def by_hand(oracle, start, table, target):
     )
     was = log_probs_alone(start, table, target.row, target.origin_ids)[-target.kept :]
     divergence = (was.exp() * (was - now[-target.kept :])).sum().item()
-    return target.count * (cross + ANCHOR_WEIGHT * divergence)
+    return cross + ANCHOR_WEIGHT * divergence
 
 
 def moved(oracle):
@@ -67,21 +64,18 @@ def moved(oracle):
             parameter.data += 0.1 * torch.randn_like(parameter)
 
 
-@pytest.mark.parametrize("packs", [True, False])
-def test_the_loss_is_that_of_the_targets_one_by_one(packs, monkeypatch):
-    if not packs:
-        monkeypatch.setattr(fine_tuning, "reason_unmaskable", lambda model: "it is a test")
+def test_the_loss_is_that_of_the_targets_one_by_one():
     oracle, start = make_oracle(), make_oracle()
-    table, questions = planted_table(oracle, 5), some_questions(5)
+    table, targets = planted_table(oracle, 5), some_targets(5)
     origin = Start(oracle)
     with torch.no_grad():
         moved(oracle)
-        whole = questions_loss(oracle, origin, table, questions).item()
-        alone = [by_hand(oracle, start, table, target) for target in chain(*questions)]
+        whole = loss_of(oracle, origin, table, targets).item()
+        alone = [by_hand(oracle, start, table, target) for target in targets]
         assert whole == pytest.approx(sum(alone), rel=1e-4)
         # With another row's vectors it would be another loss.
         table.vectors = [-v_KD for v_KD in table.vectors]
-        assert abs(questions_loss(oracle, origin, table, questions).item() - whole) > 1e-2
+        assert abs(loss_of(oracle, origin, table, targets).item() - whole) > 1e-2
 
 
 def test_a_first_token_with_a_space_is_held_to_the_one_without():
@@ -93,7 +87,7 @@ def test_a_first_token_with_a_space_is_held_to_the_one_without():
     origin = Start(oracle)
     with torch.no_grad():
         moved(oracle)
-        found = questions_loss(oracle, origin, table, [[target]]).item()
+        found = loss_of(oracle, origin, table, [target]).item()
         was = log_probs_alone(start, table, 0, target.origin_ids)
         now = log_probs_alone(oracle, table, 0, target.token_ids)[1:]
     was[0, [bare, spaced]] = was[0, [spaced, bare]]  # no other token has a partner here
@@ -107,7 +101,7 @@ def test_at_the_start_nothing_pulls_at_what_is_anchored():
     ids = [5, 6, 7, END]
     targets = [Target(row, ids, [0.0] * 4, ids, 3) for row in range(3)]
     with torch.enable_grad():
-        loss = questions_loss(oracle, Start(oracle), table, [[target] for target in targets])
+        loss = loss_of(oracle, Start(oracle), table, targets)
         loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-4)
     gradients = [p.grad for p in oracle.model.parameters() if p.grad is not None]
@@ -139,34 +133,31 @@ def test_what_is_anchored_stays_while_the_number_is_learned(monkeypatch):
     assert moved < moved_free / 3
 
 
-def test_passes_hold_all_questions_and_no_more_than_they_may():
-    table, questions = planted_table(make_oracle(), 9), some_questions(9)
-    passes = list(passes_of(table, questions, most=120))
+def test_passes_hold_all_targets_and_no_more_than_they_may():
+    table, targets = planted_table(make_oracle(), 9), some_targets(9)
+    passes = list(passes_of(table, targets, most=120))
     assert len(passes) > 1
-    assert sorted(q[0].row for q in chain(*passes)) == list(range(9))
+    assert sorted(t.row for t in chain(*passes)) == list(range(9))
     for chosen in passes:
-        lengths = [
-            len(table.prompts[q[0].row].input_ids) + sum(len(t.token_ids) for t in q)
-            for q in chosen
-        ]
+        lengths = [len(table.prompts[t.row].input_ids) + len(t.token_ids) for t in chosen]
         assert len(chosen) == 1 or len(chosen) * max(lengths) <= 120
     assert list(passes_of(table, [], most=120)) == []
 
 
-def test_questions_come_again_only_when_all_have_come():
-    questions = some_questions(7)
-    found = batches(questions, 3, random.Random(0))
-    rows = [question[0].row for batch in islice(found, 7) for question in batch]
+def test_targets_come_again_only_when_all_have_come():
+    targets = some_targets(7)
+    found = batches(targets, 3, random.Random(0))
+    rows = [target.row for batch in islice(found, 7) for target in batch]
     assert [sorted(rows[n : n + 7]) for n in (0, 7, 14)] == [list(range(7))] * 3
     assert rows[:7] != rows[7:14]
-    # A batch may hold more questions than there are.
-    assert len(next(batches(questions, 17, random.Random(0)))) == 17
+    # A batch may hold more targets than there are.
+    assert len(next(batches(targets, 17, random.Random(0)))) == 17
 
 
 def tuned(dropout=0.0, seed=0, steps=30, batch_size=3):
     oracle = make_oracle(dropout=dropout)
     table = planted_table(oracle, 5)
-    targets = list(chain(*some_questions(5)))
+    targets = some_targets(5)
     base = {n: p.clone() for n, p in oracle.model.named_parameters() if "lora_" not in n}
     before = adapter_weights(oracle)
     oracle.model.train()
@@ -206,7 +197,7 @@ def test_a_gradient_that_is_not_finite_stops_the_warm_start():
     table = planted_table(oracle, 3)
     with torch.no_grad():
         next(p for p in oracle.model.parameters() if p.requires_grad).fill_(float("nan"))
-    targets = list(chain(*some_questions(3)))
+    targets = some_targets(3)
     with pytest.raises(ValueError, match="not finite at step 1: lower --warm_start_lr"):
         fine_tune(
             Processes(),

@@ -14,14 +14,14 @@ from dataclasses import asdict
 import torch
 from rich.console import Console
 
-from benchmarks.step import make_oracle, make_table, measure_steps
+from benchmarks.step import SHAPES, Work, make_oracle, make_table, measure_steps
 from grpo_ao.processes import Processes, take_over_fsdp
 from grpo_ao.run import avoid_cudnn_attention
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A GRPO step over several processes.")
-    parser.add_argument("--shape", choices=("mini", "qwen3-8b"), required=True)
+    parser.add_argument("--shape", choices=("mini", *SHAPES), required=True)
     parser.add_argument("--questions", type=int, default=8, help="of a step, 8 completions each")
     parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")
     options = parser.parse_args()
@@ -31,7 +31,8 @@ def main() -> None:
     torch.manual_seed(0)  # Each process makes the same weights.
     oracle = make_oracle(options.shape, processes.device, divided)
     table = make_table(options.shape, oracle, max(64, options.questions))
-    row = measure_steps(options.shape, oracle, table, True, options.steps, options.questions)
+    work = Work.of(options.shape)._replace(questions=options.questions)
+    row = measure_steps(oracle, table, True, options.steps, work)
     rows = processes.gathered([asdict(row)])
     if not processes.is_main:
         return

@@ -1,12 +1,13 @@
 """One GRPO step beside the limits of its machine: ``python -m benchmarks.step --shape qwen3-8b``.
 
-In one run: copy bandwidth and matmul rate of this machine, extraction, rollouts, the training pass
-and whole steps, of this package and of TRL's default path (`generate` with the adapter unmerged, a
-prompt for each completion), with the peak memory of each. The 8B shape has random weights, made on
-the device: speed does not depend on their values. ``--shape mini`` is the demo's own oracle, and
-runs on a CPU. ``--json FILE`` writes the same numbers; ``--profile FILE`` writes what the time of
-one step of ours went to, by torch's profiler. Where vLLM is installed, the 8B shape has its
-rollouts too, by ``benchmarks.vllm_speed``.
+In one run: copy bandwidth and matmul rate of this machine, extraction, a step of the warm start,
+rollouts, 1,024 prompts at once, and whole steps, of this package and of TRL's default path
+(`generate` with the adapter unmerged, a prompt for each completion), with the peak memory of each.
+A limit is one reading of the weights for each decoding step and the operations of the passes, at
+the rates of this run. Shapes have random weights, made on the device: speed does not depend on
+their values. ``--shape mini`` is the demo's own oracle, and runs on a CPU. ``--json FILE`` writes
+the same numbers; ``--profile FILE`` writes what the time of one step of ours went to, by torch's
+profiler. Where vLLM is installed, the 8B shape has its rollouts too, by ``benchmarks.vllm_speed``.
 """
 
 import argparse
@@ -19,8 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,7 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    TrainerCallback,
+)
 
 from grpo_ao.checks import trainer_config
 from grpo_ao.config import MINI_WEIGHTS, make_defaults
@@ -51,13 +60,74 @@ from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.tracking import Reporters
 from grpo_ao.training.checkpoints import make_trainable
+from grpo_ao.training.fine_tuning import Start, Target, fine_tune
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
 
-QUESTIONS, SAMPLES = 8, 8
 SLOTS = 20
 PROMPT_TOKENS = 110
+# A warm start's target: the tag, a short answer, the end.
+TARGET_TOKENS = 12
+MANY_PROMPTS, MANY_TOKENS = 1024, 40
+QWEN = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
+# Each shape's configuration, the rank of its adapter, questions and new tokens of a step, targets
+# of a step of the warm start.
+SHAPES: dict[str, tuple[PreTrainedConfig, int, int, int, int]] = {
+    "smollm2-135m": (
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+        ),
+        *(16, 64, 40, 192),
+    ),
+    "qwen3-1.7b": (
+        Qwen3Config(
+            **QWEN,
+            hidden_size=2048,
+            intermediate_size=6144,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            tie_word_embeddings=True,
+        ),
+        *(64, 64, 40, 192),
+    ),
+    "qwen3-8b": (
+        Qwen3Config(
+            **QWEN,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            max_position_embeddings=40960,
+            tie_word_embeddings=False,
+        ),
+        *(64, 8, 64, 64),
+    ),
+}
+
+
+class Work(NamedTuple):
+    """What is measured: a step's questions, their completions and new tokens; a warm start's."""
+
+    questions: int
+    samples: int
+    new_tokens: int
+    targets: int
+    checkpointing: bool
+
+    @classmethod
+    def of(cls, shape: str) -> "Work":
+        """Return the work of a shape: the demo's own step for the mini oracle."""
+        if shape == "mini":
+            return cls(8, 8, make_defaults("mini").max_new_tokens, 32, False)
+        _, _, questions, new_tokens, targets = SHAPES[shape]
+        return cls(questions, 8, new_tokens, targets, shape != "smollm2-135m")
 
 
 @dataclass
@@ -122,27 +192,19 @@ def measure_limits(device: torch.device) -> tuple[float, float]:
     return 2 * source.nbytes / copy / 1e12, 2 * size**3 / product / 1e12
 
 
-def make_8b(device: torch.device, divided: bool = False) -> PeftModel:
-    """Qwen3-8B's shape with random weights and a LoRA adapter of rank 64 on all linear layers.
+def make_shape(shape: str, device: torch.device, divided: bool = False) -> PeftModel:
+    """Return a model of this shape, random weights in bfloat16, and LoRA on all linear layers.
 
     ``divided`` divides the base over the processes.
     """
-    config = Qwen3Config(
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        tie_word_embeddings=False,
-    )
+    config, rank, *_ = SHAPES[shape]
     with torch.device(device):
         base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     if divided:
         shard_base(base, device)
-    lora = LoraConfig(r=64, lora_alpha=128, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -158,7 +220,7 @@ def make_oracle(shape: str, device: torch.device, divided: bool = False) -> Orac
         oracle = Oracle.load(check_sources(base, adapter, device), divided=divided)
     else:
         # The mini world's tokenizer: what matters is how many tokens there are.
-        model = make_8b(device, divided)
+        model = make_shape(shape, device, divided)
         oracle = Oracle(model, load_tokenizer(MINI_WEIGHTS / "base"), OracleSpec())
     make_trainable(oracle)
     return oracle
@@ -231,27 +293,81 @@ def measure_rollouts(
     oracle: Oracle,
     table: ProbeTable,
     report: Report,
+    work: Work,
     repeats: int,
 ) -> Row:
     """Time the rollouts of a step; a decoding step is what two lengths of rollout differ by."""
-    config = make_defaults(report.shape, None)
-    prompts, vectors = table.prompts[:QUESTIONS], table.vectors[:QUESTIONS]
+    questions, samples, new_tokens, *_ = work
+    prompts, vectors = table.prompts[:questions], table.vectors[:questions]
+    temperature = make_defaults(None).temperature
     found: list[Rollouts] = []
 
     def run(new_tokens: int) -> None:
-        sampling = Sampling(SAMPLES, config.temperature, new_tokens)
-        found.append(engine.rollouts(prompts, vectors, sampling))
+        found.append(engine.rollouts(prompts, vectors, Sampling(samples, temperature, new_tokens)))
 
     with peak_memory() as peak:
         short = seconds_of(lambda: run(2), repeats)
-        seconds = seconds_of(lambda: run(config.max_new_tokens), repeats)
+        seconds = seconds_of(lambda: run(new_tokens), repeats)
     rows = [row for group in found[-1].token_ids for row in group]
     tokens = sum(map(len, rows))
     step = (seconds - short) / (max(map(len, rows)) - 2)
-    weights = sum(p.nbytes for n, p in unwrap(oracle.model).named_parameters() if "lora" not in n)
-    limit = weights / (report.copy_tb_s * 1e12)
-    note = f"{QUESTIONS} x {SAMPLES}; prompts and two steps {short:.3f} s"
-    return Row(name, seconds, step * 1e3, tokens / seconds, peak(), step / limit, note)
+    to_limit = step * report.copy_tb_s * 1e12 / bytes_of_a_step(oracle)
+    note = f"{questions} x {samples}; prompts and two steps {short:.3f} s"
+    return Row(name, seconds, step * 1e3, tokens / seconds, peak(), to_limit, note)
+
+
+def bytes_of_a_step(oracle: Oracle) -> int:
+    """Return how many bytes of weights a decoding step reads."""
+    base = [p for n, p in unwrap(oracle.model).named_parameters() if "lora" not in n]
+    embeddings = oracle.model.get_input_embeddings().weight
+    tied = embeddings is oracle.model.get_output_embeddings().weight
+    return sum(p.nbytes for p in base) - (0 if tied else embeddings.nbytes)
+
+
+def operations(oracle: Oracle, read: int, written: int) -> int:
+    """Return the operations of one forward pass: of all tokens, and of those with logits."""
+    layers = [p for n, p in decoder_layers(oracle.model).named_parameters() if "lora" not in n]
+    head = oracle.model.get_output_embeddings().weight.numel()
+    return 2 * (sum(p.numel() for p in layers) * read + head * written)
+
+
+def step_limit(oracle: Oracle, table: ProbeTable, work: Work, report: Report) -> float:
+    """Return the least seconds of a GRPO step: its decoding steps, and the operations of passes.
+
+    The weights are read once a decoding step; prompts are read once, and what is packed four times:
+    policy, reference, and twice in the backward pass.
+    """
+    prompts = sum(len(prompt.input_ids) for prompt in table.prompts[: work.questions])
+    written = work.questions * work.samples * work.new_tokens
+    count = operations(oracle, prompts + 4 * (prompts + written), 4 * written)
+    reading = work.new_tokens * bytes_of_a_step(oracle) / (report.copy_tb_s * 1e12)
+    return reading + count / (report.matmul_tflop_s * 1e12)
+
+
+def measure_warm_start(oracle: Oracle, table: ProbeTable, report: Report, work: Work) -> Row:
+    """Time steps of the warm start, the first two left out."""
+    end = end_token_ids(oracle.model, oracle.tokenizer)[0]
+    ids = [*range(10, 9 + TARGET_TOKENS), end]
+    weights = [1.0] * TARGET_TOKENS
+    targets = [Target(row % len(table), ids, weights, ids, 3) for row in range(4 * work.targets)]
+    times = [0.0]
+
+    def keep_time(_: int) -> None:
+        synchronize()
+        times.append(time.perf_counter())
+
+    with peak_memory() as peak:
+        start = Start(oracle)
+        given = (Processes(), oracle, start, table, targets, 8, work.targets, 1e-6, 0, keep_time)
+        fine_tune(*given)
+    seconds = median(b - a for a, b in pairwise(times[2:]))
+    prompts = sum(len(prompt.input_ids) for prompt in table.prompts)
+    written = work.targets * TARGET_TOKENS
+    tokens = work.targets * prompts // len(table) + written
+    # The policy's pass, twice as much backward, and the starting oracle's.
+    limit = 4 * operations(oracle, tokens, written) / (report.matmul_tflop_s * 1e12)
+    note = f"{work.targets} targets"
+    return Row("warm start, a step", seconds, None, tokens / seconds, peak(), seconds / limit, note)
 
 
 class StepTimer(TrainerCallback):
@@ -283,17 +399,22 @@ class PartTimer(OracleGRPOTrainer):
 
 
 def make_trainer(
-    shape: str,
     oracle: Oracle,
     table: ProbeTable,
     ours: bool,
     steps: int,
     folder: Path,
-    questions: int = QUESTIONS,
+    work: Work,
 ) -> tuple[PartTimer, StepTimer]:
     """Make the trainer of a run; ``ours`` is False for TRL's default path."""
     timer = StepTimer()
-    config = replace(make_defaults(shape, None), questions_per_step=questions)
+    config = replace(
+        make_defaults(None),
+        questions_per_step=work.questions,
+        num_generations=work.samples,
+        max_new_tokens=work.new_tokens,
+        gradient_checkpointing=work.checkpointing,
+    )
     probes = {probe.id: probe for probe in table.probes}
     processes = Processes()
     args = trainer_config(config, processes)
@@ -325,17 +446,16 @@ def clear(oracle: Oracle) -> None:
 
 
 def measure_steps(
-    shape: str,
     oracle: Oracle,
     table: ProbeTable,
     ours: bool,
     steps: int,
-    questions: int = QUESTIONS,
+    work: Work,
+    report: Report | None = None,
 ) -> Row:
     """Time whole GRPO steps, the first left out."""
     with tempfile.TemporaryDirectory() as name, peak_memory() as peak:
-        folder = Path(name)
-        trainer, timer = make_trainer(shape, oracle, table, ours, steps + 1, folder, questions)
+        trainer, timer = make_trainer(oracle, table, ours, steps + 1, Path(name), work)
         trainer.train()
     clear(oracle)
     parts = [median(part[name] for part in trainer.parts[1:]) for name in ("generate", "score")]
@@ -343,7 +463,8 @@ def measure_steps(
     note = f"rollout {parts[0]:.2f}, score and reference {parts[1]:.2f}, "
     note += f"loss and update {whole - sum(parts):.2f}"
     name = "step, ours" if ours else "step, TRL's default path"
-    return Row(name, whole, peak_gb=peak(), note=note)
+    to_limit = whole / step_limit(oracle, table, work, report) if report else None
+    return Row(name, whole, peak_gb=peak(), to_limit=to_limit, note=note)
 
 
 def measure_extraction(oracle: Oracle, report: Report, texts: int) -> Row:
@@ -364,13 +485,13 @@ def measure_extraction(oracle: Oracle, report: Report, texts: int) -> Row:
     return Row("extraction", seconds, None, sum(lengths) / seconds, peak(), 1 / share, note)
 
 
-def write_profile(shape: str, oracle: Oracle, table: ProbeTable, path: Path) -> None:
+def write_profile(oracle: Oracle, table: ProbeTable, work: Work, path: Path) -> None:
     """Write the kernels and operators that one step of ours spends its time on."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = make_trainer(shape, oracle, table, True, 1, Path(folder))
+        trainer, _ = make_trainer(oracle, table, True, 1, Path(folder), work)
         with profile(activities=activities) as profiler:
             trainer.train()
     clear(oracle)
@@ -383,7 +504,7 @@ def render(report: Report) -> Table:
     table = Table(
         "what", "s", "ms / decode step", "tokens/s", "peak GB", "x limit", "",
         title=f"{report.shape} on {report.device}: copy {report.copy_tb_s:.2f} TB/s, "
-        f"matmul {report.matmul_tflop_s:.0f} TFLOP/s",
+        f"matmul {report.matmul_tflop_s:.3g} TFLOP/s",
     )  # fmt: skip
     for row in report.rows:
         numbers = [row.decode_ms, row.tokens_per_s, row.peak_gb, row.to_limit]
@@ -410,20 +531,26 @@ def measure_vllm(folder: Path) -> list[Row]:
     ]
 
 
-def sections(oracle: Oracle, table: ProbeTable, report: Report, steps: int) -> Iterator[Row]:
+def sections(
+    oracle: Oracle, table: ProbeTable, report: Report, work: Work, steps: int
+) -> Iterator[Row]:
     """Measure one after the other."""
     texts = 1000 if torch.cuda.is_available() else 100
     yield measure_extraction(oracle, report, texts)
+    yield measure_warm_start(oracle, table, report, work)
     ours, default = oracle, DefaultRollouts(oracle)
-    yield measure_rollouts("rollout, ours", ours, oracle, table, report, 3)
-    yield measure_rollouts("rollout, TRL's default path", default, oracle, table, report, 1)
-    yield measure_steps(report.shape, oracle, table, True, steps)
-    yield measure_steps(report.shape, oracle, table, False, max(1, steps // 2))
+    yield measure_rollouts("rollout, ours", ours, oracle, table, report, work, 3)
+    yield measure_rollouts("rollout, TRL's default path", default, oracle, table, report, work, 1)
+    if report.shape != "mini":
+        many = work._replace(questions=MANY_PROMPTS, samples=1, new_tokens=MANY_TOKENS)
+        yield measure_rollouts("many prompts, ours", ours, oracle, table, report, many, 1)
+    yield measure_steps(oracle, table, True, steps, work, report)
+    yield measure_steps(oracle, table, False, max(1, steps // 2), work, report)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One GRPO step beside the limits of its machine.")
-    parser.add_argument("--shape", choices=("mini", "qwen3-8b"), required=True)
+    parser.add_argument("--shape", choices=("mini", *SHAPES), required=True)
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     parser.add_argument("--profile", type=Path, help="write a profile of one step here")
     parser.add_argument("--steps", type=int, default=3, help="whole steps that are timed")
@@ -437,15 +564,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             report.rows += measure_vllm(Path(folder))
     oracle = make_oracle(options.shape, device)
-    table = make_table(options.shape, oracle, 64, options.layers)
-    for row in sections(oracle, table, report, options.steps):
+    work = Work.of(options.shape)
+    count = 64 if options.shape == "mini" else MANY_PROMPTS
+    table = make_table(options.shape, oracle, count, options.layers)
+    for row in sections(oracle, table, report, work, options.steps):
         report.rows.append(row)
         Console(stderr=True).print(f"{row.name}: {row.seconds:.3f} s")
         if options.json:
             options.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
     Console(width=170).print(render(report))
     if options.profile:
-        write_profile(options.shape, oracle, table, options.profile)
+        write_profile(oracle, table, work, options.profile)
 
 
 if __name__ == "__main__":

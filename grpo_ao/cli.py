@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, metadata
+from importlib.util import find_spec, module_from_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -324,7 +325,11 @@ def evaluate(arguments: list[str]) -> None:
 def ask(arguments: list[str]) -> None:
     """Ask an oracle a question about the activations of a text."""
     request = _parse(AskConfig, "ask", arguments)
-    with _importing("scipy"):  # a fifth of a second, for losses of object detection
+    with _importing("scipy"):  # which transformers takes for losses of object detection
+        # transformers reads its 3,000 files for a list of what they define, and reads them again
+        # for one of this package, which nobody asks for: the package is there without it.
+        package: Any = find_spec("transformers.models")
+        sys.modules.setdefault(package.name, module_from_spec(package))
         from grpo_ao.query import ask
 
     ask(request)

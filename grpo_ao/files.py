@@ -20,8 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import TypeAdapter
-
 from grpo_ao import __version__
 from grpo_ao.errors import UserError
 
@@ -171,6 +169,8 @@ def typed(value: Any, kind: Any) -> Any:
 
     A list may be a tuple and a text a path, but a text is never a number.
     """
+    from pydantic import TypeAdapter
+
     try:
         return TypeAdapter(kind).validate_json(json.dumps(value, default=repr), strict=True)
     except TypeError as error:

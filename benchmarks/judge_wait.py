@@ -47,12 +47,11 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
         folder / "activations", oracle.model, texts, probes, fingerprint, batch_size=64
     )
     chat = ChatSettings(model="a-model", base_url=base_url, api_key_env=None)
-    by_id = {probe.id: probe for probe in probes}
     monitor = Monitor(folder, Reporters([]), plot_every=1000)
     OracleGRPOTrainer(
         oracle,
         ProbeTable.build(oracle, probes, store),
-        CalibratedReward(ApiJudge(chat), by_id, reward_rule(config.calibration_lambda), ahead),
+        CalibratedReward(ApiJudge(chat), reward_rule(config.calibration_lambda), ahead),
         oracle,
         trainer_config(config, Processes()),
         config.credit,

@@ -415,7 +415,6 @@ def make_trainer(
         max_new_tokens=work.new_tokens,
         gradient_checkpointing=work.checkpointing,
     )
-    probes = {probe.id: probe for probe in table.probes}
     processes = Processes()
     args = trainer_config(config, processes)
     args.max_steps = steps
@@ -423,7 +422,7 @@ def make_trainer(
     trainer = PartTimer(
         oracle,
         table,
-        CalibratedReward(ReferenceJudge(), probes, reward_rule(config.calibration_lambda)),
+        CalibratedReward(ReferenceJudge(), reward_rule(config.calibration_lambda)),
         oracle if ours else DefaultRollouts(oracle),
         args,
         config.credit,

@@ -372,11 +372,10 @@ class Run:
     def _make_steps(self, checkpoint: Path | None, done: int, selection: Selection) -> None:
         config = self.config
         table = self.train_table.part(self.grpo_rows)
-        probes = {probe.id: probe for probe in table.probes}
         # The judge `local` is the model that is busy meanwhile.
         ahead = config.judge != "local"
         rule = reward_rule(config.calibration_lambda, config.reward)
-        reward = CalibratedReward(self.judge, probes, rule, ahead)
+        reward = CalibratedReward(self.judge, rule, ahead)
         free_captures()  # what measuring and the warm start sampled with
         with self.progress.phase("GRPO", config.max_steps) as bar, held_back() as come:
             bar.advance(done)

@@ -1,7 +1,6 @@
 """A small trainer on a tiny random model: planted vectors, a reward that needs no judge."""
 
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -51,28 +50,21 @@ class LetterReward(CalibratedReward):
     ``unscored`` says which completions of a batch get no grade.
     """
 
-    def __init__(self, table: ProbeTable, unscored: tuple[int, ...] = ()) -> None:
-        probes = {p.id: p for p in table.probes}
-        super().__init__(ReferenceJudge(), probes, reward_rule(0.5))
-        self._of = probes
+    def __init__(self, unscored: tuple[int, ...] = ()) -> None:
+        super().__init__(ReferenceJudge(), reward_rule(0.5))
         self._unscored = unscored
         self.completions: list[str] = []
 
-    async def __call__(self, prompts, completions, completion_ids, probe_id, **_):
-        self.last = [
-            self._answer(*given)
-            for given in zip(count(), probe_id, completions, completion_ids, strict=False)
-        ]
+    async def __call__(self, prompts, completions, completion_ids, **_):
+        self.completions += completions
+        self.last = [self._rewarded_by_letters(*given) for given in enumerate(self.last)]
         return [answer.reward for answer in self.last]
 
-    def _answer(self, index: int, probe_id: str, completion: str, ids: list[int]) -> Answer:
-        self.completions.append(completion)
-        answer = Answer(self._of[probe_id], completion, tuple(ids), 0.5, completion)
+    def _rewarded_by_letters(self, index: int, answer: Answer) -> Answer:
         if index in self._unscored:
-            return replace(answer, reason="no")
-        return rewarded(
-            replace(answer, informativeness=(sum(completion.encode()) % 97) / 97), reward_rule(0.5)
-        )
+            return replace(answer, confidence=0.5, reason="no")
+        grade = (sum(answer.completion.encode()) % 97) / 97
+        return rewarded(replace(answer, confidence=0.5, informativeness=grade), self.rule)
 
 
 def make_oracle(architecture: str = "qwen3", dropout: float = 0.0, divided: bool = False) -> Oracle:
@@ -111,7 +103,7 @@ def make_trainer(
         "trl": trl or {},
     }
     config = TrainConfig(**(defaults | settings))
-    reward = LetterReward(table) if reward is None else reward
+    reward = LetterReward() if reward is None else reward
     processes = Processes()
     main = processes.is_main
     monitor = Monitor(folder, Reporters([]), config.plot_every) if main else None

@@ -3,77 +3,52 @@
 import asyncio
 import time
 from asyncio import AbstractEventLoop
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 from grpo_ao.answer import Answer
 from grpo_ao.judges.protocol import Judge
 from grpo_ao.measuring.ask import graded
-from grpo_ao.probe import Probe
 from grpo_ao.reward import RewardRule, rewarded
 
 
-class _Begun(NamedTuple):
-    """A batch whose grading has begun ahead of its reward."""
-
-    answers: list[Answer]
-    rewarded: Future[list[Answer]]
-
-
 class CalibratedReward:
-    """The reward as an async reward function of TRL.
+    """The reward as an async reward function of TRL, of the answers that ``begin`` was given.
 
     ``last`` keeps the last batch's answers, in order, for split credit and the monitor;
-    ``seconds_waited`` is what that batch's reward waited for the judge. With ``ahead`` a batch may
-    be graded from ``begin`` on, while the policy's model is at work on something else: not for a
+    ``seconds_waited`` is what that batch's reward waited for the judge. With ``ahead`` a batch is
+    graded from ``begin`` on, while the policy's model is at work on something else: not for a
     judge that needs that model itself.
     """
 
     __name__ = "calibrated_reward"
 
-    def __init__(
-        self,
-        judge: Judge,
-        probes: Mapping[str, Probe],
-        rule: RewardRule,
-        ahead: bool = False,
-    ) -> None:
+    def __init__(self, judge: Judge, rule: RewardRule, ahead: bool = False) -> None:
         self._judge = judge
-        self._probes = probes
         self.rule = rule
         self._ahead = ahead
-        self._begun: _Begun | None = None
+        self._begun: Future[list[Answer]] | None = None
         self.last: list[Answer] = []
         self.seconds_waited = 0.0
 
     def begin(self, loop: AbstractEventLoop, answers: list[Answer]) -> None:
-        """With ``ahead``, begin to grade on ``loop``: the next call waits for these grades."""
+        """Take the answers that rewards will be asked for; with ``ahead``, grade on ``loop``."""
+        self.last = answers
         if self._ahead:
-            future = asyncio.run_coroutine_threadsafe(self._rewarded(answers), loop)
-            self._begun = _Begun(answers, future)
+            self._begun = asyncio.run_coroutine_threadsafe(self._rewarded(answers), loop)
 
     async def __call__(
-        self,
-        prompts: list,
-        completions: list[str],
-        completion_ids: list[list[int]],
-        probe_id: list[str],
-        **_: Any,
+        self, prompts: list, completions: list, completion_ids: list[list[int]], **_: Any
     ) -> list[float | None]:
         """Return one reward for each completion, None where the judge gave none."""
         started = time.perf_counter()
-        answers = [
-            Answer.read(self._probes[identity], completion, ids)
-            for identity, completion, ids in zip(probe_id, completions, completion_ids, strict=True)
-        ]
-        begun, self._begun = self._begun, None
-        if begun is None:
-            self.last = await self._rewarded(answers)
-        elif begun.answers == answers:
-            self.last = await asyncio.wrap_future(begun.rewarded)
-        else:
+        if [list(answer.token_ids) for answer in self.last] != completion_ids:
             raise RuntimeError("rewards are asked for other completions than were begun with.")
+        if self._begun is None:
+            self.last = await self._rewarded(self.last)
+        else:
+            self.last, self._begun = await asyncio.wrap_future(self._begun), None
         self.seconds_waited = time.perf_counter() - started
         return [answer.reward for answer in self.last]
 

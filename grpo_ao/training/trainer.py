@@ -74,14 +74,9 @@ _SAMPLING_GAP = "sampling/sampling_logp_difference/mean"
 
 
 def rows_dataset(table: ProbeTable) -> Dataset:
-    """Return what TRL iterates over: each probe's prompt, its id and its row in the table."""
-    return Dataset.from_dict(
-        {
-            "prompt": [prompt.text for prompt in table.prompts],
-            "probe_id": [probe.id for probe in table.probes],
-            "row": list(range(len(table))),
-        }
-    )
+    """Return what TRL iterates over: each probe's prompt and its row in the table."""
+    prompts = [prompt.text for prompt in table.prompts]
+    return Dataset.from_dict({"prompt": prompts, "row": list(range(len(table)))})
 
 
 class OracleGRPOTrainer(GRPOTrainer):
@@ -184,14 +179,11 @@ class OracleGRPOTrainer(GRPOTrainer):
             )
         self._seconds["generate"] += time.perf_counter() - started
         token_ids = list(chain(*rollouts.token_ids))
-        self._begin_grading(token_ids)
-        self.use_vllm = rollouts.logprobs is not None and not self.on_policy
-        return token_ids, list(chain(*rollouts.logprobs)) if rollouts.logprobs else None
-
-    def _begin_grading(self, token_ids: list[list[int]]) -> None:
-        """Let the judge work while the log-probabilities of policy and reference are computed."""
+        # The judge works while the log-probabilities of policy and reference are computed.
         probes = [self.table.probes[row] for row in self._rows]
         self.reward.begin(self.async_loop, read_answers(self.oracle, probes, token_ids))
+        self.use_vllm = rollouts.logprobs is not None and not self.on_policy
+        return token_ids, list(chain(*rollouts.logprobs)) if rollouts.logprobs else None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs

@@ -22,7 +22,7 @@ def probe(question="Is it late?", reference: str | None = "Yes"):
 
 def test_a_negative_lambda_is_refused_before_training():
     with pytest.raises(ValueError, match="lambda must be 0 or more"):
-        CalibratedReward(ReferenceJudge(), {}, reward_rule(-0.1))
+        CalibratedReward(ReferenceJudge(), reward_rule(-0.1))
 
 
 def test_only_parsed_completions_are_judged_and_each_gets_its_own_grade():
@@ -30,8 +30,8 @@ def test_only_parsed_completions_are_judged_and_each_gets_its_own_grade():
     completions = [f"[epistemic status: 90] {word}" for word in ("first", "second")]
     completions.insert(1, "no tag")
     probes = [probe(f"Question {i}?") for i in range(3)]
-    reward = CalibratedReward(judge, {p.id: p for p in probes}, reward_rule(0.5))
-    rewards = call(reward, completions, [p.id for p in probes])
+    reward = CalibratedReward(judge, reward_rule(0.5))
+    rewards = call(reward, completions, probes)
     assert [request.answer for request in judge.asked] == ["first", "second"]
     assert [request.question for request in judge.asked] == ["Question 0?", "Question 2?"]
     assert rewards[1:] == [-1.5, None]
@@ -45,28 +45,35 @@ def ids_of(completions):
     return [list(completion.encode()) for completion in completions]
 
 
-def call(reward, completions, probe_ids):
-    ids = ids_of(completions)
-    prompts = ["p"] * len(completions)
-    return asyncio.run(reward(prompts, completions, completion_ids=ids, probe_id=probe_ids, G=8))
+def read(probes, completions):
+    return [Answer.read(*g) for g in zip(probes, completions, ids_of(completions), strict=True)]
+
+
+def call(reward, completions, probes):
+    async def begin_and_call():
+        reward.begin(asyncio.get_running_loop(), read(probes, completions))
+        prompts = ["p"] * len(completions)
+        return await reward(prompts, completions, completion_ids=ids_of(completions), G=8)
+
+    return asyncio.run(begin_and_call())
 
 
 def test_trl_takes_the_reward_for_an_async_function_with_a_name():
-    reward = CalibratedReward(ReferenceJudge(), {}, reward_rule(0.5))
+    reward = CalibratedReward(ReferenceJudge(), reward_rule(0.5))
     assert is_async_callable(reward)
     assert reward.__name__ == "calibrated_reward"
 
 
-def test_rewards_come_in_the_order_of_the_completions_by_probe_id():
+def test_rewards_come_in_the_order_of_the_completions():
     late, early = probe("Is it late?", "Yes"), probe("Is it early?", "No")
-    reward = CalibratedReward(ReferenceJudge(), {p.id: p for p in (late, early)}, reward_rule(0.5))
+    reward = CalibratedReward(ReferenceJudge(), reward_rule(0.5))
     completions = [
         "[epistemic status: 100] Yes",
         "[epistemic status: 100] Yes",
         "Yes",
         "[epistemic status: 0] No",
     ]
-    assert call(reward, completions, [late.id, early.id, late.id, early.id]) == [
+    assert call(reward, completions, [late, early, late, early]) == [
         1.0,
         -0.5,
         -1.5,
@@ -78,18 +85,16 @@ def test_rewards_come_in_the_order_of_the_completions_by_probe_id():
 
 def test_a_missing_grade_stays_none_in_its_place():
     known, unknown = probe("Is it late?"), probe("What is it?", None)
-    reward = CalibratedReward(
-        ReferenceJudge(), {p.id: p for p in (known, unknown)}, reward_rule(0.5)
-    )
-    found = call(reward, ["[epistemic status: 100] Yes"] * 3, [unknown.id, known.id, unknown.id])
+    reward = CalibratedReward(ReferenceJudge(), reward_rule(0.5))
+    found = call(reward, ["[epistemic status: 100] Yes"] * 3, [unknown, known, unknown])
     assert found == [None, 1.0, None]
 
 
 def test_the_details_are_of_the_last_batch_alone():
     asked = probe()
-    reward = CalibratedReward(ReferenceJudge(), {asked.id: asked}, reward_rule(0.5))
-    call(reward, ["[epistemic status: 100] Yes"] * 2, [asked.id] * 2)
-    call(reward, ["No tag"], [asked.id])
+    reward = CalibratedReward(ReferenceJudge(), reward_rule(0.5))
+    call(reward, ["[epistemic status: 100] Yes"] * 2, [asked] * 2)
+    call(reward, ["No tag"], [asked])
     assert [row.completion for row in reward.last] == ["No tag"]
 
 
@@ -109,15 +114,13 @@ class SlowJudge:
 def begun_and_asked(ahead, begun_with, asked_for):
     """Begin with some completions, ask for the rewards of others; return them and the judge."""
     known, judge = probe(), SlowJudge()
-    reward = CalibratedReward(judge, {known.id: known}, reward_rule(0.5), ahead)
+    reward = CalibratedReward(judge, reward_rule(0.5), ahead)
 
     async def both():
         loop = asyncio.get_running_loop()
-        begun = zip(begun_with, ids_of(begun_with), strict=True)
-        reward.begin(loop, [Answer.read(known, *read) for read in begun])
-        asyncio.get_running_loop().call_later(0.02, judge.may.set)
-        ids = [known.id] * len(asked_for)
-        return await reward(["p"] * len(ids), asked_for, ids_of(asked_for), ids)
+        reward.begin(loop, read([known] * len(begun_with), begun_with))
+        loop.call_later(0.02, judge.may.set)
+        return await reward(["p"] * len(asked_for), asked_for, ids_of(asked_for))
 
     return asyncio.run(both()), judge, reward
 

@@ -286,7 +286,7 @@ def advantages_of(trainer):
 def test_an_ungraded_completion_is_left_out_of_its_groups_baseline(tmp_path):
     oracle = make_oracle()
     table = planted_table(oracle, 6)
-    reward = LetterReward(table, unscored=(1,))
+    reward = LetterReward(unscored=(1,))
     trainer = make_trainer(
         tmp_path,
         oracle,
@@ -309,7 +309,7 @@ def test_an_ungraded_completion_is_left_out_of_its_groups_baseline(tmp_path):
 def test_split_credit_gives_each_token_its_own_advantage(tmp_path):
     oracle = make_oracle()
     table = planted_table(oracle, 6)
-    reward = LetterReward(table)
+    reward = LetterReward()
     trainer = make_trainer(
         tmp_path,
         oracle,
@@ -337,7 +337,7 @@ def test_a_tag_is_credited_against_its_own_informativeness_the_others_or_the_mos
     monkeypatch.setattr(trainer_module, "tag_lengths", lambda tokenizer, ids: [2] * len(ids))
     oracle = make_oracle()
     table = planted_table(oracle, 6)
-    reward = LetterReward(table)
+    reward = LetterReward()
     trainer = make_trainer(
         tmp_path,
         oracle,
@@ -386,7 +386,7 @@ def test_the_judge_works_while_the_references_log_probabilities_are_computed(
     oracle = make_oracle()
     table = planted_table(oracle, 6)
     judge = BegunJudge()
-    reward = CalibratedReward(judge, {p.id: p for p in table.probes}, reward_rule(0.5), ahead)
+    reward = CalibratedReward(judge, reward_rule(0.5), ahead)
     had_begun = []
     original = OracleGRPOTrainer._get_per_token_logps_and_entropies
 
@@ -437,7 +437,7 @@ SCHEDULES = [
 def test_every_completion_is_counted_once_whatever_the_schedule(tmp_path, trl, expected):
     oracle = make_oracle()
     table = planted_table(oracle, 8)
-    reward = LetterReward(table)
+    reward = LetterReward()
     make_trainer(tmp_path, oracle, table, reward, trl, max_steps=4, plot_every=2).train()
     counted = {row["step"]: len(row["confidence"]) for row in read_jsonl(tmp_path / "window.jsonl")}
     assert counted == expected
@@ -686,7 +686,6 @@ def test_the_dataset_names_each_row():
     columns = rows_dataset(table).to_dict()
     assert isinstance(columns, dict)
     assert columns["row"] == [0, 1, 2, 3]
-    assert columns["probe_id"] == [p.id for p in table.probes]
     assert columns["prompt"][2] == table.prompts[2].text
 
 

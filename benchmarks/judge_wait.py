@@ -25,7 +25,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
-from grpo_ao.tracking import Reporters
+from grpo_ao.tracking import Reporter
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
@@ -47,7 +47,7 @@ def measured(config: TrainConfig, base_url: str, ahead: bool) -> dict[str, float
         folder / "activations", oracle.model, texts, probes, fingerprint, batch_size=64
     )
     chat = ChatSettings(model="a-model", base_url=base_url, api_key_env=None)
-    monitor = Monitor(folder, Reporters([]), plot_every=1000)
+    monitor = Monitor(folder, Reporter(), plot_every=1000)
     OracleGRPOTrainer(
         oracle,
         ProbeTable.build(oracle, probes, store),

@@ -58,7 +58,7 @@ from grpo_ao.probe import Layers, Positions, Probe
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
 from grpo_ao.run import avoid_cudnn_attention
-from grpo_ao.tracking import Reporters
+from grpo_ao.tracking import Reporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.fine_tuning import Start, Target, fine_tune
 from grpo_ao.training.monitor import Monitor
@@ -428,7 +428,7 @@ def make_trainer(
         config.credit,
         config.scale_rewards,
         config.tag_outcome,
-        Monitor(folder, Reporters([]), plot_every=10**6) if processes.is_main else None,
+        Monitor(folder, Reporter(), plot_every=10**6) if processes.is_main else None,
         config.max_unscored,
         [timer],
     )

@@ -45,7 +45,7 @@ from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
 
 _SAMPLED = 100
-# What the question whether an answer is right adds to question and answer, at most.
+# The most tokens that asking whether an answer is right adds to question and answer.
 _TRUTH_TOKENS = 64
 
 

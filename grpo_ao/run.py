@@ -112,8 +112,8 @@ def avoid_cudnn_attention() -> None:
 class Run:
     """One run: the oracle, and its tables of probes.
 
-    Every process of a run goes through the same phases; only the main one writes files. What a run
-    has made already is not made again.
+    Every process of a run goes through the same phases; only the main one writes files. A run that
+    is resumed makes nothing again that it has made.
     """
 
     def __init__(self, config: TrainConfig, prepared: Prepared, started: float) -> None:
@@ -179,7 +179,7 @@ class Run:
     ) -> None:
         """Ask the held-out probes, sampled and greedy, and the benchmarks.
 
-        After training some are asked again of another text's activations and of noise.
+        After training, ask some of the probes again on another text's activations and on noise.
         """
         given = {}
         for mode in modes:
@@ -225,11 +225,10 @@ class Run:
             return ask(self.oracle, table, judge, how, self.processes, path, progress=bar.advance)
 
     def measure_benchmarks(self, name: str) -> None:
-        """Ask the benchmarks of the oracle as it is now, and compare with ``before``.
+        """Ask the oracle the benchmarks, greedily, and compare it with what it was ``before``.
 
-        The trained one is compared with ``warm_start``, too.
-
-        Answers are greedy, and no samples of them are drawn: agreement is left to ``evaluate``.
+        After training it is compared with the warm-started oracle, too. Agreement is not measured,
+        since its samples take long: ``evaluate`` does that.
         """
         folder = self.folder / "eval" / name
         if self.benchmark_table is None or (folder / "metrics.json").exists():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -20,27 +20,10 @@ from grpo_ao.terminal import progress_bar
 Item = TypeVar("Item")
 
 
-@runtime_checkable
-class Reporter(Protocol):
-    """One destination of a run's metrics."""
+class Reporter:
+    """Where a run's metrics go besides ``metrics.jsonl``: several destinations, one, or none."""
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log numbers of a step."""
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        """Log a PNG file."""
-
-    def table(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
-        """Log rows with equal keys."""
-
-    def alert(self, title: str, text: str) -> None:
-        """Notify the user."""
-
-
-class Reporters:
-    """Several destinations at once, or none: ``metrics.jsonl`` has it all."""
-
-    def __init__(self, each: Sequence[Reporter]) -> None:
+    def __init__(self, each: Sequence["Reporter"] = ()) -> None:
         self._each = each
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -64,7 +47,7 @@ class Reporters:
             reporter.alert(title, text)
 
 
-class ModuleReporter:
+class ModuleReporter(Reporter):
     """wandb, or trackio, which has the same calls; ``settings`` are for their ``init``."""
 
     def __init__(self, module: Any, **settings: Any) -> None:
@@ -90,7 +73,7 @@ class ModuleReporter:
         self._module.alert(title=title, text=text)
 
 
-class TensorBoardReporter:
+class TensorBoardReporter(Reporter):
     """Event files in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -177,7 +160,7 @@ def make_reporter(destinations: Sequence[str], folder: Path, config: dict) -> Re
                 f"--report_to {destination} cannot be opened ({first_line(error)}): mend that, or "
                 "leave it out."
             ) from error
-    return Reporters(reporters)
+    return Reporter(reporters)
 
 
 def _opened(destination: str, folder: Path, config: dict) -> Reporter:

@@ -17,7 +17,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule, rewarded
-from grpo_ao.tracking import Reporters
+from grpo_ao.tracking import Reporter
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
@@ -106,7 +106,7 @@ def make_trainer(
     reward = LetterReward() if reward is None else reward
     processes = Processes()
     main = processes.is_main
-    monitor = Monitor(folder, Reporters([]), config.plot_every) if main else None
+    monitor = Monitor(folder, Reporter(), config.plot_every) if main else None
     return OracleGRPOTrainer(
         oracle,
         table,

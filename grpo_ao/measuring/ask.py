@@ -22,7 +22,7 @@ from grpo_ao.probe import Probe, stable_hash
 from grpo_ao.processes import Processes
 from grpo_ao.wording import say_the_same
 
-# Probes of a process that are asked together and appended: what a killed run loses at most.
+# Probes that a process asks before they are appended: the most that a killed run loses.
 _CHUNK, _CHUNK_WITH_AGREEMENT = 256, 128
 # Rows whose logits are held at once.
 _LOGITS_ROWS = 128
@@ -58,10 +58,10 @@ def ask(
     """Ask every probe of ``table``; return ``num_samples`` graded answers to each, in order.
 
     Answers are appended to ``path`` chunk by chunk, with ``label`` in each row, and a chunk that is
-    there under that label is not asked again; without a path nothing is kept. A chunk's rows of the
-    table and its seed are the same whatever was there: a run that was killed goes on as if it had
-    not been. Each process takes its share of a chunk; all return all answers, and the main one
-    writes. ``progress`` is called with the number of probes answered since it was called last.
+    there under that label is not asked again; without a path nothing is kept. Chunks and their
+    seeds do not depend on what is there, so that a run which was killed gives the answers that it
+    would have given. Each process takes its share of a chunk; all return all answers, and the main
+    one writes. ``progress`` is called with the number of probes answered since its last call.
     """
     label = label or {}
     size = (_CHUNK_WITH_AGREEMENT if how.agreement else _CHUNK) * processes.count
@@ -103,7 +103,7 @@ def _answered(
     num_samples: int,
     processes: Processes,
 ) -> dict[tuple[str, str], list[Answer]]:
-    """Read the answers under a label; a chunk that a killed run left unfinished is taken out."""
+    """Read the answers under a label; remove those of a chunk that a killed run left unfinished."""
     with processes.main_first():
         own = [
             (row, answer) for row, answer in read_answer_rows(path) if label.items() <= row.items()
@@ -128,7 +128,7 @@ def complete(
     num_samples: int = 1,
     batch_size: int = 256,
 ) -> list[list[Answer]]:
-    """Complete the prompts of ``rows``; return what is said, ungraded, as ``[row][sample]``."""
+    """Complete the prompts of ``rows``; return ungraded answers, ``[row][sample]``."""
     completions = oracle.complete(
         [table.prompts[row] for row in rows],
         [table.vectors[row] for row in rows],
@@ -153,7 +153,7 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     if not rows:
         return []
     size = how.batch_size
-    # The same samples whether or not the run was killed before them; other processes draw others.
+    # The same samples whether or not the run was killed before, and others in each process.
     seed = how.seed + int(stable_hash(*(table.probes[row].id for row in rows))[:8], 16)
     if how.temperature:
         torch.manual_seed(seed)

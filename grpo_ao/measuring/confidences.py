@@ -1,9 +1,9 @@
-"""Other ways to be sure: what a stated confidence has to be compared with, on the same answers.
+"""Baselines: other sources of confidence, with which the stated one is compared.
 
-All are confidences in the answer that the oracle gave (greedily), so that all have the same
-outcomes: the probability of its answer token against the other, the probability of the whole
-answer, the share of sampled answers that agree with it, the base rate, and each of these
-recalibrated on the other half of the texts.
+All are confidences in the same greedy answers, and so have the same outcomes: the probability of
+the answer's Yes against No or of No against Yes, the probability of the whole answer, the share of
+sampled answers that agree with it, the base rate, and each of these recalibrated on the other half
+of the texts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -102,10 +102,10 @@ def baselines(
 ) -> dict[str, Columns]:
     """Return each method's columns, recalibrated ones and the constant among them.
 
-    What is fitted is fitted on the texts of one half and serves those of the other, both ways, so
-    that all have the same answers. A method that states too little to be fitted is left out.
-    Where agreement was measured on a part, it is compared on that part. ``others`` are confidences
-    by name, NaN where they were not measured, and so in no metric.
+    A recalibration is fitted on one half of the texts and applied to the other, both ways, so that
+    every answer has a recalibrated confidence. A method of which too little is known for a fit has
+    none. Where agreement was measured on some answers, it is compared with the stated confidence
+    on those. ``others`` are further confidences by name, NaN where they were not measured.
     """
     every = Columns.of(answers)
     found = {name: Columns.of(answers, method) for name, method in METHODS.items()}
@@ -126,9 +126,9 @@ def baselines(
 
 
 def cross_recalibrated(fit: Fit, columns: Columns) -> Columns | None:
-    """Recalibrate by what is fitted on the texts of the other half; None if one half has nothing.
+    """Recalibrate each half of the texts by a fit on the other; None if one half has no answers.
 
-    The halves are by hash of the text, so that all methods have the same ones.
+    Halves are drawn by a hash of the text, and so are the same for all methods.
     """
     known_N = columns.is_known
     second_N = np.array([unit_draw("half", str(text)) < 0.5 for text in columns.context_N], bool)

@@ -36,9 +36,10 @@ def control_rows(table: ProbeTable, count: int) -> list[int]:
 def control_table(
     table: ProbeTable, control: Control, rows: Sequence[int]
 ) -> tuple[list[int], ProbeTable]:
-    """Return those of ``rows`` that can be asked so, and a table of them with other activations.
+    """Return the rows that the control can be made of, and a table of them with its activations.
 
-    A row cannot be where no other text of the table was read in as many places of the same layers.
+    A row is left out where no other text of the table was read at the same layers and at as many
+    positions.
     """
     donor_of: dict[int, int] = {}
     if control in ("same_family", "other_family"):
@@ -81,7 +82,7 @@ def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], P
 
 
 def donors(table: ProbeTable, same_family: bool) -> dict[int, int]:
-    """Return for each row one of another text, read of the same subject at the same places.
+    """Return for each row a row of another text, read from the same subject at the same places.
 
     Rows for which there is none are left out.
     """

@@ -1,8 +1,8 @@
-"""Confidences that are read from the oracle without its writing a number.
+"""Confidences that are read from an oracle's probabilities, not from a number that it wrote.
 
-The expectation of the number that it would write, the probability with which it says that its own
-answer is right (P(True), arXiv 2207.05221), that of each known answer against the others, and that
-of words for how sure it is.
+The expectation of the number that it would write; the probability with which it says that its own
+answer is right (P(True), arXiv 2207.05221); the probabilities of the known answers to a question;
+and those of words for how sure it is.
 """
 
 from collections.abc import Sequence

@@ -113,10 +113,10 @@ class Columns:
 def metric_values(columns: Columns) -> dict[str, float]:
     """Return every metric that is cheap enough to bootstrap, by name.
 
-    An answer without a grade counts in none. One without a confidence counts in informativeness
-    and ``parse_rate``, in ``brier_all`` as 50 % on a wrong answer, and in no other metric of
-    confidence. AUROC is of confidence for informativeness of at least one half, ``auroc_within``
-    inside of families.
+    An answer without a grade counts in none. One without a confidence counts in informativeness,
+    in ``parse_rate``, and in ``brier_all`` as 50 % on a wrong answer, and in no other metric of
+    confidence. For AUROC an answer is right if its informativeness is at least one half;
+    ``auroc_within`` compares answers of one family alone.
     """
     return _drawn_values(columns) | {"calibration_error": _calibration_error(columns).value}
 
@@ -177,19 +177,20 @@ def _brier_of_all(columns: Columns) -> float:
 
 
 def summary(columns: Columns) -> dict[str, float]:
-    """Return the number of graded answers and the metrics that a run is judged by."""
+    """Return the numbers of graded answers and of their texts, and what a run is judged by."""
     values = metric_values(columns)
-    return {"n": int(columns.is_graded.sum())} | {name: values[name] for name in SUMMARY}
+    sizes = {"n": int(columns.is_graded.sum()), "contexts": count_texts(columns)}
+    return sizes | {name: values[name] for name in SUMMARY}
 
 
 def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) -> Measurement:
     """Return every metric with its 95 % interval by bootstrap over texts.
 
-    The primary one, ``calibration_error``, has an interval of its own: a resample's errors are
-    larger than the sample's, as those of ``ece10`` are. ``families`` have right and wrong answers
-    and so are in ``auroc_within``; ``families_left_out`` have not. ``ece_smooth`` has an interval
-    only if asked for; it is slow. ``ece10_perfect`` is the mean and the interval of the ECE that a
-    perfect forecaster would have at these confidences.
+    ``calibration_error``, the primary one, has an interval of its own, since calibration errors are
+    larger in a resample than in its sample. ``families`` counts the families with right and with
+    wrong answers, which alone enter ``auroc_within``, ``families_left_out`` the others.
+    ``ece_smooth`` has an interval only on request, since it is slow. ``ece10_perfect`` is the ECE
+    of a perfect forecaster at these confidences, its mean and its 95 % interval.
     """
     columns = _coded(columns)
     values = _drawn_values(columns)

@@ -1,8 +1,8 @@
-"""Confidences that are predicted without the oracle's say: what a stated one has to be better than.
+"""Confidences that are predicted without asking the oracle: a stated one has to be better.
 
-Whether an answer is right can be guessed from the family of its question, from the question's
-words, or from the activations by a linear probe. What is fitted to outcomes is fitted on other
-texts (five folds, by hash of the text) than those that it serves.
+Whether an answer is right can be predicted from the family of its question, from the question's
+words, or from the activations by a linear probe. Predictors are fitted on other texts than those
+whose answers they predict (five folds, by hash of the text).
 """
 
 from collections.abc import Callable, Sequence
@@ -109,9 +109,10 @@ def _cross_fitted(
 def _predicted(
     model: Pipeline, feature_N: np.ndarray, outcome_N: np.ndarray, asked_N: np.ndarray
 ) -> np.ndarray | float:
-    """Fit the model and predict; the mean where there are right or wrong answers alone.
+    """Fit the model and predict.
 
-    One half where there are none.
+    Where all known answers are right, or all are wrong, predict their mean; one half if there are
+    none.
     """
     # A grade in between is so much of a right answer, and the rest of a wrong one.
     rows = np.concatenate([np.flatnonzero(outcome_N > 0), np.flatnonzero(outcome_N < 1)])

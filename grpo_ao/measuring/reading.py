@@ -1,8 +1,8 @@
 """The reading test: does an oracle's confidence follow what it reads, or the question alone?
 
-The same questions are asked of other activations, for which right answers can only be guesses. Who
-reads is less often right there, and says so; a confidence that stays high does not come from the
-activations. Other ways to be sure of the same answers are measured beside it.
+The same questions are asked of other activations, where an oracle can only guess. One that reads
+its activations is right less often there, and less confident; a confidence that stays high comes
+from the question. Other sources of confidence in the same answers are measured beside it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.wording import say_the_same
 
-# Of noise, so much more confidence than accuracy is an alert.
+# Confidence that exceeds accuracy on noise by more than this is an alert.
 MOST_TOO_SURE = 0.1
 
 
@@ -53,10 +53,11 @@ class Reading(NamedTuple):
 
 
 class Controlled(NamedTuple):
-    """What controls tell of one oracle's answers.
+    """What was measured by asking an oracle again.
 
-    ``confidences`` are other ways to be sure of each of its answers, by name, NaN where they were
-    not measured; ``forced`` the answers that it gives where it has to choose among known ones.
+    ``readings`` are its answers from each control's activations; ``confidences`` other sources of
+    confidence in each of its answers, by name, NaN where not measured; ``forced`` its answers where
+    it had to choose among known ones.
     """
 
     readings: Mapping[Control, Reading]
@@ -64,7 +65,7 @@ class Controlled(NamedTuple):
     forced: Sequence[Answer] = ()
 
     def of_kind(self, answers: Sequence[Answer], kind: str) -> "Controlled":
-        """Return what is told of the questions of one kind among those of all ``answers``."""
+        """Return what concerns the questions of one kind; ``answers`` are the oracle's to all."""
 
         def part(given: Sequence[Answer]) -> list[Answer]:
             return [answer for answer in given if answer.probe.kind == kind]
@@ -83,10 +84,10 @@ class Controlled(NamedTuple):
 
 @dataclass(frozen=True)
 class Controls:
-    """How an oracle that gave ``answers`` to the probes of ``table`` is asked again.
+    """Asks an oracle again that gave ``answers`` to the probes of ``table``.
 
-    ``count`` of the probes are, the same ones for every control. What it says goes to ``path``, as
-    in ``ask``, with the control's name beside ``label``.
+    ``count`` of the probes are asked, the same ones for every control. Answers are appended to
+    ``path``, as in ``ask``, with the control's name beside ``label``.
     """
 
     oracle: Oracle
@@ -114,11 +115,13 @@ class Controls:
         return found
 
     def confidences(self) -> dict[str, Float[np.ndarray, "answers"]]:
-        """Predict confidences in all answers, and elicit them for the probes that are asked again.
+        """Return other confidences in each answer, by their source.
 
-        P(True) is the probability of Yes in the reply to the question whether the answer is right,
-        the forced choice that of the known answer which the answer names, of all known ones,
-        *in words* what the words for how sure it is stand for.
+        Each answer has predicted ones (``predicted``). Answers to the probes that are asked again
+        have those that the oracle is asked for (``elicited``): *expected number*; *P(True)*, the
+        probability of Yes to the question whether the answer is right; *in words*, what its words
+        for how sure it is stand for; *forced choice*, the probability of the known answer that it
+        gave, against the others.
         """
         rows, part, own = self._graded
         how = self.how._replace(probabilities=True)
@@ -142,9 +145,9 @@ class Controls:
         return predicted_confidences(self.answers, self.table.vectors) | spread
 
     def forced_choices(self) -> list[Answer]:
-        """Return the likeliest of the known answers to each question that has some, graded.
+        """Return the likeliest known answer to each question that has some, graded.
 
-        Its share of their probability is the confidence.
+        The confidence is its probability among the known answers.
         """
         found = []
         for answer, likely in zip(self._graded[2], self._chosen, strict=True):
@@ -177,10 +180,10 @@ class Controls:
 
 
 def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> dict[str, Any]:
-    """Measure the answers of each control, by its title, beside those to the text itself.
+    """Measure the answers from each control's activations, by the control's title.
 
-    ``own`` and ``other`` are of the same probes, and ``difference`` is other less own, paired.
-    ``same_answer`` is the share of answers that stay the same: generic ones.
+    ``own`` are those from the text's own activations to the same probes, ``difference`` is other
+    less own, paired. ``same_answer`` is the share of answers that stay the same.
     """
     return {
         CONTROLS[control]: {
@@ -225,9 +228,9 @@ def against_stated(
 
 
 def reading_alerts(others: Mapping[str, Sequence[Answer]]) -> list[str]:
-    """Say on which kind of question the oracle is much surer than it is right of mere noise.
+    """Say for which kind of question the oracle is far more confident about noise than it is right.
 
-    ``others`` are its answers under each control, by the control's title.
+    ``others`` are its answers from each control's activations, by the control's title.
     """
     alerts = []
     for kind, answers in by_kind(others.get(CONTROLS["noise"], [])).items():

@@ -35,11 +35,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class ProbeLoader:
-    """Loads the probes of question sets: at which layers and positions, and how strictly.
+    """Loads a run's probes, which read one of ``layers`` each, at ``positions``.
 
-    What cannot be used is left out and told to ``report``. ``strict`` refuses a broken row and a
-    probe that is beyond ``limits``, ``strict_positions`` a text that has fewer tokens than are
-    read.
+    What cannot be used is left out and told to ``report``. With ``strict`` a broken row and a probe
+    beyond ``limits`` are errors, with ``strict_positions`` a text of fewer tokens than are read.
     """
 
     limits: ProbeLimits
@@ -56,11 +55,12 @@ class ProbeLoader:
         heldout_questions: str | None = None,
         train_texts: int | None = None,
     ) -> RunProbes:
-        """Return the probes of each stage; the mini world makes them.
+        """Return the probes of each stage, of a question set or made from the mini world.
 
-        A question set's training texts, or the first ``train_texts`` of them, are divided between
-        the warm start and GRPO (``division``): all that they have. ``heldout_questions`` is a set
-        of its own to hold out, instead of a fifth of the texts.
+        All questions about a set's training texts, or about the first ``train_texts`` of these, are
+        divided between the warm start and GRPO (``division``); validation and held-out probes are
+        as many as are asked for. ``heldout_questions`` is a set to hold out instead of a fifth of
+        the texts.
         """
         own = self._of_set(heldout_questions) if heldout_questions else []
         if questions == "mini":
@@ -82,7 +82,7 @@ class ProbeLoader:
         return RunProbes(first, second, *rest)
 
     def _of_set(self, source: str) -> list[Probe]:
-        """Load a set's probes, its texts in the order of a draw: a file may be sorted by family."""
+        """Load a set's probes, texts in an order drawn by hash: a file may be sorted by family."""
         loaded = load_rows(source, self.strict)
         for problem in loaded.problems:
             self.report(problem)

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def heldout_items(heldout: dict[str, list[Answer]], rule: RewardRule) -> list[Row]:
-    """Return one item a held-out probe, with the answer of each measurement."""
+    """Return an item for each held-out probe, with its answer in each measurement."""
     by_probe: dict[str, dict[str, Answer]] = {}
     for name, answers in heldout.items():
         for answer in answers:
@@ -30,7 +30,7 @@ def heldout_items(heldout: dict[str, list[Answer]], rule: RewardRule) -> list[Ro
 
 
 def rollout_items(rollouts: Sequence[tuple[int, Answer]]) -> list[Row]:
-    """Return one item a step's question, with the completions that were kept of its group."""
+    """Return an item for each question of a step, with the completions kept of its group."""
     items = []
     for (step, _), group in groupby(rollouts, key=lambda kept: (kept[0], kept[1].probe.id)):
         answers = [answer for _, answer in group]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grpo_ao.probe import FEW_TEXTS
 
@@ -63,6 +64,11 @@ class Table:
         lines = [head, ["---"] * len(head), *rows]
         written = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"{written}\n\n{FEW_NOTE}" if self.few else written
+
+
+def few_of(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of what was measured on too few texts for a conclusion."""
+    return [name for name, found in measured.items() if found["contexts"] < FEW_TEXTS]
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -37,7 +37,7 @@ Compared = dict[str, Measurement]
 
 @dataclass(frozen=True)
 class Headline:
-    """The held-out measurements of a run, and how much they were measured on.
+    """The held-out measurements of a run, and the number of their probes and texts.
 
     ``modes`` has for each mode, and each kind of question, what was measured and what changed.
     Of the greedy answers there are sentences: ``findings`` on the last ones, ``changes`` on what

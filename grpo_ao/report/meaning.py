@@ -27,7 +27,7 @@ from grpo_ao.measuring.metrics import (
 )
 from grpo_ao.probe import FEW_TEXTS
 from grpo_ao.report.findings import MEASURED
-from grpo_ao.report.formats import TITLES, Table, number
+from grpo_ao.report.formats import TITLES, Table, few_of, number
 from grpo_ao.report.plots import Bin, Panel, estimates, gaps, inline_svg, reliability_diagram
 
 DRAWS = 200
@@ -192,15 +192,10 @@ def reading_tables(
 
 def _reading_table(kind: str, read: Mapping[str, Sequence[Answer]]) -> Table:
     columns = ["activations of", "n", "right", "confidence", "AUROC within families"]
-    few = [name for name, part in read.items() if count_texts(Columns.of(part)) < FEW_TEXTS]
-    rows = {name: _told(part) for name, part in read.items()}
-    return Table(f"The reading test, {kind} questions", columns, rows, few)
-
-
-def _told(answers: Sequence[Answer]) -> list[str]:
-    values = summary(Columns.of(answers))
-    shown = (values["informativeness"], values["confidence_mean"], values["auroc_within"])
-    return [number(values["n"]), *(number(value, 2) for value in shown)]
+    found = {name: summary(Columns.of(part)) for name, part in read.items()}
+    shown = ("n", "informativeness", "confidence_mean", "auroc_within")
+    rows = {name: [number(values[of], 2) for of in shown] for name, values in found.items()}
+    return Table(f"The reading test, {kind} questions", columns, rows, few_of(found))
 
 
 def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict[str, Markup]:
@@ -212,7 +207,7 @@ def _rivals(kind: str, when: str, answers: Sequence[Answer], draws: int) -> dict
         for name, part in columns.items()
         if len(part)
     }
-    few = {name for name, measured in found.items() if measured["contexts"] < FEW_TEXTS}
+    few = few_of(found)
     figures = {}
     for metric in ("auroc_within", "brier_all"):
         rows = {name: {when: Estimate(**measured[metric])} for name, measured in found.items()}

@@ -12,19 +12,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from grpo_ao.answer import Answer
-from grpo_ao.calibration import auroc
 from grpo_ao.files import atomic_write_text, finite
-from grpo_ao.measuring.metrics import count_texts, family_of, parted
+from grpo_ao.measuring.metrics import family_of, parted, summary
 from grpo_ao.probe import FEW_TEXTS
 from grpo_ao.report.browsing import ROLLOUTS, heldout_items, rollout_items, within_budget
-from grpo_ao.report.formats import FEW_NOTE, TITLES, Table, number
+from grpo_ao.report.formats import FEW_NOTE, TITLES, Table, few_of, number
 from grpo_ao.report.headline import Headline
 from grpo_ao.report.meaning import DRAWS, SMALL_FAMILY, known, meaning
 from grpo_ao.report.plots import (
@@ -46,16 +45,8 @@ Row = dict[str, Any]
 _OF_WARM_START = ("parse_rate", "informativeness")
 
 
-class Group(NamedTuple):
-    """Answers of one layer or family: how many, of what, the share right, confidence, AUROC."""
-
-    n: int
-    texts: int
-    right: float
-    confidence: float
-    auroc: float
-
-
+Group = dict[str, float]
+"""What answers of one layer or family come to: a part of their ``summary``."""
 VIEWS = tuple(f"{when} {mode}" for when in reversed(WHEN) for mode in MODES)
 CURVES = {
     "reward": "Reward",
@@ -172,38 +163,27 @@ def _breakdowns(record: RunRecord) -> list[tuple[Table, Markup]]:
         groups, earlier = _by_group(last, key), _by_group(before, key)
         if groups:
             rows = {n: {first: earlier.get(n), when: group} for n, group in groups.items()}
-            found.append((_table(title, groups), _gaps(title, rows, _few(groups))))
+            found.append((_table(title, groups), _gaps(title, rows, few_of(groups))))
     return found
 
 
 def _table(title: str, groups: Mapping[str, Group]) -> Table:
     columns = [title, "right", "confidence", "AUROC", "n"]
-    rows = {
-        name: [number(v, 2) for v in (group.right, group.confidence, group.auroc, group.n)]
-        for name, group in groups.items()
-    }
-    return Table(f"Held-out answers by {title.lower()}", columns, rows, _few(groups))
-
-
-def _few(groups: Mapping[str, Group]) -> list[str]:
-    return [name for name, group in groups.items() if group.texts < FEW_TEXTS]
+    shown = ("informativeness", "confidence_mean", "auroc", "n")
+    rows = {name: [number(of[key], 2) for key in shown] for name, of in groups.items()}
+    return Table(f"Held-out answers by {title.lower()}", columns, rows, few_of(groups))
 
 
 def _by_group(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Group]:
     """Return the groups of answers with a known confidence, layers from the first on."""
-    found = {}
-    for name, members in parted(answers, key).items():
-        columns = known(members)
-        confidence, outcome = columns.known
-        if len(outcome):
-            means, area = (outcome.mean(), confidence.mean()), auroc(confidence, outcome >= 0.5)
-            found[name] = Group(len(outcome), count_texts(columns), *map(float, (*means, area)))
-    return {name: found[name] for name in sorted(found, key=lambda name: (len(name), name))}
+    parts = {name: known(members) for name, members in parted(answers, key).items()}
+    ordered = sorted(parts, key=lambda name: (len(name), name))
+    return {name: summary(parts[name]) for name in ordered if len(parts[name])}
 
 
 def _gaps(title: str, rows: Mapping[str, Mapping[str, Group | None]], few: Sequence[str]) -> Markup:
     drawn = {
-        name: {when: (g.right, g.confidence) for when, g in groups.items() if g}
+        name: {w: (g["informativeness"], g["confidence_mean"]) for w, g in groups.items() if g}
         for name, groups in rows.items()
     }
     return inline_svg(gaps(drawn, few), f"Right and confident by {title.lower()}")

@@ -11,7 +11,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import holds_run, read_faults, read_json, read_jsonl, read_run_json
 from grpo_ao.measuring.confidences import baselines
 from grpo_ao.measuring.controls import CONTROLS
-from grpo_ao.measuring.metrics import by_kind, count_texts, summary
+from grpo_ao.measuring.metrics import by_kind, summary
 
 Status = Literal["finished", "running", "stopped"]
 WHEN = ("before", "warm start", "after")
@@ -58,10 +58,7 @@ class RunRecord:
     def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
         """Summaries of each way to be sure of the greedy answers after training, by kind."""
         return {
-            kind: {
-                name: summary(columns) | {"contexts": count_texts(columns)}
-                for name, columns in baselines(answers).items()
-            }
+            kind: {name: summary(columns) for name, columns in baselines(answers).items()}
             for kind, answers in by_kind(self.heldout.get("after greedy", [])).items()
         }
 

@@ -26,9 +26,9 @@ from grpo_ao.measuring.reading import (
     against_stated,
     reading_metrics,
 )
-from grpo_ao.probe import FEW_TEXTS, parse_layers
+from grpo_ao.probe import parse_layers
 from grpo_ao.report.findings import findings
-from grpo_ao.report.formats import TITLES, Table, cell, number
+from grpo_ao.report.formats import TITLES, Table, cell, few_of, number
 from grpo_ao.report.headline import CHANGES, METRICS, Headline
 from grpo_ao.report.plots import (
     Panel,
@@ -282,11 +282,6 @@ def _metrics(
         if any(name in m for m in measured.values())
     }
     return Table(title, ["metric", *measured], rows, few_of(measured))
-
-
-def few_of(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the names of what was measured on too few texts for a conclusion."""
-    return [name for name, found in measured.items() if found["contexts"] < FEW_TEXTS]
 
 
 def _against_stated(oracle: Mapping[str, Any]) -> Table:

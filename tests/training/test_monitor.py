@@ -7,7 +7,7 @@ import pytest
 from grpo_ao.answer import Answer
 from grpo_ao.files import read_jsonl
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.tracking import Reporter, Reporters
+from grpo_ao.tracking import Reporter
 from grpo_ao.training.monitor import Monitor, step_metrics
 
 PROBE = Probe("A text.", "Is it?", "closed", (18,), Positions(20), "Yes", "topic")
@@ -25,7 +25,7 @@ UNGRADED = answer("[epistemic status: 80] So so", tokens=11)
 ALL = [RIGHT, WRONG, UNPARSED, UNGRADED]
 
 
-class RecordingReporter:
+class RecordingReporter(Reporter):
     """Keeps what it is told."""
 
     def __init__(self):
@@ -55,7 +55,7 @@ def record(monitor, step, rollouts=ALL, **changes):
 
 
 def monitor_at(folder, plot_every=1000, resume_at=0, reporter=None):
-    return Monitor(folder, reporter or Reporters([]), plot_every, resume_at)
+    return Monitor(folder, reporter or Reporter(), plot_every, resume_at)
 
 
 # Metrics of a step
@@ -102,7 +102,6 @@ def test_a_step_that_the_judge_left_ungraded_knows_no_informativeness():
 
 def test_a_step_is_a_row_of_metrics_and_is_reported(tmp_path):
     reporter = RecordingReporter()
-    assert isinstance(reporter, Reporter)
     monitor = monitor_at(tmp_path, reporter=reporter)
     metrics = record(monitor, 1)
     expected = {"step": 1, **step_metrics(ALL)} | {
@@ -320,9 +319,7 @@ def test_the_windows_auroc_compares_answers_of_one_family(tmp_path):
 
 
 def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, capsys):
-    monitor = Monitor(
-        tmp_path, Reporters([]), 1000, log_every=2, seconds_left=lambda step: 100 - step
-    )
+    monitor = Monitor(tmp_path, Reporter(), 1000, log_every=2, seconds_left=lambda step: 100 - step)
     for step, rollouts in enumerate([ALL, [RIGHT, WRONG], [RIGHT]], start=1):
         record(monitor, step, rollouts)
     line = capsys.readouterr().err.splitlines()[-1]

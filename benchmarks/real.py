@@ -30,9 +30,9 @@ from grpo_ao.discrimination import within_family_auroc
 from grpo_ao.files import atomic_write_text
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.confidences import answer_probability
+from grpo_ao.measuring.confidences import METHODS
 from grpo_ao.measuring.controls import CONTROLS, Control, control_table
-from grpo_ao.measuring.metrics import Columns, Confidence, stated
+from grpo_ao.measuring.metrics import STATED, Columns, Confidence
 from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint
@@ -197,7 +197,7 @@ def values_of(own: Sequence[Answer], wrong: Mapping[Control, Sequence[Answer]]) 
     """Return one oracle's row: ``own`` are its answers on their own activations."""
     inside = [a for a in own if a.probe.family not in OUT_OF_DISTRIBUTION]
     outside = [a for a in own if a.probe.family in OUT_OF_DISTRIBUTION]
-    of_stated, of_answer = scores(inside, stated), scores(inside, answer_probability)
+    of_stated, of_answer = scores(inside, STATED), scores(inside, METHODS["answer probability"])
     return {
         "accuracy": float(np.mean([a.informativeness or 0.0 for a in own])),
         "parse rate": float(np.mean([a.parsed for a in own])),
@@ -207,10 +207,10 @@ def values_of(own: Sequence[Answer], wrong: Mapping[Control, Sequence[Answer]]) 
         "Brier less P(answer)'s": of_stated["brier"] - of_answer["brier"],
         "P(answer) ECE10": of_answer["ece10"],
         "P(answer) AUROC within": of_answer["within"],
-        "ECE10 out": scores(outside, stated)["ece10"],
-        "Brier out": scores(outside, stated)["brier"],
+        "ECE10 out": scores(outside, STATED)["ece10"],
+        "Brier out": scores(outside, STATED)["brier"],
     } | {
-        f"confidence less accuracy, {CONTROLS[name]}": scores(answers, stated)["surplus"]
+        f"confidence less accuracy, {CONTROLS[name]}": scores(answers, STATED)["surplus"]
         for name, answers in wrong.items()
     }
 

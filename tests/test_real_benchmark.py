@@ -20,7 +20,7 @@ from benchmarks.real import (
 )
 from grpo_ao.answer import Answer
 from grpo_ao.measuring.controls import CONTROLS
-from grpo_ao.measuring.metrics import stated
+from grpo_ao.measuring.metrics import STATED
 from grpo_ao.probe import Positions, Probe
 
 
@@ -62,12 +62,12 @@ def test_every_arms_warm_start_is_an_arm():
 
 
 def test_scores_by_hand_and_none_where_nothing_is_stated():
-    found = scores([answer(0, 80, 1), answer(1, 40, 0)], stated)
+    found = scores([answer(0, 80, 1), answer(1, 40, 0)], STATED)
     assert found["brier"] == pytest.approx((0.04 + 0.16) / 2)
     assert found["ece10"] == pytest.approx((0.2 + 0.4) / 2)
     assert found["within"] == 1.0
     assert found["surplus"] == pytest.approx(0.1)
-    assert math.isnan(scores([answer(0, None, 1)], stated)["brier"])
+    assert math.isnan(scores([answer(0, None, 1)], STATED)["brier"])
 
 
 def test_out_of_distribution_is_apart():

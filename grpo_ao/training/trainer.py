@@ -106,7 +106,9 @@ class OracleGRPOTrainer(GRPOTrainer):
     ) -> None:
         self.oracle, self.table = oracle, table
         self.reward, self.engine = reward, engine
-        self.credit, self.scale, self.tag_outcome = credit, scale, tag_outcome
+        self.credit: Credit = credit
+        self.scale: ScaleRewards = scale
+        self.tag_outcome: TagOutcome = tag_outcome
         self.monitor = monitor
         self.max_unscored = max_unscored
         self._rows: list[int] = []

@@ -89,7 +89,6 @@ def perfect_ece_interval(
     outcome_N: Array,
     cluster_N: np.ndarray,
     bins: int = 10,
-    seed: int = 0,
     draws: int = 1000,
 ) -> Estimate:
     """Return mean, 2.5 % and 97.5 % quantile of a perfect forecaster's ECE at these confidences.
@@ -102,7 +101,7 @@ def perfect_ece_interval(
     if not len(confidence_N):
         return _UNDEFINED
     _, cluster_N = np.unique(cluster_N, return_inverse=True)
-    luck_SC = np.random.default_rng(seed).random((draws, int(cluster_N.max()) + 1))
+    luck_SC = np.random.default_rng(0).random((draws, int(cluster_N.max()) + 1))
     levels, level_N = np.unique(confidence_N, return_inverse=True)
     grades, below_MK = _tilted(outcome_N, levels)
     surplus_SB = np.zeros((draws, bins))
@@ -341,27 +340,27 @@ Statistics = Callable[[np.ndarray], Mapping[str, float]]
 
 
 def bootstrap_intervals(
-    statistics: Statistics, cluster_N: np.ndarray, seed: int = 0, draws: int = 1000
+    statistics: Statistics, cluster_N: np.ndarray, draws: int = 1000
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile interval of each of ``statistics(item indices)``.
 
     Draws for which a statistic is NaN are left out; NaN if that is all of them.
     """
-    drawn = bootstrap_draws(statistics, cluster_N, seed, draws)
+    drawn = bootstrap_draws(statistics, cluster_N, draws)
     return {name: _percentiles(values) for name, values in drawn.items()}
 
 
 def bootstrap_draws(
-    statistics: Statistics, cluster_N: np.ndarray, seed: int = 0, draws: int = 1000
+    statistics: Statistics, cluster_N: np.ndarray, draws: int = 1000
 ) -> dict[str, Float[np.ndarray, "draws"]]:
     """Return each of ``statistics(item indices)`` for resampled items.
 
     Whole clusters are drawn with replacement (Field, Welsh 2007), so that items of one context
-    stand or fall together.
+    stand or fall together; the same ones in every call.
     """
     _, inverse = np.unique(cluster_N, return_inverse=True)
     members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [
         statistics(
             np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
@@ -378,10 +377,7 @@ def _percentiles(values: Float[np.ndarray, "draws"]) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float],
-    cluster_N: np.ndarray,
-    seed: int = 0,
-    draws: int = 1000,
+    statistic: Callable[[np.ndarray], float], cluster_N: np.ndarray, draws: int = 1000
 ) -> tuple[float, float]:
     """95 % percentile interval of one statistic: see ``bootstrap_intervals``."""
-    return bootstrap_intervals(lambda index: {"": statistic(index)}, cluster_N, seed, draws)[""]
+    return bootstrap_intervals(lambda index: {"": statistic(index)}, cluster_N, draws)[""]

@@ -134,7 +134,7 @@ def _table(
     subjects: Mapping[str, str],
     progress: PhaseProgress,
 ) -> ProbeTable:
-    """Read each subject's probes, which lie one behind the other."""
+    """Read the probes of each subject, which follow one another."""
     base, folder = model_fingerprint(config.model), config.output_dir.parent / "activations"
     reader = SubjectReader(oracle.model, texts, base, folder, progress, Processes())
     vectors = []
@@ -146,10 +146,10 @@ def _table(
 
 
 def _engine(config: EvalConfig, oracle: Oracle, table: ProbeTable) -> RolloutEngine | None:
-    """Start what completes prompts in the place of the oracle's model, whatever its adapter is."""
+    """Start vLLM, if it completes prompts in the place of the oracle's model, for all adapters."""
     if config.rollout == "transformers":
         return None
-    # A control asks whether an answer is right, which it repeats.
+    # One of the controls repeats an answer and asks whether it is right.
     room = config.max_new_tokens + _TRUTH_TOKENS + config.max_new_tokens
     server = config.vllm_servers[0] if config.vllm_servers else None
     return start_vllm(oracle, table.prompts, room, server, config.vllm_gpu_memory, config.vllm)

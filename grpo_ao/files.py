@@ -41,8 +41,8 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 def read_faults(what: object) -> Iterator[None]:
     """Say in one sentence, a UserError, that a file of other people cannot be read.
 
-    Each damage fails in its own way, in libraries above all, with whatever exception; only a lack
-    of memory (torch's too) is no fault of the file.
+    Damage may show in any exception, above all in libraries; only a lack of memory (torch's too) is
+    no fault of the file.
     """
     try:
         yield

@@ -76,7 +76,7 @@ SAMPLED_PROBES = 400
 CONTROL_PROBES = 300
 _CONTROLS: tuple[Control, ...] = ("same_family", "noise")
 _WARM_START_BATCH = 512
-# Phases that come again after training.
+# How the names of phases begin that are repeated after training.
 _BEFORE = "measuring before"
 
 
@@ -134,6 +134,7 @@ class Run:
         self.oracle.spec = spec.trained_on(read)
         base = model_fingerprint(config.model)
         self.judge = prepared.judge or self._local_judge(base)
+        self.limited_judge = LimitedJudge(self.judge, config.max_unscored)
         probes = prepared.probes
         reader = SubjectReader(
             self.oracle.model,
@@ -202,7 +203,7 @@ class Run:
                 self.oracle,
                 self.heldout_table,
                 answers,
-                LimitedJudge(self.judge, self.config.max_unscored),
+                self.limited_judge,
                 Asking(self.config.max_new_tokens),
                 self.processes,
                 count,
@@ -220,9 +221,9 @@ class Run:
     def _ask(
         self, phase: str, table: ProbeTable, how: Asking, path: Path | None = None
     ) -> list[Answer]:
-        judge = LimitedJudge(self.judge, self.config.max_unscored)
+        own = (self.oracle, table, self.limited_judge, how, self.processes, path)
         with self.progress.phase(phase, len(table)) as bar:
-            return ask(self.oracle, table, judge, how, self.processes, path, progress=bar.advance)
+            return ask(*own, progress=bar.advance)
 
     def measure_benchmarks(self, name: str) -> None:
         """Ask the oracle the benchmarks, greedily, and compare it with what it was ``before``.
@@ -359,7 +360,7 @@ class Run:
         )
         selection.begin()
         if done < config.max_steps:
-            # At their number already, TRL would make one step more before it looks at it.
+            # Where all steps are made, TRL would make one more before it stops.
             self._make_steps(checkpoint, done, selection)
         self.ships = selection.restore()
         if self.ships == WARM_START:
@@ -409,8 +410,9 @@ class Run:
         path = self.folder / "validation" / f"step_{step:06d}.jsonl"
         if self.processes.is_main:
             path.parent.mkdir(exist_ok=True)
-        judge = LimitedJudge(self.judge, self.config.max_unscored)
-        answers = ask(self.oracle, self.validation_table, judge, how, self.processes, path)
+        answers = ask(
+            self.oracle, self.validation_table, self.limited_judge, how, self.processes, path
+        )
         if self.monitor is not None:
             self.monitor.validated(step, answers)
         return answers

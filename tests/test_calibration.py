@@ -509,13 +509,6 @@ def test_repeated_questions_do_not_narrow_the_interval():
     assert together == pytest.approx(alone)
 
 
-def test_a_seed_repeats_the_interval_and_another_one_does_not():
-    value, cluster = np.random.default_rng(5).random(30), np.arange(30)
-    mean = lambda index: float(value[index].mean())  # noqa: E731
-    assert bootstrap_interval(mean, cluster) == bootstrap_interval(mean, cluster, seed=0)
-    assert bootstrap_interval(mean, cluster) != bootstrap_interval(mean, cluster, seed=1)
-
-
 def test_several_statistics_share_their_draws():
     value = np.random.default_rng(5).random(30)
 

@@ -188,7 +188,7 @@ def make_items(
 
 
 def secret_items(secret: Secret, num_contexts: int) -> list[Item]:
-    """Ask for the word itself, and whether it is this one or another, of the first contexts."""
+    """Ask what the secret word is, and whether it is a given one, about the first contexts."""
     free, closed = f"{secret.family}_word", f"{secret.family}_yes_no"
     contexts = _contexts_of(free, secret.contexts, "heldout")[:num_contexts]
     items = [Item(free, c.text, secret.question, c.right[0], secret.words) for c in contexts]
@@ -201,9 +201,9 @@ def training_items(
 ) -> list[Item]:
     """Return up to ``per_context`` different questions about each training context.
 
-    For teaching an oracle, and for its calibration, whose wordings are those of validation: Yes
-    and No take turns where a context has labels for both, labels and templates are drawn anew for
-    each. In the order of the contexts' hashes.
+    To teach an oracle or, in the wordings of validation, to calibrate it. Contexts come in the
+    order of their hashes. Labels and templates are drawn anew for each question; Yes and No take
+    turns where a context has labels for both.
     """
     templates = load_templates(benchmark, data_dir)
     wordings = split_templates(templates, wordings_of, whole=_is_whole(benchmark))
@@ -254,9 +254,8 @@ def _item(benchmark: str, context: Context, templates: Templates, turn: int = 0)
 def split_templates(templates: Templates, split: Split, whole: bool) -> Templates:
     """Return a split's templates, by rank of their hashes: none is in two of the three.
 
-    Three in ten are held out, or all of them with ``whole``; a quarter is for validation, and for
-    all that is asked of an oracle to calibrate it: its answers to wordings that it was taught are
-    right more often than those to others.
+    Three in ten are held out, or all of them with ``whole``. A quarter is for validation and for
+    calibrating an oracle, which is right more often in wordings that it was taught.
     """
     if isinstance(templates, Mapping):
         return {label: _part(wordings, split, whole) for label, wordings in templates.items()}

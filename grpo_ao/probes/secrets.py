@@ -33,7 +33,7 @@ _ATTRIBUTES = {
 
 
 class Secret(NamedTuple):
-    """Contexts that share a question; each one's right label is its answer, the words are all."""
+    """Contexts that share a question, whose answer is a context's right label, one of ``words``."""
 
     family: str
     contexts: list[Context]

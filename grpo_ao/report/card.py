@@ -28,8 +28,8 @@ _FIGURE = "reliability.png"
 def write_card(record: RunRecord, headline: Headline | None, name: str | None) -> Path:
     """Write ``adapter/README.md``, the card that the Hub shows, and its figure beside it.
 
-    ``name`` is the repository that the card tells its reader to load. Folders of this machine are
-    named by their last part. Raises UserError if the run has no adapter yet.
+    ``name`` is the repository that the card tells its reader to load. Of paths on this machine only
+    the last part is named. Raises UserError if the run has no adapter yet.
     """
     adapter = adapter_of(record.folder)
     figure = record.folder / _FIGURE
@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
 
 
 def _card_data(config: dict[str, Any], headline: Headline | None, name: str) -> ModelCardData:
-    """Return the card's header. Local folders are not named in it: the Hub knows them not."""
+    """Return the card's header, without local folders, which the Hub does not know."""
     base, questions = config["model"], config["questions"]
     return ModelCardData(
         base_model=base if _on_hub(base) else None,

@@ -78,8 +78,8 @@ def comparison(
 ) -> list[Table]:
     """Lay out paired answers: metrics, differences from the first, other sources of confidence.
 
-    Closed and open questions have tables of their own. ``alike`` names those whose mean and
-    standard deviation is shown: one thing's seeds.
+    Closed and open questions have tables of their own. ``alike`` names runs that differ in their
+    seed alone, whose mean and standard deviation are shown.
     """
     kinds = {name: by_kind(own) for name, own in answers.items()}
     return [

@@ -109,7 +109,7 @@ def _families(
     found: Mapping[str, Measurement],
     draws: int,
 ) -> Markup:
-    """Draw AUROC within the families of a kind, then in each, the best told apart first."""
+    """Draw AUROC within the families of a kind, then in each of them, the highest first."""
     rows: Rows = {}
     few = set()
     for when, answers in measured.items():
@@ -170,7 +170,7 @@ def _reading(
 def _read_alike(
     answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
 ) -> dict[str, Sequence[Answer]]:
-    """Return the answers of each control, behind those to the same probes on their own text."""
+    """Return the answers to what was asked again: on its own text, then under each control."""
     again = {(a.probe.family, a.probe.id) for others in controls.values() for a in others}
     own = [answer for answer in answers if (answer.probe.family, answer.probe.id) in again]
     return {OWN_TEXT: own, **controls}

@@ -156,7 +156,7 @@ def write_results(
 
 
 def _differences(parts: Mapping[str, Part], groups: Groups) -> dict[str, dict[str, Measurement]]:
-    """Return what the first oracle is better and worse in than each other one, group by group."""
+    """Return the first oracle's paired differences from each other one, group by group."""
     first = next(iter(parts.values())).oracle
     found = {}
     for name, other in parts.items():
@@ -240,7 +240,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
 
 
 def difference_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """Lay out what the first oracle is better and worse in than each other one."""
+    """Lay out the first oracle's paired differences from each other one."""
     return [
         _metrics(f"{name}, paired", groups, [*groups])
         for name, groups in metrics["differences"].items()
@@ -248,7 +248,7 @@ def difference_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def in_short(oracle: Mapping[str, Any]) -> str:
-    """Write what a console is told of an oracle's metrics."""
+    """Return an oracle's main metrics in a line."""
     pooled = oracle["groups"]["all"]
     return ", ".join(f"{name} {number(pooled[name]['value'])}" for name in SHOWN)
 
@@ -353,7 +353,7 @@ def draw_run(path: Path, measured: Mapping[str, Sequence[Answer]]) -> None:
 
 
 def summary_tables(headline: Headline) -> list[ConsoleTable]:
-    """Lay out what a run is judged by: one line a metric, one column a measurement."""
+    """Lay out what a run is judged by: a line for each metric, a column for each measurement."""
     kinds = list(dict.fromkeys(kind for found in headline.modes.values() for kind in found))
     return [_summary_table(kind, headline) for kind in kinds]
 

@@ -80,7 +80,7 @@ from grpo_ao.training.untaught import untaught_examples, write_question_set
 _LOG_STEPS = 20
 _CHECKPOINT = "checkpoint.pt"
 QUESTIONS = "questions.jsonl"
-# What may be another on resuming: no weight depends on it.
+# Settings that may change on resuming: no weight depends on them.
 _CHANGEABLE = ("resume", "output_dir", "save_steps", "eval_steps", "report_to")
 
 

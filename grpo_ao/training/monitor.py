@@ -124,9 +124,10 @@ class Monitor:
         sampling_gap: float | None = None,
         logs: Mapping[str, float] | None = None,
     ) -> Metrics:
-        """Take in the answers that a step made; ``seconds`` by phase, ``truncated`` their share.
+        """Record the answers that a step made, and tell what there is to tell.
 
-        ``logs`` is what TRL says of the step. ``sampling_gap`` is the mean difference, a token,
+        ``truncated`` is the share of them that the length limit cut, ``seconds`` are by phase,
+        ``logs`` is what TRL logs of the step. ``sampling_gap`` is the mean difference, a token,
         between the policy's log-probabilities and those that the rollout engine sampled by; None
         where the policy sampled itself.
         """

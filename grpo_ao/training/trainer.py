@@ -15,7 +15,8 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
 - ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
   sampled for, the weights come from the loss's own forward pass, not from one more.
-- ``_save_checkpoint`` says in one sentence that the disk is full, ``create_model_card`` nothing.
+- ``_save_checkpoint`` says in one sentence that the disk is full; ``create_model_card`` writes no
+  card.
 - ``log`` hands the answers that were made since it was called last, those of all processes, to the
   monitor. A *round* is one call of ``_generate_and_score_completions``: a step may make several,
   and several steps may train on one (``gradient_accumulation_steps``, ``steps_per_generation``,
@@ -113,10 +114,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.max_unscored = max_unscored
         self._rows: list[int] = []
         self._forget_rounds()
-        self._uncorrected: dict[str, Any] | None = None
-        # Whether a step's updates are all made before the policy has moved from what was sampled.
-        updates = (args.steps_per_generation or 1) * args.num_iterations
-        self.on_policy = args.gradient_accumulation_steps % updates == 0
+        self._prepare_correction(args)
         self.group_size = args.num_generations or 1
         self.max_new_tokens = args.max_completion_length or 1
         adapter = [(p, p.data) for p in oracle.model.parameters() if p.requires_grad]
@@ -137,6 +135,12 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._prepare_sharded()
         self._prepare_packing()
         self.remove_callback(PrinterCallback)  # the monitor and the progress bar show the run
+
+    def _prepare_correction(self, args: GRPOConfig) -> None:
+        self._uncorrected: dict[str, Any] | None = None
+        # Whether a step's updates are all made before the policy has moved from what was sampled.
+        updates = (args.steps_per_generation or 1) * args.num_iterations
+        self.on_policy = args.gradient_accumulation_steps % updates == 0
 
     def _prepare_sharded(self) -> None:
         # accelerate refuses DDP beside sharded weights: `training_step` does its work.

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from grpo_ao.errors import UserError, first_line
 from grpo_ao.terminal import progress_bar
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class Reporter:
@@ -202,7 +202,7 @@ class PhaseProgress:
             self._progress.remove_task(self._task)
             self._task = None
 
-    def track(self, name: str, items: Sequence[Item]) -> Iterator[Item]:
+    def track(self, name: str, items: Sequence[T]) -> Iterator[T]:
         """Yield the items of a phase; one is done when the next is asked for."""
         with self.phase(name, len(items)):
             for item in items:

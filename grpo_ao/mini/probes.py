@@ -2,8 +2,8 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from itertools import count as counted
-from itertools import islice
 
 from grpo_ao.errors import UserError
 from grpo_ao.mini.questions import questions_about
@@ -34,15 +34,27 @@ def _messages(world: int, split: Split, kept: bool = True) -> Iterator[Message]:
             yield message
 
 
+def _asked(message: Message, draw: str, split: Split, count: int) -> list[Item]:
+    """Draw ``count`` questions about a message, in templates of a split."""
+    rng = random.Random(f"{draw} {message.text}")
+    questions = questions_about(message, rng, split)
+    drawn = rng.sample(questions, min(count, len(questions)))
+    return [Item(q.family, message.text, q.text, q.answer, kind=q.kind) for q in drawn]
+
+
 def mini_probes(
     split: Split, count: int, layers: Sequence[Layers], positions: Positions
 ) -> list[Probe]:
-    """Return the first ``count`` probes of a split of the mini world, always the same ones.
+    """Return the probes of ``mini_questions``, each read at one of ``layers``, drawn by a hash."""
+    return probes_of(mini_questions(split, count), layers, [positions])
+
+
+def mini_questions(split: Split, count: int) -> list[Item]:
+    """Return the first ``count`` questions of a split of the mini world, always the same ones.
 
     Each split has its own texts, and the held-out one its own templates; the oracle was taught
     neither the texts nor the templates of any. Each text gets ``PER_TEXT`` questions of different
-    families, each read at one of ``layers``, drawn by a hash. Raises UserError for more than a
-    million.
+    families. Raises UserError for more than a million.
     """
     if count > _MOST_PROBES:
         raise UserError(
@@ -54,28 +66,19 @@ def mini_probes(
     for message in _messages(_SEED_OF_SPLIT[split], split):
         if len(items) >= count:
             break
-        rng = random.Random(f"questions {message.text}")
-        questions = questions_about(message, rng, wordings)
-        for q in rng.sample(questions, min(PER_TEXT, len(questions))):
-            item = Item(q.family, message.text, q.text, q.answer, kind=q.kind)
+        for item in _asked(message, "questions", wordings, PER_TEXT):
             items.setdefault((item.text, item.question), item)
-    return probes_of(islice(items.values(), count), layers, [positions])
+    return list(islice(items.values(), count))
 
 
-def mini_lessons(count: int) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (family, text, question, answer) to teach an oracle of the mini world, ``count`` times.
+def mini_lessons(count: int) -> Iterator[Item]:
+    """Yield ``count`` questions to teach an oracle of the mini world.
 
     Training texts that are not kept for the calibration, in training templates.
     """
-    return islice(_lessons(), count)
-
-
-def _lessons() -> Iterator[tuple[str, str, str, str]]:
-    for message in _messages(_LESSONS, "train", kept=False):
-        rng = random.Random(f"lessons {message.text}")
-        questions = questions_about(message, rng, "train")
-        for question in rng.sample(questions, min(_LESSONS_PER_TEXT, len(questions))):
-            yield question.family, message.text, question.text, question.answer
+    messages = _messages(_LESSONS, "train", kept=False)
+    lessons = (_asked(message, "lessons", "train", _LESSONS_PER_TEXT) for message in messages)
+    return islice(chain.from_iterable(lessons), count)
 
 
 def mini_items(families: Sequence[str], num_contexts: int) -> list[Item]:

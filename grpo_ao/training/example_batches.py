@@ -20,7 +20,7 @@ from grpo_ao.oracle.activations import content_start, subject_token_ids
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.prompt import build_oracle_prompt, placeholder_id
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.training.examples import Example
+from grpo_ao.probes.items import Item
 from grpo_ao.training.packing import IGNORED
 
 AnswerFormat = Literal["plain", "tagged"]
@@ -113,7 +113,7 @@ class Curriculum:
         self,
         tokenizer: PreTrainedTokenizerBase,
         spec: OracleSpec,
-        examples: Sequence[Example],
+        examples: Sequence[Item],
         plain: Sequence[str],
         answer_format: AnswerFormat,
         context_share: float,
@@ -147,7 +147,7 @@ class Curriculum:
         self._tokenise(tokenizer, spec, turns, kept)
         self._index_sources(kept, row_of)
 
-    def _tokenise(self, tokenizer, spec, turns, kept: Sequence[Example]) -> None:
+    def _tokenise(self, tokenizer, spec, turns, kept: Sequence[Item]) -> None:
         predicted = range(1, _MOST_PREDICTED + 1)
         context = [form.format(n) for form in (_NEXT, _PREVIOUS) for n in predicted]
         self._questions = list(dict.fromkeys(context + [e.question for e in kept]))
@@ -156,23 +156,23 @@ class Curriculum:
         self._around = np.add.reduceat(self._prefixes.lengths, self._layers.starts)
         self._turns = Ragged.of(turns)
         space = " " if self._tagged else ""
-        self._answers = list(dict.fromkeys(e.answer for e in kept))
+        self._answers = list(dict.fromkeys(str(e.target) for e in kept))
         said = _encoded(tokenizer, [space + answer for answer in self._answers])
         self._said = Ragged.of(said, offset=len(self._turns.values))
         self.tokens = np.concatenate([self._turns.values, self._said.values])
         tags, numbers = _tags(tokenizer) if self._tagged else ([[]], [[]])
         self._tags, self._tag_numbers = Ragged.of(tags), Ragged.of(numbers)
 
-    def _index_sources(self, kept: Sequence[Example], row_of: dict[str, int]) -> None:
+    def _index_sources(self, kept: Sequence[Item], row_of: dict[str, int]) -> None:
         question_of = {question: i for i, question in enumerate(self._questions)}
         answer_of = {answer: i for i, answer in enumerate(self._answers)}
-        self.sources = sorted({e.source for e in kept})
+        self.sources = sorted({e.family for e in kept})
         source_of = {source: i for i, source in enumerate(self.sources)}
-        ordered = sorted(kept, key=lambda e: e.source)
+        ordered = sorted(kept, key=lambda e: e.family)
         self._text_N = np.array([row_of[e.text] for e in ordered], dtype=np.int64)
         self._question_N = np.array([question_of[e.question] for e in ordered], dtype=np.int64)
-        self._answer_N = np.array([answer_of[e.answer] for e in ordered], dtype=np.int64)
-        self._source_N = np.array([source_of[e.source] for e in ordered], dtype=np.int64)
+        self._answer_N = np.array([answer_of[str(e.target)] for e in ordered], dtype=np.int64)
+        self._source_N = np.array([source_of[e.family] for e in ordered], dtype=np.int64)
         self.sizes = np.bincount(self._source_N, minlength=len(self.sources))
 
     def batch(self, step: int, size: int) -> Drawn:

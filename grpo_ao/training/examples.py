@@ -2,23 +2,25 @@
 
 The kinds are those of Activation Oracles (arXiv 2512.15674): closed questions of benchmarks,
 question sets with answers, LatentQA's, and context prediction, which needs plain text alone.
-Beside them, questions made from plain text (is a word in it?) and from labelled texts.
+Beside them, questions made from plain text (is a word in it?) and from labelled texts. An example
+is an ``Item`` whose answer is known, and whose family is its source.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow
 from pydantic import TypeAdapter
 
 from grpo_ao.errors import UserError
 from grpo_ao.files import parse_jsonl, read_faults
-from grpo_ao.mini.probes import mini_lessons, mini_probes
-from grpo_ao.probe import Positions, drawn_from, kept_for_calibration, split_of
+from grpo_ao.mini.probes import mini_lessons, mini_questions
+from grpo_ao.probe import drawn_from, kept_for_calibration, split_of
 from grpo_ao.probes.benchmarks import INSTRUCTION, training_items
 from grpo_ao.probes.items import Item
 from grpo_ao.probes.rows import load_rows
@@ -47,20 +49,6 @@ _MINI_EXAM = 4000
 _WORD = re.compile(r"[A-Za-z]{4,}")
 
 
-class Example(NamedTuple):
-    """One question about one text, with the answer that is taught."""
-
-    source: str
-    text: str
-    question: str
-    answer: str
-
-    @classmethod
-    def of(cls, source: str, item: Item) -> "Example":
-        """Teach an item, whose answer is known."""
-        return cls(source, item.text, item.question, str(item.target))
-
-
 @dataclass(frozen=True)
 class _Behaviour:
     """A row of LatentQA: what the subject reads, and the label of the questions about it."""
@@ -86,36 +74,33 @@ def is_taught(text: str, kept_share: float) -> bool:
 
 def benchmark_examples(
     benchmarks: Sequence[str], data_dir: Path | None, per_context: int
-) -> Iterator[Example]:
+) -> Iterator[Item]:
     """Yield the benchmarks' training questions, ``per_context`` about each context."""
     for benchmark in benchmarks:
-        for item in training_items(benchmark, data_dir, per_context):
-            yield Example.of(benchmark, item)
+        yield from training_items(benchmark, data_dir, per_context)
 
 
-def question_set_examples(source: str, mini_count: int) -> Iterator[Example]:
+def question_set_examples(source: str, mini_count: int) -> Iterator[Item]:
     """Yield the questions with reference answers of a set: JSONL, a Hub id, or ``mini``.
 
     Of the mini world ``mini_count`` to teach, and some held-out ones. Raises UserError for a set
     without references.
     """
     if source == "mini":
-        for family, *rest in mini_lessons(mini_count):
-            yield Example(f"mini/{family}", *rest)
-        for probe in mini_probes("heldout", _MINI_EXAM, [(0,)], Positions(None)):
-            yield Example(f"mini/{probe.family}", probe.text, probe.question, str(probe.reference))
+        for item in chain(mini_lessons(mini_count), mini_questions("heldout", _MINI_EXAM)):
+            yield replace(item, family=f"mini/{item.family}")
         return
     count = 0
     for row in load_rows(source).rows:
         for item in row.items:
             if item.target:
                 count += 1
-                yield Example.of(Path(source).stem, replace(item, text=item.text.strip()))
+                yield replace(item, family=Path(source).stem, text=item.text.strip())
     if not count:
         raise UserError(f"the question set {source} has no reference answers, so none to teach.")
 
 
-def labelled_examples(path: Path, taught: bool = True) -> Iterator[Example]:
+def labelled_examples(path: Path, taught: bool = True) -> Iterator[Item]:
     """Yield a question with Yes and one with No about each text of JSONL with text and label.
 
     In wordings that are ``taught``, or in those that are not.
@@ -129,10 +114,10 @@ def labelled_examples(path: Path, taught: bool = True) -> Iterator[Example]:
         other = drawn_from(others, "label", text)
         for label, answer in ((row["label"], "Yes"), (other, "No")):
             wording = drawn_from(wordings, "label wording", text, answer)
-            yield Example(path.name.split(".")[0], text, _closed(wording, label), answer)
+            yield Item(path.name.split(".")[0], text, _closed(wording, label), answer)
 
 
-def mention_examples(texts: Sequence[str], taught: bool = True) -> Iterator[Example]:
+def mention_examples(texts: Sequence[str], taught: bool = True) -> Iterator[Item]:
     """Yield a question with Yes and one with No about the words of each text.
 
     The absent word is of another text, so that no word tells the answer by itself. In wordings
@@ -148,10 +133,10 @@ def mention_examples(texts: Sequence[str], taught: bool = True) -> Iterator[Exam
             if choices:
                 wording = drawn_from(wordings, "mention wording", text, answer)
                 word = drawn_from(choices, "mention", text, answer)
-                yield Example("mentions", text, _closed(wording, word), answer)
+                yield Item("mentions", text, _closed(wording, word), answer)
 
 
-def latentqa_examples(folder: Path) -> Iterator[Example]:
+def latentqa_examples(folder: Path) -> Iterator[Item]:
     """Yield the questions of LatentQA (arXiv 2412.08686) from a folder with its JSON files.
 
     ``*qa.json`` maps a label to questions with answers; every other file lists rows with a label
@@ -170,7 +155,7 @@ def latentqa_examples(folder: Path) -> Iterator[Example]:
             parts = (row.system, row.control_user, row.stimulus_user)
             text = "\n\n".join(part.strip() for part in parts if part)
             for question, answer in answers.get(row.label, []):
-                yield Example("latentqa", text, question, answer)
+                yield Item("latentqa", text, question, answer, kind="open")
 
 
 def plain_texts(source: str, most: int) -> list[str]:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,7 +58,6 @@ from grpo_ao.tracking import PhaseProgress, check_destinations, make_reporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.example_batches import Batch, Curriculum
 from grpo_ao.training.examples import (
-    Example,
     benchmark_examples,
     is_taught,
     labelled_examples,
@@ -123,7 +123,7 @@ def curriculum(
     config: MakeOracleConfig,
     tokenizer: PreTrainedTokenizerBase,
     spec: OracleSpec,
-    examples: Sequence[Example],
+    examples: Sequence[Item],
     plain: Sequence[str],
 ) -> Curriculum:
     """Tokenise examples as the run's settings say."""
@@ -160,10 +160,10 @@ def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
 class Sources:
     """What is taught, what is measured on other texts, and what is left to the calibration."""
 
-    taught: list[Example]
+    taught: list[Item]
     plain: list[str]
-    heldout: list[Example]
-    untaught: list[Example]
+    heldout: list[Item]
+    untaught: list[Item]
 
     @classmethod
     def load(cls, config: MakeOracleConfig) -> "Sources":
@@ -180,8 +180,7 @@ class Sources:
         )
         taught = [e for e in (*benchmarks, *examples) if is_taught(e.text, config.kept_share)]
         heldout = [e for e in examples if split_of(e.text) == "heldout"]
-        items = _benchmark_items(config) if config.benchmarks else []
-        heldout += [Example.of(item.family, item) for item in items]
+        heldout += _benchmark_items(config) if config.benchmarks else []
         if not taught and not plain:
             raise UserError("the sources hold no example with a text of the training split.")
         taught_plain = [text for text in plain if is_taught(text, config.kept_share)]
@@ -189,9 +188,7 @@ class Sources:
 
     def told(self, left_out: int) -> str:
         """Say in a line what there is."""
-        counts: dict[str, int] = {}
-        for example in self.taught:
-            counts[example.source] = counts.get(example.source, 0) + 1
+        counts = Counter(example.family for example in self.taught)
         sources = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         return (
             f"{len(self.taught):,} questions ({sources}) and {len(self.plain):,} plain texts to "
@@ -201,7 +198,8 @@ class Sources:
 
     def digest(self) -> str:
         """Hash all that is taught."""
-        return text_digest([*("\x1f".join(e) for e in self.taught), *self.plain])
+        taught = ((e.family, e.text, e.question, str(e.target)) for e in self.taught)
+        return text_digest([*map("\x1f".join, taught), *self.plain])
 
 
 def _benchmark_items(config: MakeOracleConfig) -> list[Item]:

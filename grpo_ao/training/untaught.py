@@ -17,8 +17,8 @@ from grpo_ao.files import atomic_write_text
 from grpo_ao.probe import drawn_from, unit_draw
 from grpo_ao.probes.benchmark_sources import load_contexts, load_templates
 from grpo_ao.probes.benchmarks import INSTRUCTION, make_items, training_items
+from grpo_ao.probes.items import Item
 from grpo_ao.training.examples import (
-    Example,
     is_taught,
     labelled_examples,
     latentqa_examples,
@@ -99,7 +99,7 @@ SORTS = (
 )
 
 
-def form_examples(texts: Iterable[str]) -> Iterator[Example]:
+def form_examples(texts: Iterable[str]) -> Iterator[Item]:
     """Ask one question about the form of each text.
 
     A property is asked about or denied with equal chance, so that half of the answers are Yes
@@ -110,10 +110,10 @@ def form_examples(texts: Iterable[str]) -> Iterator[Example]:
         asked = unit_draw("asked", text) < 0.5
         wording = drawn_from(sort.asked if asked else sort.denied, "form", text)
         answer = "Yes" if sort.holds(text) == asked else "No"
-        yield Example(f"form: {sort.name}", text, INSTRUCTION + wording, answer)
+        yield Item(f"form: {sort.name}", text, INSTRUCTION + wording, answer)
 
 
-def untaught_examples(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Example]:
+def untaught_examples(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Item]:
     """Yield what a run of the supervised stage does not teach, of each of its sources.
 
     Training texts that it keeps, in wordings that it keeps, and validation and held-out texts; of
@@ -124,15 +124,14 @@ def untaught_examples(config: MakeOracleConfig, plain: Sequence[str]) -> Iterato
             yield example
 
 
-def _all_sources(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Example]:
+def _all_sources(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Item]:
     for name in config.benchmarks:
         items = training_items(name, config.data_dir, _PER_CONTEXT, "validation")
         contexts = load_contexts(name, config.data_dir)
         templates = load_templates(name, config.data_dir)
         for split in ("validation", "heldout"):
             items += make_items(name, contexts, templates, split, None)
-        for item in items:
-            yield Example.of(name, item)
+        yield from items
     for path in config.labelled:
         yield from labelled_examples(path, taught=False)
     for source in config.questions:
@@ -141,23 +140,23 @@ def _all_sources(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Exa
     if config.latentqa is not None:
         yield from latentqa_examples(config.latentqa)
     for example in mention_examples(plain, taught=False):
-        if (unit_draw("mentioned", example.text) < 0.5) == (example.answer == "Yes"):
+        if (unit_draw("mentioned", example.text) < 0.5) == (example.target == "Yes"):
             yield example
     yield from form_examples(plain)
 
 
-def write_question_set(path: Path, examples: Iterable[Example]) -> None:
+def write_question_set(path: Path, examples: Iterable[Item]) -> None:
     """Write examples as a question set with references, a row a text."""
-    by_text: dict[str, dict[Example, None]] = defaultdict(dict)
+    by_text: dict[str, dict[Item, None]] = defaultdict(dict)
     for example in examples:
         by_text[example.text][example] = None
     rows = [
         {
             "wildchat_question": text,
             "oracle_questions": [e.question for e in asked],
-            "question_kinds": ["closed" if e.answer in ("Yes", "No") else "open" for e in asked],
-            "reference_answers": [e.answer for e in asked],
-            "question_families": [e.source for e in asked],
+            "question_kinds": ["closed" if e.target in ("Yes", "No") else "open" for e in asked],
+            "reference_answers": [e.target for e in asked],
+            "question_families": [e.family for e in asked],
         }
         for text, asked in by_text.items()
     ]

@@ -136,9 +136,9 @@ def test_no_text_and_no_template_that_is_asked_about_was_taught():
     lessons = list(mini_lessons(4000))
     asked = [p for s in ("train", "validation") for p in mini_probes(s, 400, [(2,)], LAST_20)]
     assert len(lessons) == 4000
-    assert not {text for _, text, _, _ in lessons} & {probe.text for probe in asked}
+    assert not {lesson.text for lesson in lessons} & {probe.text for probe in asked}
     opens = {probe.question for probe in asked if probe.kind == "open"}
-    assert not {question for _, _, question, _ in lessons} & opens
+    assert not {lesson.question for lesson in lessons} & opens
 
 
 def test_probes_are_always_the_same_and_have_answers():

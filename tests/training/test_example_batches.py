@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.probes.items import Item
 from grpo_ao.training.example_batches import AnswerFormat, Batch, Curriculum
-from grpo_ao.training.examples import Example
 from tests.tiny import tiny_tokenizer, token_id
 
 LAYERS = ((1,), (2,), (1, 3))
@@ -13,7 +13,7 @@ PLAIN = [
     f"Plain text number {n}, long enough to foretell some of it from the rest." for n in range(9)
 ]
 EXAMPLES = [
-    Example(f"source {n % 2}", f"Text {n} ends in {'x' * (n % 7)}.", f"Is it {n} ? ?", f"No {n}")
+    Item(f"source {n % 2}", f"Text {n} ends in {'x' * (n % 7)}.", f"Is it {n} ? ?", f"No {n}")
     for n in range(40)
 ]
 
@@ -72,7 +72,7 @@ def test_a_question_is_asked_with_its_own_text_and_answer():
         assert f" \n{example.question}<|im_end|>\n<|im_start|>assistant\n" in prompt
         assert placeholders == {token_id("Ġ?")}
         assert read in f"{example.text}<|im_end|>\n"
-        assert answer == f"{example.answer}<|im_end|>"
+        assert answer == f"{example.target}<|im_end|>"
 
 
 def test_what_is_foretold_lies_beside_what_is_read():
@@ -102,7 +102,7 @@ def test_the_batch_of_a_step_is_the_same_whatever_was_drawn_before():
 
 
 def test_texts_that_are_too_long_or_hold_control_tokens_are_left_out():
-    odd = [Example("odd", "a" * 300, "Is it?", "Yes"), Example("odd", "<|im_end|>", "Is it?", "No")]
+    odd = [Item("odd", "a" * 300, "Is it?", "Yes"), Item("odd", "<|im_end|>", "Is it?", "No")]
     lessons = curriculum(examples=[*EXAMPLES, *odd])
     assert lessons.left_out == 2
     assert lessons.sources == ["source 0", "source 1"]

@@ -5,6 +5,7 @@ import json
 import pyarrow
 import pytest
 
+from grpo_ao.probes.items import Item
 from grpo_ao.training.examples import (
     labelled_examples,
     latentqa_examples,
@@ -18,7 +19,7 @@ TEXTS = ["The harbour sleeps under heavy snow.", "Nobody answered when Clara cal
 def test_a_word_is_asked_for_that_is_there_and_one_of_another_text():
     for example in mention_examples(TEXTS):
         word = next(w for w in example.question.split("'") if w.isalpha() and len(w) > 3)
-        assert (word in example.text) == (example.answer == "Yes")
+        assert (word in example.text) == (example.target == "Yes")
 
 
 def test_labelled_texts_are_asked_about_with_the_right_label_and_another(tmp_path):
@@ -27,11 +28,11 @@ def test_labelled_texts_are_asked_about_with_the_right_label_and_another(tmp_pat
     with pyarrow.output_stream(str(path), compression="zstd") as stream:
         stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     examples = list(labelled_examples(path))
-    assert [e.answer for e in examples] == ["Yes", "No"] * 4
+    assert [e.target for e in examples] == ["Yes", "No"] * 4
     assert all(
-        (("good", "bad")[int(e.text) % 2] in e.question) == (e.answer == "Yes") for e in examples
+        (("good", "bad")[int(e.text) % 2] in e.question) == (e.target == "Yes") for e in examples
     )
-    assert {e.source for e in examples} == {"reviews"}
+    assert {e.family for e in examples} == {"reviews"}
 
 
 def test_latentqa_joins_prompts_with_the_questions_of_their_label(tmp_path):
@@ -39,7 +40,8 @@ def test_latentqa_joins_prompts_with_the_questions_of_their_label(tmp_path):
     row = {"label": "pirate", "system": "Be a pirate.", "stimulus_user": "Hello."}
     (tmp_path / "system.json").write_text(json.dumps([row]))
     (example,) = latentqa_examples(tmp_path)
-    assert example[1:] == ("Be a pirate.\n\nHello.", "Who speaks?", "A pirate.")
+    text = "Be a pirate.\n\nHello."
+    assert example == Item("latentqa", text, "Who speaks?", "A pirate.", kind="open")
 
 
 def test_plain_text_comes_by_paragraph_each_once(tmp_path):

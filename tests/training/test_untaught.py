@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from grpo_ao.probe import split_of
+from grpo_ao.probes.items import Item
 from grpo_ao.probes.rows import load_rows
-from grpo_ao.training.examples import Example
 from grpo_ao.training.make_oracle import Sources
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
 from grpo_ao.training.untaught import SORTS, form_examples, write_question_set
@@ -54,19 +54,19 @@ def test_no_text_and_no_wording_is_taught_and_asked_again(sources):
     assert not {e.text for e in sources.untaught} & set(sources.plain)
     for source in ("sst2", "labelled", "mentions"):
         taught, untaught = (
-            {_wording(e) for e in part if e.source == source}
+            {_wording(e) for e in part if e.family == source}
             for part in (sources.taught, sources.untaught)
         )
         assert taught and untaught and not taught & untaught
 
 
-def _wording(example: Example) -> str:
+def _wording(example: Item) -> str:
     words = [w for w in example.question.split() if w.strip("'?") not in WORDS]
     return " ".join(words).replace("positive", "").replace("negative", "").replace("good", "bad")
 
 
 def test_every_split_has_questions_of_every_source(sources):
-    found = {(e.source.partition(":")[0], split_of(e.text)) for e in sources.untaught}
+    found = {(e.family.partition(":")[0], split_of(e.text)) for e in sources.untaught}
     assert found == {
         (source, split)
         for source in ("sst2", "labelled", "mentions", "form")
@@ -76,7 +76,7 @@ def test_every_split_has_questions_of_every_source(sources):
 
 def test_the_set_is_read_back_with_its_answers_and_families(sources, tmp_path):
     path = tmp_path / "set.jsonl"
-    asked = [*sources.untaught, Example("open", "A text.", "What is it?", "A text")]
+    asked = [*sources.untaught, Item("open", "A text.", "What is it?", "A text")]
     write_question_set(path, asked)
     rows = load_rows(str(path)).rows
     found = {
@@ -87,7 +87,9 @@ def test_the_set_is_read_back_with_its_answers_and_families(sources, tmp_path):
         )
     }
     kinds = {"Yes": "closed", "No": "closed"}
-    assert found == {(*e, kinds.get(e.answer, "open")) for e in asked}
+    assert found == {
+        (e.family, e.text, e.question, e.target, kinds.get(str(e.target), "open")) for e in asked
+    }
     assert len({row.text for row in rows}) == len(rows)
 
 
@@ -114,6 +116,6 @@ def test_forms_are_asked_about_and_denied_alike_so_that_no_sort_tells_the_answer
     found = list(form_examples(texts))
     assert [e.text for e in found] == texts
     for sort in SORTS:
-        answers = Counter(e.answer for e in found if e.source == f"form: {sort.name}")
+        answers = Counter(e.target for e in found if e.family == f"form: {sort.name}")
         assert answers["Yes"] / answers.total() == pytest.approx(0.5, abs=0.1)
         assert answers.total() == pytest.approx(len(texts) / len(SORTS), rel=0.2)

@@ -141,12 +141,12 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     """Number that the tag is taught with before GRPO: the oracle's probability of its own answer,
     recalibrated by the grades of answers about other texts, or a random one. none: the adapter
     knows the tag already."""
-    warm_start_probes: int = 2000
+    warm_start_probes: int = 4000
     """Questions of the warm start. Each is answered once, greedily, and the answer is graded and
     taught with its tag."""
-    warm_start_steps: int = 200
+    warm_start_steps: int = 125
     """Optimizer steps of the warm start."""
-    warm_start_batch: int = 8
+    warm_start_batch: int = 32
     """Questions per optimizer step of the warm start."""
     warm_start_lr: float = 1e-5
     """Peak learning rate of the warm start."""

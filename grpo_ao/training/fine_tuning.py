@@ -32,7 +32,7 @@ from grpo_ao.training.anchor import space_partners
 # Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
 # Tokens of one pass: on a CPU, and the least and the most on a GPU.
-_TOKENS, MOST_TOKENS = 1024, 16384
+_TOKENS, MOST_TOKENS = 1024, 32768
 # What a token takes in a pass: for each layer and dimension of the residual stream (the inputs of
 # seven linear maps, in the base's format and in the adapter's), and for each vocabulary entry.
 _BYTES_OF_WIDTH, _BYTES_OF_LOGIT = 100, 16

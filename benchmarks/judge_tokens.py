@@ -37,7 +37,7 @@ def main() -> None:
         for judge, reply in (("api", JSON_REPLY), ("local", LETTER_REPLY)):
             tokens = count(judge_prompt(request, reply))
             table.add_row(f"rubric, {name} question, judge {judge}", str(tokens))
-    texts, questions = [row.text for row in rows], [q for row in rows for q in row.questions]
+    texts, questions = [row[0].text for row in rows], [q.question for row in rows for q in row]
     for name, values in (("mean text", texts), ("mean question", questions)):
         table.add_row(f"{name} of {given[1]}", f"{sum(map(count, values)) / len(values):.1f}")
     table.add_row("reply of the judge api", str(count('{"grade": "A"}')))

@@ -94,5 +94,4 @@ def test_a_reward_of_ones_own_is_taken_and_a_missing_tag_costs_more_than_any_num
 
 def test_the_question_set_of_the_document_is_sound(written):
     (row,) = load_rows(str(written / "my_questions.jsonl"), strict=True).rows
-    assert row.kinds == ("closed", "open")
-    assert row.references == ("Yes", "a pipe")
+    assert [(item.kind, item.target) for item in row] == [("closed", "Yes"), ("open", "a pipe")]

@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from grpo_ao.probes.filters import normalised
-from grpo_ao.probes.rows import QuestionRow
+from grpo_ao.probes.items import Item
 
 Statistics = dict[str, tuple[int, int]]
 """Counts by name: how many, and of how many."""
 
 
-def question_statistics(rows: Sequence[QuestionRow]) -> Statistics:
+def question_statistics(rows: Sequence[Sequence[Item]]) -> Statistics:
     """Count what the rows hold; ``questions`` are of so many rows.
 
     Repeated is what is there already in an earlier row, apart from case and spaces.
     """
-    asked = [
-        (normalised(question), kind, normalised(reference or ""), reference is not None)
-        for row in rows
-        for question, kind, reference in zip(row.questions, row.kinds, row.references, strict=True)
-    ]
-    closed = Counter(reference for _, kind, reference, _ in asked if kind == "closed")
-    texts, questions = {normalised(row.text) for row in rows}, {question for question, *_ in asked}
+    asked = [item for row in rows for item in row]
+    closed = Counter(normalised(item.target or "") for item in asked if item.kind == "closed")
+    texts = {normalised(row[0].text) for row in rows}
+    questions = {normalised(item.question) for item in asked}
     told = closed["yes"] + closed["no"]
     return {
         "questions": (len(asked), len(rows)),
@@ -31,7 +28,7 @@ def question_statistics(rows: Sequence[QuestionRow]) -> Statistics:
         "open": (len(asked) - closed.total(), len(asked)),
         "closed with the answer Yes": (closed["yes"], told),
         "closed with the answer No": (closed["no"], told),
-        "with a reference answer": (sum(known for *_, known in asked), len(asked)),
+        "with a reference answer": (sum(item.target is not None for item in asked), len(asked)),
         "repeated texts": (len(rows) - len(texts), len(rows)),
         "repeated questions": (len(asked) - len(questions), len(asked)),
     }

@@ -6,34 +6,15 @@ and ``answers``, lists of the same length. A row of one question may have ``ques
 for them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from grpo_ao.errors import UserError
-from grpo_ao.probe import QuestionKind
 from grpo_ao.probes.items import Item
 from grpo_ao.probes.sources import read_rows
 from grpo_ao.wording import question_kind
-
-
-@dataclass(frozen=True)
-class QuestionRow:
-    """One text with its questions; the other lists are as long as ``questions``."""
-
-    text: str
-    questions: tuple[str, ...]
-    kinds: tuple[QuestionKind, ...]
-    references: tuple[str | None, ...]
-    families: tuple[str, ...]
-
-    @property
-    def items(self) -> list[Item]:
-        """Each question by itself; one without a family is grouped by its kind."""
-        columns = zip(self.families, self.questions, self.references, self.kinds, strict=True)
-        return [Item(f, self.text, question, r, kind=kind) for f, question, r, kind in columns]
-
 
 _NAMES = {
     "text": ("text", "wildchat_question"),
@@ -46,8 +27,11 @@ _NAMES = {
 _OF_ONE = ("question", "kind", "answer", "family")
 
 
-def parse_row(row: Any) -> QuestionRow:
-    """Validate one row; raise ``ValueError`` with the reason if it is broken."""
+def parse_row(row: Any) -> list[Item]:
+    """Return a row's questions, all about its text; UserError, with the reason, if it is broken.
+
+    A question without a family is grouped by its kind.
+    """
     if not isinstance(row, dict):
         raise UserError(f"it is a {type(row).__name__}, not an object with columns")
     name, text = _column(row, "text")
@@ -74,7 +58,8 @@ def parse_row(row: Any) -> QuestionRow:
         raise UserError(f"'{name}' holds something other than names")
     # Half of a surrogate pair is valid in JSON, but no tokenizer takes it.
     "".join((text, *asked, *filter(None, references))).encode()
-    return QuestionRow(text, asked, tuple(kinds), tuple(references), tuple(families))
+    columns = zip(families, asked, references, kinds, strict=True)
+    return [Item(family, text, q, reference, kind=kind) for family, q, reference, kind in columns]
 
 
 def _column(row: dict, column: str) -> tuple[str, Any]:
@@ -98,9 +83,9 @@ def _optional(row: dict, column: str, length: int) -> tuple[str, list | None]:
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The rows that are sound, and a line for each that is not."""
+    """The questions of each row that is sound, and a line for each that is not."""
 
-    rows: list[QuestionRow]
+    rows: list[list[Item]]
     problems: list[str]
 
 
@@ -127,9 +112,9 @@ def load_rows(source: str, strict: bool = False) -> LoadedRows:
     return LoadedRows(rows, problems)
 
 
-def items_of(rows: Iterable[QuestionRow]) -> list[Item]:
+def items_of(rows: Iterable[Sequence[Item]]) -> list[Item]:
     """Return the questions of all rows, those that are asked of equal texts twice only once."""
     items: dict[tuple[str, str], Item] = {}
-    for item in chain.from_iterable(row.items for row in rows):
+    for item in chain.from_iterable(rows):
         items.setdefault((item.text, item.question), item)
     return list(items.values())

@@ -92,7 +92,7 @@ def question_set_examples(source: str, mini_count: int) -> Iterator[Item]:
         return
     count = 0
     for row in load_rows(source).rows:
-        for item in row.items:
+        for item in row:
             if item.target:
                 count += 1
                 yield replace(item, family=Path(source).stem, text=item.text.strip())

@@ -117,17 +117,18 @@ def log_of(folder: Path) -> list[dict]:
 def test_a_set_is_made_and_loads(made, tmp_path):
     printed = made(good)
     loaded = load_rows(str(tmp_path / "set.jsonl"), strict=True)
-    assert sorted(row.text for row in loaded.rows) == sorted(text_of(n) for n in range(1, 13))
+    assert sorted(row[0].text for row in loaded.rows) == sorted(text_of(n) for n in range(1, 13))
     for row in loaded.rows:
-        assert len(row.questions) == 8
-        found = dict(zip(row.questions, zip(row.kinds, row.references, strict=True), strict=True))
+        found = {item.question: (item.kind, item.target) for item in row}
+        assert len(row) == len(found) == 8
         assert [kind for kind, _ in found.values()].count("closed") == 4
         assert found["Does the user count?"] == ("closed", "Yes")
         assert found["Does the user cook?"] == ("closed", "No")
         assert next(a for q, a in found.items() if q.startswith("What is the topic"))[0] == "open"
     assert {row["language"] for row in rows_of(tmp_path)} == {"english"}
     # The order of the questions tells nothing.
-    assert len({row.questions.index("Does the user count?") for row in loaded.rows}) > 2
+    orders = [[item.question for item in row] for row in loaded.rows]
+    assert len({order.index("Does the user count?") for order in orders}) > 2
     for words in (
         "12 texts to do: about 1,2",
         "and 84 to write, about $0.012",
@@ -385,7 +386,7 @@ def test_the_finished_set_is_pushed(made, monkeypatch):
     made(good, texts=3, push_to_hub="someone/questions")
     ((name, private, rows),) = pushed
     assert (name, private) == ("someone/questions", True)
-    assert [parse_row(row).text for row in sorted(rows, key=lambda row: row["idx"])] == [
+    assert [parse_row(row)[0].text for row in sorted(rows, key=lambda row: row["idx"])] == [
         text_of(n) for n in (1, 2, 3)
     ]
 

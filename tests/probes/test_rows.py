@@ -9,9 +9,8 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, split_of
 from grpo_ao.probes import sources as module
-from grpo_ao.probes.items import probes_of
+from grpo_ao.probes.items import Item, probes_of
 from grpo_ao.probes.rows import (
-    QuestionRow,
     items_of,
     load_rows,
     parse_row,
@@ -38,20 +37,16 @@ def write(tmp_path, *lines):
 
 
 def test_a_row_without_kinds_and_references():
-    assert parse_row(SOUND) == QuestionRow(
-        "It is late.",
-        ("Is it late?", "What time is it?"),
-        ("closed", "open"),
-        (None, None),
-        ("closed", "open"),
-    )
+    assert parse_row(SOUND) == [
+        Item("closed", "It is late.", "Is it late?", None, kind="closed"),
+        Item("open", "It is late.", "What time is it?", None, kind="open"),
+    ]
 
 
 def test_a_rows_own_kinds_and_references_are_taken():
     row = SOUND | {"question_kinds": ["open", "open"], "reference_answers": ["Yes", None]}
-    assert parse_row(row).kinds == ("open", "open")
-    assert parse_row(row).references == ("Yes", None)
-    assert parse_row(row).families == ("open", "open")
+    found = [(item.kind, item.target, item.family) for item in parse_row(row)]
+    assert found == [("open", "Yes", "open"), ("open", None, "open")]
 
 
 def test_a_rows_own_families_are_its_probes():
@@ -66,8 +61,8 @@ def test_columns_that_are_null_are_as_good_as_absent():
 
 def test_the_text_is_taken_as_it_is_and_questions_without_the_space_around_them():
     row = {"wildchat_question": " It is late.\n", "oracle_questions": [" Is it late?\n"]}
-    assert parse_row(row).text == " It is late.\n"
-    assert parse_row(row).questions == ("Is it late?",)
+    (item,) = parse_row(row)
+    assert (item.text, item.question) == (" It is late.\n", "Is it late?")
 
 
 BROKEN = [
@@ -102,13 +97,10 @@ def test_columns_may_have_plain_names(tmp_path):
     plain = {"text": "It is late.", "questions": SOUND["oracle_questions"]}
     assert parse_row(plain) == parse_row(SOUND)
     known = {"kinds": ["open", "open"], "answers": ["Yes", "Noon"], "families": ["a", "b"]}
-    assert parse_row(plain | known) == QuestionRow(
-        "It is late.",
-        ("Is it late?", "What time is it?"),
-        ("open", "open"),
-        ("Yes", "Noon"),
-        ("a", "b"),
-    )
+    assert parse_row(plain | known) == [
+        Item("a", "It is late.", "Is it late?", "Yes", kind="open"),
+        Item("b", "It is late.", "What time is it?", "Noon", kind="open"),
+    ]
     with pytest.raises(ValueError, match="'answers' is not a list of 2 entries"):
         parse_row(plain | {"answers": ["Yes"]})
 
@@ -117,9 +109,7 @@ def test_a_row_of_csv_has_one_question(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text('text,question,answer,family\n"It is late, I know.",Is it late?,Yes,\n')
     (row,) = load_rows(str(path), strict=True).rows
-    assert row == QuestionRow(
-        "It is late, I know.", ("Is it late?",), ("closed",), ("Yes",), ("closed",)
-    )
+    assert row == [Item("closed", "It is late, I know.", "Is it late?", "Yes")]
 
 
 @pytest.mark.parametrize(("line", "reason"), BROKEN)
@@ -157,7 +147,7 @@ def test_bytes_that_are_no_utf8_break_their_own_row_only(tmp_path):
     sound = json.dumps(SOUND | {"wildchat_question": "Zürich"}, ensure_ascii=False)
     path.write_bytes(sound.encode() + b"\n" + sound.encode("latin-1") + b"\n")
     loaded = load_rows(str(path))
-    assert [row.text for row in loaded.rows] == ["Zürich"]
+    assert [row[0].text for row in loaded.rows] == ["Zürich"]
     assert loaded.problems == [f"row 2 of {path} is left out: it is not UTF-8."]
 
 
@@ -242,13 +232,10 @@ def test_a_hub_set_that_cannot_be_read_gives_one_sentence(monkeypatch, error, wo
 
 def many(count):
     return [
-        QuestionRow(
-            f"text {i}",
-            ("Is it late?", "Why?"),
-            ("closed", "open"),
-            ("Yes", None),
-            ("closed", "open"),
-        )
+        [
+            Item("closed", f"text {i}", "Is it late?", "Yes"),
+            Item("open", f"text {i}", "Why?", None, kind="open"),
+        ]
         for i in range(count)
     ]
 
@@ -304,7 +291,7 @@ def test_the_thousand_real_rows_load(shared):
 
 def test_the_fifty_real_rows_load_and_the_questions_that_order_yes_or_no_are_closed(shared):
     loaded = load_rows(str(shared / "wildchat_oracle_questions_50_yesno.jsonl"), strict=True)
-    asked = [pair for row in loaded.rows for pair in zip(row.questions, row.kinds, strict=True)]
+    asked = [(item.question, item.kind) for row in loaded.rows for item in row]
     assert (len(loaded.rows), len(asked)) == (50, 800)
     ordered = [kind for question, kind in asked if "ANSWER ONLY WITH YES OR NO" in question]
     assert ordered == ["closed"] * 199

@@ -123,6 +123,8 @@ def _sound(row: Any, name: str) -> Row:
 
 def _check(whom: Whom, rows: Sequence[Row], sources: OracleSources) -> None:
     """Refuse what cannot be read or asked before the model's weights are loaded."""
+    if (warning := sources.spec.warning_of([whom.layers])) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     tokenizer, config = sources.tokenizer, sources.config
     read = text_readings(
         tokenizer, config, [row["text"] for row in rows], [whom.positions] * len(rows)

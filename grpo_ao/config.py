@@ -463,7 +463,7 @@ class AskConfig:
     question: str | None = None
     """Question about it; the oracle sees the activations only."""
     input: Path | None = None
-    """File of rows with `text` and `question`, instead of one of each: JSONL, JSON, CSV, parquet."""
+    """File of rows with `text` and `question` instead of one of each: JSONL, JSON, CSV, parquet."""
     output: Path | None = None
     """JSONL file that the rows and their answers are appended to (default: they are printed)."""
     run: Path | None = None

@@ -503,8 +503,8 @@ def _check_same(
     version = record.get("versions", {}).get("grpo_ao", "an older version")
     by = "" if version == __version__ else f", by grpo_ao {version} (this is {__version__}),"
     differences = [
-        f"'{name}' was {before!r} in this run{by} and is {value!r} now"
-        for part in ("config", "data")
+        f"{what}'{name}' was {before!r} in this run{by} and is {value!r} now"
+        for part, what in (("config", ""), ("data", "the digest of "))
         for name, value in now[part].items()
         if (before := record.get(part, {}).get(name, known.get(name))) != value
         and name not in changeable

@@ -65,6 +65,13 @@ def test_ask_reads_other_layers_and_positions(capsys):
     assert len(said) > 1
 
 
+def test_layers_that_the_adapter_was_not_trained_on_are_told(capsys):
+    for layers, told in [("4", False), ("3", True), ("2,4", True)]:
+        main(["ask", "--text", TEXT, "--question", QUESTION, "--layers", layers])
+        warned = f"trained to read layers 2 or 4 or 6, but {layers} is" in capsys.readouterr().err
+        assert warned == told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -26,7 +26,7 @@ from grpo_ao.measuring.reading import (
     against_stated,
     reading_metrics,
 )
-from grpo_ao.probe import parse_layers
+from grpo_ao.probe import Layers, parse_layers
 from grpo_ao.report.findings import findings
 from grpo_ao.report.formats import TITLES, Table, cell, few_of, number
 from grpo_ao.report.headline import CHANGES, METRICS, Headline
@@ -111,11 +111,15 @@ def _to_measure(part: Part, groups: Groups, every: Columns) -> dict[str, dict[st
     return {
         "groups": _pooled(answers, groups) | {"all": every},
         "benchmarks": by(lambda answer: answer.probe.family),
-        "layers": by(lambda answer: answer.probe.shown_layers),
+        "layers": dict(sorted(by(lambda answer: answer.probe.shown_layers).items(), key=_layers)),
         "positions": by(lambda answer: answer.probe.positions),
         "subjects": by(lambda answer: answer.probe.subject or "the base model"),
         "baselines": {n: every if n == "stated confidence" else c for n, c in sources.items()},
     }
+
+
+def _layers(part: tuple[str, Columns]) -> Layers:
+    return parse_layers(part[0])
 
 
 def _pooled(answers: Sequence[Answer], groups: Groups) -> dict[str, Columns]:

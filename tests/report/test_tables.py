@@ -90,6 +90,20 @@ def test_controls_and_other_sources_have_tables(written):
     assert [line for line in lines if line.startswith("| P(True) | 50 |")]
 
 
+def test_layers_stand_in_rising_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(tables, "measure", lambda columns, **_: measure(columns, draws=20))
+    answers = [
+        replace(answer, probe=replace(answer.probe, layers=layers))
+        for answer, layers in zip(
+            blind_answers(count=2), [(10,), (9,), (9, 10), (2,)], strict=False
+        )
+    ]
+    metrics = write_results(tmp_path, {}, {"new": answers}, {"all": tuple(SHARES)}, 1.0)
+    (measured,) = metrics["oracles"].values()
+    assert list(measured["layers"]) == ["2", "9", "9,10", "10"]
+
+
 def test_closed_and_open_questions_are_measured_each_for_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "draw_figures", lambda *_: None)
     few = lambda columns, **_: measure(columns, draws=20)  # noqa: E731

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import huggingface_hub.constants
 import pytest
@@ -12,6 +13,7 @@ from grpo_ao.files import mark_whole, why_not_whole
 from grpo_ao.oracle import hub
 from grpo_ao.oracle.activations import extract_activations
 from grpo_ao.oracle.layers import decoder_layers
+from grpo_ao.oracle.merging import merged
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.spec import OracleSpec
@@ -54,6 +56,31 @@ def test_what_is_saved_is_loaded(saved):
         found = oracle.model(input_ids=input_ids).logits
         expected = tiny_peft()(input_ids=input_ids).logits
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rank", [16, 32, 64, 128])
+def test_adapters_of_the_ranks_in_use_are_loaded_and_merged(saved, tmp_path, rank, rslora):
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=16,
+        use_rslora=rslora,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    base, written = tiny_model(), get_peft_model(tiny_model(), config).eval()
+    shutil.copytree(saved[1], tmp_path / "given")
+    written.save_pretrained(str(tmp_path / "given"))
+    oracle = Oracle.from_pretrained(saved[0], tmp_path / "given", device="cpu")
+    input_ids = torch.tensor([tiny_tokenizer().encode("Hello there")])
+    with torch.no_grad():
+        expected = written(input_ids=input_ids).logits
+        assert not torch.allclose(base(input_ids=input_ids).logits, expected, atol=0.01)
+        torch.testing.assert_close(oracle.model(input_ids=input_ids).logits, expected)
+        with merged(oracle.model):
+            found = oracle.model(input_ids=input_ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_another_dtype_is_one_argument_away(saved):

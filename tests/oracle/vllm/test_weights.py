@@ -20,11 +20,11 @@ def fake_views(model):
     return fake, linear_views(fake, FakeDecoder.packed_modules_mapping)
 
 
+@pytest.mark.parametrize("rank", [4, 16, 128])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "multimodal"])
-def test_merged_weights_are_those_of_peft(architecture):
-    model = (
-        add_adapter(tiny_multimodal()) if architecture == "multimodal" else tiny_peft(architecture)
-    )
+def test_merged_weights_are_those_of_peft(architecture, rank):
+    several = architecture == "multimodal"
+    model = add_adapter(tiny_multimodal() if several else tiny_model(architecture), rank=rank)
     _, views = fake_views(model)
     merge(views, base_weights(model), lora_factors(model))
     expected = merged_by_peft(model)

@@ -181,7 +181,7 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(tables, "measure", small)
     monkeypatch.setattr(tables, "measure_difference", lambda a, b: _difference(a, b, draws=5))
     _reading, _against = tables.reading_metrics, tables.against_stated
-    monkeypatch.setattr(tables, "reading_metrics", lambda readings: _reading(readings, draws=5))
+    monkeypatch.setattr(tables, "reading_metrics", lambda controlled: _reading(controlled, draws=5))
     monkeypatch.setattr(tables, "against_stated", lambda a, b: _against(a, b, draws=5))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Probe, stable_hash, unit_draw
+from grpo_ao.wording import all_words
 
 Control = Literal["same_family", "other_family", "noise", "question_alone"]
 CONTROLS: dict[Control, str] = {
@@ -25,6 +26,8 @@ CONTROLS: dict[Control, str] = {
     "noise": "noise of the same norms",
     "question_alone": "the question alone",
 }
+UNANSWERABLE = "another text of the same family, which cannot have the answer"
+"""A part of the first control's questions (``only_of_their_text``)."""
 
 
 def control_rows(table: ProbeTable, count: int) -> list[int]:
@@ -55,6 +58,24 @@ def control_table(
     else:
         part.vectors = [_of_donor(table, donor_of[row], row) for row in rows]
     return list(rows), part
+
+
+def only_of_their_text(probes: Sequence[Probe]) -> set[str]:
+    """Return the ids of the open questions to which no other text of these probes has an answer.
+
+    Such a question names something that its own text alone mentions: "What is to be done with the
+    dog?" where no other text has a dog.
+    """
+    mentioned_by: dict[str, set[str]] = defaultdict(set)
+    for probe in probes:
+        for word in all_words(probe.text):
+            mentioned_by[word].add(probe.text_key)
+    return {
+        probe.id
+        for probe in probes
+        if probe.kind == "open"
+        if any(mentioned_by.get(word) == {probe.text_key} for word in all_words(probe.question))
+    }
 
 
 def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], ProbeTable]:

@@ -5,7 +5,7 @@ its activations is right less often there, and less confident; a confidence that
 from the question. Other sources of confidence in the same answers are measured beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,14 @@ from grpo_ao.judges.protocol import Judge
 from grpo_ao.judges.reference import ReferenceJudge, named
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.confidences import METHODS
-from grpo_ao.measuring.controls import CONTROLS, Control, control_rows, control_table
+from grpo_ao.measuring.controls import (
+    CONTROLS,
+    UNANSWERABLE,
+    Control,
+    control_rows,
+    control_table,
+    only_of_their_text,
+)
 from grpo_ao.measuring.elicited import (
     choice_probabilities,
     expected_confidences,
@@ -57,12 +64,14 @@ class Controlled(NamedTuple):
 
     ``readings`` are its answers from each control's activations; ``confidences`` other sources of
     confidence in each of its answers, by name, NaN where not measured; ``forced`` its answers where
-    it had to choose among known ones.
+    it had to choose among known ones; ``unanswerable`` the ids of the questions that no other text
+    answers.
     """
 
     readings: Mapping[Control, Reading]
     confidences: Mapping[str, Float[np.ndarray, "answers"]]
     forced: Sequence[Answer] = ()
+    unanswerable: Collection[str] = ()
 
     def of_kind(self, answers: Sequence[Answer], kind: str) -> "Controlled":
         """Return what concerns the questions of one kind; ``answers`` are the oracle's to all."""
@@ -79,6 +88,7 @@ class Controlled(NamedTuple):
             readings,
             {name: values[inside_N] for name, values in self.confidences.items()},
             part(self.forced),
+            self.unanswerable,
         )
 
 
@@ -103,7 +113,8 @@ class Controls:
 
     def controlled(self) -> Controlled:
         """Make every measurement that controls are for."""
-        return Controlled(self.readings(), self.confidences(), self.forced_choices())
+        unanswerable = only_of_their_text(self.table.probes)
+        return Controlled(self.readings(), self.confidences(), self.forced_choices(), unanswerable)
 
     def readings(self, controls: Sequence[Control] = tuple(CONTROLS)) -> dict[Control, Reading]:
         """Ask the same questions of each control's activations."""
@@ -179,14 +190,23 @@ class Controls:
 # What it comes to
 
 
-def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> dict[str, Any]:
+def reading_metrics(controlled: Controlled, draws: int = 1000) -> dict[str, Any]:
     """Measure the answers from each control's activations, by the control's title.
 
     ``own`` are those from the text's own activations to the same probes, ``difference`` is other
-    less own, paired. ``same_answer`` is the share of answers that stay the same.
+    less own, paired. ``same_answer`` is the share of answers that stay the same. The questions that
+    the other text cannot answer are measured for themselves, too.
     """
+    readings = {CONTROLS[control]: reading for control, reading in controlled.readings.items()}
+    pairs = [
+        (own, other)
+        for own, other in zip(*controlled.readings.get("same_family", ([], [])), strict=True)
+        if own.probe.id in controlled.unanswerable
+    ]
+    if pairs:
+        readings[UNANSWERABLE] = Reading(*map(list, zip(*pairs, strict=True)))
     return {
-        CONTROLS[control]: {
+        title: {
             "own": measure(Columns.of(own), draws),
             "other": measure(Columns.of(other), draws),
             "difference": measure_difference(
@@ -194,7 +214,7 @@ def reading_metrics(readings: Mapping[Control, Reading], draws: int = 1000) -> d
             ),
             "same_answer": _same_answers(own, other, draws),
         }
-        for control, (own, other) in readings.items()
+        for title, (own, other) in readings.items()
     }
 
 

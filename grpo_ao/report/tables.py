@@ -92,7 +92,7 @@ def oracle_metrics(part: Part, groups: Groups, track: Track) -> dict[str, Any]:
         "findings": findings({kind: pooled}, answers, others),
         **measured,
         "against_stated": against_stated(answers, controlled.confidences),
-        "reading": reading_metrics(controlled.readings),
+        "reading": reading_metrics(controlled),
         "generated_tokens": generated_tokens(answers),
     }
 

@@ -11,6 +11,7 @@ from grpo_ao.measuring.controls import (
     control_table,
     donors,
     noise_like,
+    only_of_their_text,
     with_wrong_activations,
 )
 from grpo_ao.oracle.sampling import Sampling
@@ -159,6 +160,22 @@ def test_every_control_keeps_the_table_it_is_made_of(oracle):
         rows, other = control_table(table, control, range(len(table)))
         assert [probe.id for probe in other.probes] == [table.probes[row].id for row in rows]
     assert all(map(torch.equal, before, table.vectors))
+
+
+def test_a_question_that_only_its_own_text_can_answer_names_what_no_other_text_mentions():
+    asked = [
+        ("I walk the dog.", "What is done with the dog?", "open"),
+        ("I walk  the dog.", "Where is the dog?", "open"),  # the same text
+        ("I wash the car.", "What is done with the car?", "open"),
+        ("I wash the bus.", "Is the bus clean?", "closed"),
+        ("I sell the car.", "What is the topic?", "open"),
+        ("I sell my hat.", "What is said of the moon?", "open"),
+    ]
+    probes = [
+        Probe(text, question, kind, (2,), Positions(3), "Yes", "a")
+        for text, question, kind in asked
+    ]
+    assert only_of_their_text(probes) == {probes[0].id, probes[1].id}
 
 
 def test_a_share_of_the_rows_is_asked_on_wrong_activations_of_three_sorts(oracle):

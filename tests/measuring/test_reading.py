@@ -9,7 +9,7 @@ import torch
 from grpo_ao.answer import Answer
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.controls import CONTROLS, Control
+from grpo_ao.measuring.controls import CONTROLS, UNANSWERABLE, Control
 from grpo_ao.measuring.reading import (
     Controlled,
     Controls,
@@ -117,7 +117,7 @@ def reading(sure_of_noise: float | None) -> dict[Control, Reading]:
 
 
 def test_confidence_and_accuracy_on_noise_are_compared_with_those_on_the_text():
-    found = reading_metrics(reading(0.5), draws=50)["noise of the same norms"]
+    found = reading_metrics(Controlled(reading(0.5), {}), draws=50)["noise of the same norms"]
     assert found["own"]["informativeness"]["value"] == pytest.approx(0.9)
     assert found["other"]["informativeness"]["value"] == pytest.approx(0.5)
     fall = found["difference"]["confidence_mean"]
@@ -138,10 +138,22 @@ def test_answers_that_stay_the_same_are_counted():
         "closed": [0.1],
         "open": [0.2, 0.3],
     }
-    found = {k: reading_metrics(part.readings, draws=20) for k, part in parts.items()}
+    found = {k: reading_metrics(part, draws=20) for k, part in parts.items()}
     same = {k: of["noise of the same norms"]["same_answer"] for k, of in found.items()}
     assert {kind: entry["value"] for kind, entry in same.items()} == {"closed": 1.0, "open": 0.5}
     assert same["open"]["low"] < 0.5 < same["open"]["high"]
+
+
+def test_questions_that_the_other_text_cannot_answer_are_measured_for_themselves():
+    own = [answer(n, 0.9, True) for n in range(6)]
+    other = [replace(answer(n, n / 10, False), answer=f"It is {n}") for n in range(6)]
+    readings: dict[Control, Reading] = {"same_family": Reading(own, other)}
+    unanswerable = {own[2].probe.id, own[4].probe.id}
+    found = reading_metrics(Controlled(readings, {}, (), unanswerable), draws=20)[UNANSWERABLE]
+    assert found["other"]["n"] == 2
+    assert found["other"]["confidence_mean"]["value"] == pytest.approx(0.3)
+    assert found["difference"]["confidence_mean"]["value"] == pytest.approx(-0.6)
+    assert UNANSWERABLE not in reading_metrics(Controlled(readings, {}), draws=20)
 
 
 def test_an_oracle_that_is_sure_of_noise_is_named():

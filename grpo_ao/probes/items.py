@@ -1,4 +1,4 @@
-"""Questions about texts before it is said where the subject is read, and the probes they become."""
+"""Questions about texts, whatever they come from, and the probes that are made of them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from grpo_ao.probe import Layers, Positions, Probe, QuestionKind, drawn_from
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one text; ``target`` is the right answer where it is known.
+    """A question about a text, without the layers and positions that a probe reads.
 
-    That of a closed question is Yes or No or, where there are ``choices``, one of them.
+    ``target`` is the right answer where it is known: of a closed question Yes or No or, where there
+    are ``choices``, one of them.
     """
 
     family: str
@@ -27,9 +28,9 @@ def probes_of(
     positions: Sequence[Positions],
     one_layer: bool = True,
 ) -> list[Probe]:
-    """Make the probes of each item: at each of ``positions``, at one of ``layers`` or at each.
+    """Make the probes of each item: at each of ``positions``, and at each of ``layers``.
 
-    The one is drawn by a hash of text and question.
+    ``one_layer``: at one of ``layers`` alone, drawn by a hash of text and question.
     """
     probes = []
     for item in items:

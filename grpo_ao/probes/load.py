@@ -74,8 +74,8 @@ class ProbeLoader:
             )
         train = of_split["train"]
         if train_texts is not None:
-            texts = list(dict.fromkeys(probe.text_key for probe in train))[:train_texts]
-            train = [probe for probe in train if probe.text_key in set(texts)]
+            texts = set(list(dict.fromkeys(probe.text_key for probe in train))[:train_texts])
+            train = [probe for probe in train if probe.text_key in texts]
         divided = divide(train, asked.warm_start, asked.grpo)
         first, second = ([train[row] for row in rows] for rows in divided)
         rest = (of_split["validation"][: asked.validation], of_split["heldout"][: asked.heldout])
@@ -98,7 +98,7 @@ class ProbeLoader:
         train = max(1, asked.warm_start + asked.grpo)
         most = min(train, PER_TEXT * (train_texts or sys.maxsize))
         counts = [count * most // train for count in (asked.warm_start, asked.grpo)]
-        # The warm start may end inside of a text, whose other questions are left to none.
+        # The warm start may end inside a text, whose other questions no stage asks.
         in_turn = _in_turn(made("train", sum(counts) + PER_TEXT), counts)
         first, second = map(self._usable, in_turn)
         checked = self._usable(made("validation", asked.validation))
@@ -134,7 +134,7 @@ def _of_split(probes: Sequence[Probe], own: Sequence[Probe]) -> dict[Split, list
 
 
 def _in_turn(probes: Sequence[Probe], counts: Sequence[int]) -> Iterator[Sequence[Probe]]:
-    """Take so many probes after one another, none of a text that was taken from before."""
+    """Take ``counts`` of the probes in turn, each time of texts that were not taken from before."""
     for count in counts:
         taken = probes[:count]
         texts = {probe.text_key for probe in taken}

@@ -46,7 +46,7 @@ _OF_WARM_START = ("parse_rate", "informativeness")
 
 
 Group = dict[str, float]
-"""What answers of one layer or family come to: a part of their ``summary``."""
+"""The ``summary`` of the answers of one layer or family."""
 VIEWS = tuple(f"{when} {mode}" for when in reversed(WHEN) for mode in MODES)
 CURVES = {
     "reward": "Reward",

@@ -121,6 +121,7 @@ class Controls:
         chosen, found = control_rows(self.table, self.count), {}
         for control in controls:
             rows, other = control_table(self.table, control, chosen)
+            self.progress(len(chosen) - len(rows))
             given = self._ask(other, self.judge, self.how, control)
             found[control] = Reading([self.answers[row] for row in rows], given)
         return found

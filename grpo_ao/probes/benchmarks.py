@@ -114,7 +114,7 @@ def _answered(
     if kind == "closed" and target not in (choices or ("Yes", "No")):
         raise UserError(
             f"{where} has the target '{target}': a closed question is answered Yes or No, or with "
-            "one of the row's 'choices'."
+            "one of the row's 'choices'; for any other answer add 'kind': 'open'."
         )
     return tuple(choices), kind
 

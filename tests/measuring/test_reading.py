@@ -104,6 +104,14 @@ def test_a_question_with_known_answers_is_answered_by_choice_too(controls):
     assert np.isnan(sure[4:]).all()
 
 
+def test_a_question_of_which_a_control_cannot_be_made_counts_as_asked(controls):
+    counted: list[int] = []
+    table = controls.table.part([0])
+    alone = replace(controls, table=table, answers=controls.answers[:1], progress=counted.append)
+    assert [len(found.own) for found in alone.readings().values()] == [0, 0, 1, 1]
+    assert sum(counted) == len(CONTROLS)
+
+
 # What it comes to
 
 

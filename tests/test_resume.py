@@ -124,6 +124,7 @@ def test_a_run_writes_what_the_readme_promises(uninterrupted):
     found = result(uninterrupted)
     metrics = {
         "n",
+        "contexts",
         "informativeness",
         "ece10",
         "auroc",

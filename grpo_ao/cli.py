@@ -149,10 +149,10 @@ def _issues() -> str:
 
 @contextlib.contextmanager
 def _importing(*needless: str) -> Iterator[None]:
-    """Import what a command needs, without the libraries' notes: errors are to be seen.
+    """Import what a command needs, with the libraries' notes turned off: errors are to be seen.
 
-    ``needless`` are packages that libraries import where they find them: they find none. Modules
-    are no garbage and are left out of all looks for it, the one at the end included.
+    ``needless`` packages, which libraries import where they are installed, pass for absent. No
+    garbage is collected meanwhile, nor is it looked for among the modules later, at exit above all.
     """
     absent: Any = dict.fromkeys(set(needless) - sys.modules.keys())
     sys.modules.update(absent)
@@ -325,9 +325,10 @@ def evaluate(arguments: list[str]) -> None:
 def ask(arguments: list[str]) -> None:
     """Ask an oracle a question about the activations of a text."""
     request = _parse(AskConfig, "ask", arguments)
-    with _importing("scipy"):  # which transformers takes for losses of object detection
+    # For losses of object detection, and for another way of waiting for the Hub.
+    with _importing("scipy", "trio"):
         # transformers reads its 3,000 files for a list of what they define, and reads them again
-        # for one of this package, which nobody asks for: the package is there without it.
+        # when this package is imported. Nobody asks the package, so that it goes without its list.
         package: Any = find_spec("transformers.models")
         sys.modules.setdefault(package.name, module_from_spec(package))
         from grpo_ao.query import ask

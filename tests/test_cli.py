@@ -90,7 +90,7 @@ ASKING = """
 import sys
 from grpo_ao.cli import main
 main(["ask", "--text", "I live in Rome.", "--question", "What is the topic?"])
-needless = {"datasets", "matplotlib", "openai", "pandas", "scipy", "sklearn", "trl", "wandb"}
+needless = {"datasets", "matplotlib", "openai", "pandas", "scipy", "sklearn", "trio", "trl"}
 print("imported:", *needless & set(sys.modules))
 import scipy.special
 """

@@ -246,12 +246,12 @@ def check_sources(
     folder = resolve_files(adapter, ADAPTER_FILES)
     check_shipped(Path(base))
     check_shipped(folder)
+    config = load_config(base)
+    skeleton = meta_model(config)
+    check_fits_device(base, skeleton, device)
     # A tokenizer's template is tried in another process, while the adapter is checked in this one.
     with ThreadPoolExecutor(1) as beside:
         trial = beside.submit(load_tokenizer, base)
-        config = load_config(base)
-        skeleton = meta_model(config)
-        check_fits_device(base, skeleton, device)
         check_adapter(base, skeleton, folder)
         spec, num_layers = load_spec(folder), num_decoder_layers(config)
         check_layer(num_layers, spec.hook_onto_layer)

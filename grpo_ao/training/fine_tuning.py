@@ -28,6 +28,7 @@ from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.anchor import space_partners
+from grpo_ao.training.passes import autocast, fast_passes
 
 # Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
@@ -81,7 +82,7 @@ def fine_tune(
         lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
     )
     rng = random.Random(f"fine tune {seed}")
-    with evaluating(oracle.model), torch.enable_grad():
+    with fast_passes(oracle), evaluating(oracle.model), torch.enable_grad():
         for batch in islice(batches(targets, batch_size, rng), steps):
             loss = _backward(processes, oracle, start, table, batch, most)
             processes.sum_gradients(trained)
@@ -238,5 +239,6 @@ def _log_probs(
 ) -> list[Float[Tensor, "tokens vocab"]]:
     """Return the log-probabilities from which each completion's tokens are drawn."""
     part = table.part(rows)
-    read = completion_logits(oracle.model, oracle.hook, part.prompts, part.vectors, completions)
+    with autocast(input_device(oracle.model)):
+        read = completion_logits(oracle.model, oracle.hook, part.prompts, part.vectors, completions)
     return [logits_CV.float().log_softmax(dim=-1) for logits_CV in read]

@@ -67,11 +67,11 @@ from grpo_ao.training.examples import (
     question_set_examples,
 )
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
+from grpo_ao.training.passes import fast_passes
 from grpo_ao.training.supervised import (
     accuracy,
     compile_layers,
     divided,
-    fast_passes,
     learn,
     new_adapter,
 )

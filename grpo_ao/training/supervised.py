@@ -1,23 +1,21 @@
 """One step of supervised training: read the subject, inject, and learn the answers' tokens."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo_ao.oracle.activations import layer_outputs, subject_on
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device, unwrap
-from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.training.example_batches import Batch, Curriculum, Drawn
+from grpo_ao.training.passes import autocast
 
 
 def new_adapter(base: PreTrainedModel, rank: int) -> PeftModel:
@@ -37,24 +35,6 @@ def new_adapter(base: PreTrainedModel, rank: int) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT gave {type(model).__name__}.")
     return model
-
-
-@contextmanager
-def fast_passes(oracle: Oracle, compiled: bool) -> Iterator[None]:
-    """Inside the block, keep a GPU's passes from copying; on a CPU change nothing.
-
-    PEFT's own casts would copy the input of every linear layer to float32, and autocast back.
-    Norms are one kernel each, unless the compiler makes one of them and their neighbours.
-    """
-    on_gpu = input_device(oracle.model).type == "cuda"
-    norms = nullcontext() if compiled else fused_norms(oracle.model)
-    with disable_input_dtype_casting(oracle.model, active=on_gpu), norms:
-        yield
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    # Entered for each pass: it keeps copies of the weights, which a step makes stale.
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def answer_logits(oracle: Oracle, batch: Batch) -> Float[Tensor, "predicted vocab"]:
@@ -98,7 +78,7 @@ def learn(oracle: Oracle, batches: Sequence[Batch], targets: int) -> Float[Tenso
     total = torch.zeros((), device=device)
     for batch in batches:
         moved = batch.to(device)
-        with _autocast(device):
+        with autocast(device):
             logits_NV = answer_logits(oracle, moved)
             loss = nn.functional.cross_entropy(logits_NV.float(), moved.targets_N, reduction="sum")
         (loss / targets).backward()
@@ -112,7 +92,7 @@ def accuracy(oracle: Oracle, batches: Sequence[Batch]) -> list[bool]:
     device = input_device(oracle.model)
     for batch in batches:
         moved = batch.to(device)
-        with torch.no_grad(), _autocast(device):
+        with torch.no_grad(), autocast(device):
             logits_NV = answer_logits(oracle, moved)
         wrong_N = (logits_NV.argmax(-1) != moved.targets_N).cpu()
         wrong_B = torch.zeros(len(batch.subject_BS), dtype=torch.int64)

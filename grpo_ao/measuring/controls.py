@@ -78,6 +78,11 @@ def only_of_their_text(probes: Sequence[Probe]) -> set[str]:
     }
 
 
+def is_asked_wrongly(probe: Probe, share: float) -> bool:
+    """Return whether a training question is one of the ``share`` asked on wrong activations."""
+    return unit_draw("wrong activations", probe.id) < share
+
+
 def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], ProbeTable]:
     """Return the table with other activations in a share of its rows, and which rows these are.
 
@@ -87,7 +92,7 @@ def with_wrong_activations(table: ProbeTable, share: float) -> tuple[set[int], P
     drawn = {
         row: int(3 * unit_draw("wrong sort", probe.id))
         for row, probe in enumerate(table.probes)
-        if unit_draw("wrong activations", probe.id) < share
+        if is_asked_wrongly(probe, share)
     }
     of_sort = [donors(table, same_family=True), donors(table, same_family=False), {}]
     vectors = list(table.vectors)

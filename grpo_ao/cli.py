@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, metadata
-from importlib.util import find_spec, module_from_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -327,10 +326,6 @@ def ask(arguments: list[str]) -> None:
     request = _parse(AskConfig, "ask", arguments)
     # For losses of object detection, and for another way of waiting for the Hub.
     with _importing("scipy", "trio"):
-        # transformers reads its 3,000 files for a list of what they define, and reads them again
-        # when this package is imported. Nobody asks the package, so that it goes without its list.
-        package: Any = find_spec("transformers.models")
-        sys.modules.setdefault(package.name, module_from_spec(package))
         from grpo_ao.query import ask
 
     ask(request)

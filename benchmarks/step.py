@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -70,7 +70,7 @@ PROMPT_TOKENS = 110
 # A warm start's target: the tag, a short answer, the end.
 TARGET_TOKENS = 12
 MANY_PROMPTS, MANY_TOKENS = 1024, 40
-QWEN = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
+QWEN: dict[str, Any] = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
 # Each shape's configuration, the rank of its adapter, questions and new tokens of a step, targets
 # of a step of the warm start.
 SHAPES: dict[str, tuple[PreTrainedConfig, int, int, int, int]] = {

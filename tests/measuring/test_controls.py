@@ -16,7 +16,7 @@ from grpo_ao.measuring.controls import (
 )
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.table import ProbeTable
-from grpo_ao.probe import Positions, Probe
+from grpo_ao.probe import Positions, Probe, QuestionKind
 from tests.rigs import make_oracle
 from tests.tiny import WIDTH
 
@@ -163,7 +163,7 @@ def test_every_control_keeps_the_table_it_is_made_of(oracle):
 
 
 def test_a_question_that_only_its_own_text_can_answer_names_what_no_other_text_mentions():
-    asked = [
+    asked: list[tuple[str, str, QuestionKind]] = [
         ("I walk the dog.", "What is done with the dog?", "open"),
         ("I walk  the dog.", "Where is the dog?", "open"),  # the same text
         ("I wash the car.", "What is done with the car?", "open"),

@@ -223,8 +223,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "oracle_lora_path": "adamkarvonen/checkpoints_latentqa_cls_past_lens_gemma-3-27b-it",
         "output_dir": Path("runs/gemma-3-27b"),
     },
-    # What calibrated the oracle that ships, with `--oracle_lora_path` and `--questions` of
-    # `make-oracle`. Alone it goes on with that oracle, on questions of one's own.
+    # Calibrates an oracle of `make-oracle --preset smollm2-135m`, with its `--oracle_lora_path` and
+    # `--questions`. Alone it goes on with the oracle that ships, on questions of one's own.
     "smollm2-135m": {
         "model": SMOLLM2,
         "oracle_lora_path": str(SMOLLM2_ORACLE),

@@ -84,7 +84,6 @@ VARIANTS = [
     *_at_each_rate(
         [
             Variant("tag outcome group", ("--tag_outcome", "group")),
-            Variant("tag outcome frequent", ("--tag_outcome", "frequent")),
             Variant("random start", (), "random"),
             Variant("random start, entropy bonus .02", (), "random", 1, {"entropy_coef": 0.02}),
             Variant("random start, 16 questions x 4", _SMALL_GROUPS, "random", 1),

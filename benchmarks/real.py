@@ -63,7 +63,6 @@ class Arm:
 ARMS = {
     "recipe": Arm(),
     "tag outcome group": Arm("--tag_outcome group"),
-    "tag outcome frequent": Arm("--tag_outcome frequent"),
     "lr 5e-6": Arm("--lr 5e-6"),
     "lr 1e-4": Arm("--lr 1e-4"),
     "kl 0.2": Arm("--kl_penalty 0.2"),

@@ -126,10 +126,9 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     credit: Literal["joint", "split"] = "split"
     """joint: every token gets the reward's advantage. split: the tag's tokens get the calibration
     term's, the answer's tokens that of informativeness."""
-    tag_outcome: Literal["own", "group", "frequent"] = "own"
-    """What split credit compares a confidence with: the completion's own informativeness, the mean
-    of its group's others, which has less variance, or that of the group's most frequent answer,
-    which is mostly what the oracle says greedily."""
+    tag_outcome: Literal["own", "group"] = "own"
+    """What split credit compares a confidence with: the completion's own informativeness, or the
+    mean of its group's others, which has less variance."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     temperature: float = 0.9
@@ -203,10 +202,10 @@ class TrainConfig(RolloutFlags, JudgeFlags):
         _check_reading(self, (self.positions,))
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
-        if self.tag_outcome != "own" and self.credit == "joint":
+        if self.tag_outcome == "group" and self.credit == "joint":
             raise UserError(
-                f"--tag_outcome {self.tag_outcome} credits the tag alone, --credit joint all "
-                "tokens alike: leave one out."
+                "--tag_outcome group credits the tag alone, --credit joint all tokens alike: leave "
+                "one out."
             )
 
 

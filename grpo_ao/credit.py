@@ -6,13 +6,10 @@ tag's tokens the advantage of the calibration term, the answer's tokens that of 
 
 The calibration term measures a confidence against one answer's grade, most of which is luck. The
 mean grade of the group's other answers (``TagOutcome`` ``group``) has the same expectation, as far
-as the number that was written does not change the answer behind it, and much less variance. The
-grade of its most frequent answer (``frequent``) is that of the greedy answer, mostly.
+as the number that was written does not change the answer behind it, and much less variance.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
-from math import nan
 from typing import Literal
 
 import torch
@@ -22,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 Credit = Literal["joint", "split"]
 ScaleRewards = Literal["group", "batch", "none"]
-TagOutcome = Literal["own", "group", "frequent"]
+TagOutcome = Literal["own", "group"]
 _EPSILON = 1e-4
 
 
@@ -64,26 +61,6 @@ def means_of_the_others(
     others_PG = known_PG.sum(dim=1, keepdim=True) - 1
     means_PG = (grouped_PG.nansum(dim=1, keepdim=True) - grouped_PG) / others_PG
     return means_PG.masked_fill(others_PG < 1, torch.nan).flatten()
-
-
-def grades_of_the_most_frequent(
-    answers: Sequence[str], values_N: Float[Tensor, "completions"], group_size: int
-) -> Float[Tensor, "completions"]:
-    """Return for each completion the mean value of its group's most frequent answer.
-
-    Of equally frequent answers the one that was given first. A NaN value counts for no answer;
-    a group of NaN values alone stays NaN.
-    """
-    found = []
-    for first in range(0, len(answers), group_size):
-        group = range(first, first + group_size)
-        values_of: dict[str, list[float]] = defaultdict(list)
-        for place in group:
-            if not values_N[place].isnan():
-                values_of[answers[place]].append(float(values_N[place]))
-        most = max(values_of.values(), key=len, default=[nan])
-        found += [sum(most) / len(most)] * group_size
-    return values_N.new_tensor(found)
 
 
 def tag_lengths(

@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from grpo_ao.config import MINI_WEIGHTS
 from grpo_ao.credit import (
     ScaleRewards,
-    grades_of_the_most_frequent,
     group_advantages,
     means_of_the_others,
     split_advantages,
@@ -130,26 +129,6 @@ def test_the_others_say_the_same_with_less_variance():
     others_N = means_of_the_others(graded_N, 8)
     assert others_N.mean().item() == pytest.approx(0.7, abs=0.01)
     assert others_N.var().item() == pytest.approx(graded_N.var().item() / 7, rel=0.05)
-
-
-# The outcome of the most frequent answer
-
-
-def frequent(answers, values, group_size):
-    found_N = grades_of_the_most_frequent(answers, torch.tensor(values), group_size)
-    return [None if math.isnan(value) else value for value in found_N.tolist()]
-
-
-def test_a_group_is_credited_by_its_most_frequent_answer():
-    assert frequent(list("abbcca"), [1.0, 0.5, 0.5, 0.25, 0.75, 1.0], 3) == [0.5] * 6
-
-
-def test_of_equally_frequent_answers_the_first_counts():
-    assert frequent(list("abba"), [1.0, 0.0, 0.0, 1.0], 4) == [1.0] * 4
-
-
-def test_what_has_no_grade_is_no_answer():
-    assert frequent(list("aabaab"), [NAN, NAN, 0.5, NAN, NAN, NAN], 3) == [0.5] * 3 + [None] * 3
 
 
 # The tag's tokens

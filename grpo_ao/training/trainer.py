@@ -47,7 +47,6 @@ from grpo_ao.credit import (
     Credit,
     ScaleRewards,
     TagOutcome,
-    grades_of_the_most_frequent,
     means_of_the_others,
     split_advantages,
     tag_lengths,
@@ -84,8 +83,7 @@ class OracleGRPOTrainer(GRPOTrainer):
     """TRL's trainer over a table of probes; ``credit`` is ``joint`` or ``split``.
 
     With split credit, ``tag_outcome`` says against whose informativeness a tag's tokens are
-    credited: the completion's own, the mean of its group's others, or that of the group's most
-    frequent answer.
+    credited: the completion's own, or the mean of its group's others.
     ``monitor`` is the main process's; it is None in the others. A round of which the judge leaves
     more than the share ``max_unscored`` ungraded trains nothing: its prompts are completed anew.
     Ten such rounds in a row raise JudgeError, with a checkpoint of the step before.
@@ -340,10 +338,6 @@ class OracleGRPOTrainer(GRPOTrainer):
         confidence_N, informativeness_N, calibration_N, reward_N = self._gathered(terms_B4).T
         if self.tag_outcome == "group":
             outcome_N = means_of_the_others(informativeness_N, self.group_size)
-            calibration_N = self._calibration(confidence_N, outcome_N)
-        elif self.tag_outcome == "frequent":
-            said = gather_object([answer.answer for answer in answers])
-            outcome_N = grades_of_the_most_frequent(said, informativeness_N, self.group_size)
             calibration_N = self._calibration(confidence_N, outcome_N)
         advantages_NC = split_advantages(
             self._gathered(torch.nn.functional.pad(tag_mask_BC, (0, padding))),

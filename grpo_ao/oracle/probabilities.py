@@ -31,12 +31,12 @@ def completion_logp(
         part = slice(first, first + batch_size)
         try:
             with evaluating(model):
-                read = completion_logits(
+                logits_NV = completion_logits(
                     model, hook, prompts[part], vectors[part], completions[part]
                 )
         finally:
             hook.clear()
-        for logits_CV in read:
+        for logits_CV in logits_NV.split([len(ids) for ids in completions[part]]):
             yield logits_CV.float().log_softmax(dim=-1)
 
 
@@ -46,10 +46,11 @@ def completion_logits(
     prompts: Sequence[OraclePrompt],
     vectors: Sequence[Tensor],
     completions: Sequence[Sequence[int]],
-) -> list[Float[Tensor, "completion vocab"]]:
-    """Read prompts with their completions in one pass; return the logits of each completion.
+) -> Float[Tensor, "tokens vocab"]:
+    """Read prompts with their completions in one pass; return the logits of all their tokens.
 
-    The activations stay bound to the hook, for a backward pass that computes the layers anew.
+    Those of the first completion come first. The activations stay bound to the hook, for a
+    backward pass that computes the layers anew.
     """
     # Any id pads: no token sees padding.
     prompt_BL, mask_BL = pad_prompts(prompts, 0)
@@ -60,9 +61,10 @@ def completion_logits(
         input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),
         attention_mask=torch.cat([mask_BL, tail_mask_BC], dim=1).to(device),
         logits_to_keep=tail_BC.shape[1] + 1,
+        use_cache=False,
     ).logits
-    pairs = zip(logits_BCV, completions, strict=True)
-    return [logits_CV[: len(ids)] for logits_CV, ids in pairs]
+    written_N = torch.nn.functional.pad(tail_mask_BC, (0, 1)).flatten().nonzero()[:, 0]
+    return logits_BCV.flatten(0, 1)[written_N.to(device)]
 
 
 def probability_of(logp_CV: Float[Tensor, "completion vocab"], token_ids: Sequence[int]) -> float:

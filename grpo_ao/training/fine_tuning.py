@@ -9,7 +9,7 @@ start the divergence and its gradient are zero, whatever was sampled.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -34,9 +34,9 @@ from grpo_ao.training.passes import autocast, fast_passes
 ANCHOR_WEIGHT = 4.0
 # Tokens of one pass: on a CPU, and the least and the most on a GPU.
 _TOKENS, MOST_TOKENS = 1024, 32768
-# What a token takes in a pass: for each layer and dimension of the residual stream (the inputs of
-# seven linear maps, in the base's format and in the adapter's), and for each vocabulary entry.
-_BYTES_OF_WIDTH, _BYTES_OF_LOGIT = 100, 16
+# Measured: what a token takes in a pass for each layer and dimension of the residual stream, and a
+# learned one, which every fourth may be, for each vocabulary entry.
+_BYTES_OF_WIDTH, _BYTES_OF_LOGIT, _LEARNED = 40, 24, 1 / 4
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
     """Return how many tokens one pass may hold, padding included.
 
     On a GPU, as many as fit into half of the memory that is free: of a token are kept the inputs of
-    every layer's linear maps, in two formats, and its logits, several times. On a CPU larger passes
-    are no faster.
+    every layer's linear maps, and of a learned one its logits, several times. On a CPU larger
+    passes are no faster.
     """
     device, config = input_device(oracle.model), decoder_of(oracle.model).config
     vocabulary = oracle.model.get_output_embeddings().weight.shape[0]
@@ -174,8 +174,8 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
         return min(_TOKENS, 2**28 // vocabulary)
     layers = config.num_hidden_layers * config.hidden_size * _BYTES_OF_WIDTH
     free, _ = torch.cuda.mem_get_info(device)
-    fitting = free // 2 // (layers + vocabulary * _BYTES_OF_LOGIT)
-    return min(max(fitting, _TOKENS), MOST_TOKENS)
+    fitting = free / 2 / (layers + _LEARNED * vocabulary * _BYTES_OF_LOGIT)
+    return min(max(int(fitting), _TOKENS), MOST_TOKENS)
 
 
 def passes_of(table: ProbeTable, share: Sequence[Target], most: int) -> list[list[Target]]:
@@ -198,16 +198,18 @@ def loss_of(
     ``start`` in the tokens that are kept, KL(start || now). Where the two write an answer's first
     token differently, the tokens that differ by a leading space change places (``anchor``).
     """
-    rows = [target.row for target in targets]
     with start.put_back():
-        log_probs = _log_probs(oracle, table, rows, [t.origin_ids for t in targets])
-        start_KV = _carried_over(oracle, _tails(log_probs, targets), targets)
-    log_probs = _log_probs(oracle, table, rows, [t.token_ids for t in targets])
-    device = log_probs[0].device
+        log_probs_NV = _log_probs(oracle, table, targets, [t.origin_ids for t in targets])
+        ends = accumulate(len(target.origin_ids) for target in targets)
+        start_KV = _carried_over(oracle, log_probs_NV[_tails(ends, targets)], targets)
+    log_probs_NV = _log_probs(oracle, table, targets, [t.token_ids for t in targets])
+    device = log_probs_NV.device
     ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)
     weight_N = torch.tensor([w for t in targets for w in t.weights], device=device)
-    cross_N = -torch.cat(log_probs).gather(1, ids_N[:, None])[:, 0]
-    divergence_K = (start_KV.exp() * (start_KV - _tails(log_probs, targets))).sum(dim=-1)
+    cross_N = -log_probs_NV.gather(1, ids_N[:, None])[:, 0]
+    ends = accumulate(len(target.token_ids) for target in targets)
+    now_KV = log_probs_NV[_tails(ends, targets)]
+    divergence_K = (start_KV.exp() * (start_KV - now_KV)).sum(dim=-1)
     return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * divergence_K.sum()
 
 
@@ -228,17 +230,19 @@ def _carried_over(
     return start_KV
 
 
-def _tails(log_probs: Sequence[Tensor], targets: Sequence[Target]) -> Float[Tensor, "kept vocab"]:
-    """Return the log-probabilities of the tokens that are kept, of all targets."""
-    pairs = zip(log_probs, targets, strict=True)
-    return torch.cat([rows_CV[len(rows_CV) - target.kept :] for rows_CV, target in pairs])
+def _tails(ends: Iterable[int], targets: Sequence[Target]) -> list[int]:
+    """Return the rows of the tokens that are kept, of completions that end before ``ends``."""
+    pairs = zip(ends, targets, strict=True)
+    return [row for end, target in pairs for row in range(end - target.kept, end)]
 
 
 def _log_probs(
-    oracle: Oracle, table: ProbeTable, rows: Sequence[int], completions: Sequence[Sequence[int]]
-) -> list[Float[Tensor, "tokens vocab"]]:
-    """Return the log-probabilities from which each completion's tokens are drawn."""
-    part = table.part(rows)
+    oracle: Oracle, table: ProbeTable, targets: Sequence[Target], completions: Sequence[list[int]]
+) -> Float[Tensor, "tokens vocab"]:
+    """Return the log-probabilities from which the tokens of completions are drawn."""
+    part = table.part([target.row for target in targets])
     with autocast(input_device(oracle.model)):
-        read = completion_logits(oracle.model, oracle.hook, part.prompts, part.vectors, completions)
-    return [logits_CV.float().log_softmax(dim=-1) for logits_CV in read]
+        logits_NV = completion_logits(
+            oracle.model, oracle.hook, part.prompts, part.vectors, completions
+        )
+    return logits_NV.log_softmax(dim=-1, dtype=torch.float32)

@@ -27,6 +27,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, groupby
 from math import isnan, nan
@@ -36,7 +37,6 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -66,6 +66,7 @@ from grpo_ao.training.correction import Mode, importance_ratio
 from grpo_ao.training.finite import FiniteCheck, check_finite
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.packing import pack
+from grpo_ao.training.passes import fast_passes
 from grpo_ao.training.rewarding import CalibratedReward
 
 # Rounds in a row of which the judge may leave too much ungraded, before it ends the run.
@@ -111,6 +112,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.monitor = monitor
         self.max_unscored = max_unscored
         self._rows: list[int] = []
+        self._fast: ExitStack | None = None
         self._forget_rounds()
         self._prepare_correction(args)
         self.group_size = args.num_generations or 1
@@ -154,7 +156,6 @@ class OracleGRPOTrainer(GRPOTrainer):
         unpackable = "it mixes experts" if self.aux_loss_enabled else None
         unpackable = unpackable or reason_unmaskable(oracle.model)
         self.packs = unpackable is None
-        self._adapted = [m for m in oracle.model.modules() if isinstance(m, BaseTunerLayer)]
         if unpackable:
             warnings.warn(
                 f"each completion is trained with its own prompt: {unpackable}.", stacklevel=3
@@ -192,7 +193,7 @@ class OracleGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        self._cast_for_adapters(not self.args.bf16)
+        self._pass_fast()
         parts = []
         for first in range(0, len(input_ids), batch_size or len(input_ids)):
             chunk = slice(first, first + (batch_size or len(input_ids)))
@@ -224,13 +225,16 @@ class OracleGRPOTrainer(GRPOTrainer):
         gap = self._gathered(gap_BC[known_BC].abs().mean()[None]).nanmean()
         self._metrics["train"][_SAMPLING_GAP].append(gap.item())
 
-    def _cast_for_adapters(self, on: bool) -> None:
-        """Let PEFT make an adapter's input float32, as its weights are, or leave that to autocast.
+    def _pass_fast(self) -> None:
+        """Until the step ends, let passes in bfloat16 be fast ones."""
+        if self.args.bf16 and self._fast is None:
+            self._fast = ExitStack()
+            self._fast.enter_context(fast_passes(self.oracle))
 
-        Autocast would make it bfloat16 again: two copies of every input, for nothing.
-        """
-        for layer in self._adapted:
-            layer.cast_input_dtype_enabled = on  # pyright: ignore[reportArgumentType]
+    def _pass_as_usual(self) -> None:
+        if self._fast is not None:
+            self._fast.close()
+            self._fast = None
 
     def _packed_logps(
         self, model, rows: Sequence[int], ids_BL: Tensor, mask_BL: Tensor, width: int
@@ -255,6 +259,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 position_ids=packed.positions_NL,
                 shift_labels=packed.labels_NL,
                 fused_lm_head=True,
+                use_cache=False,
             )
         log_probs_BC = packed.unpack(output.log_probs, width)
         return log_probs_BC, packed.unpack(output.entropy, width), None
@@ -373,7 +378,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
-            self._cast_for_adapters(True)
+            self._pass_as_usual()
         if is_sharded(self.oracle.model) and self.accelerator.sync_gradients:
             for parameter in self.oracle.model.parameters():
                 if parameter.requires_grad:

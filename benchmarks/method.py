@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 import yaml
 from scipy.stats import t as student_t
@@ -187,23 +188,46 @@ def run_all(jobs: list[Job], at_once: int) -> None:
 
 
 def run_side_by_side(commands: dict[Path, list[str]], at_once: int) -> None:
-    """Run a command for each folder, its words kept there; a failed one ends the call with them."""
+    """Run a command for each folder, its words kept there; a failed one ends the call with them.
+
+    Where several GPUs are visible, each of those that run at once sees one of them.
+    """
     waiting, running = list(commands), {}
+    free = list(range(at_once))
     while waiting or running:
-        while waiting and len(running) < at_once:
-            folder = waiting.pop(0)
+        while waiting and free:
+            folder, place = waiting.pop(0), free.pop(0)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "console.txt").open("ab") as console:
-                running[folder] = subprocess.Popen(
-                    commands[folder], cwd=ROOT, stdout=console, stderr=console
+                process = subprocess.Popen(
+                    commands[folder],
+                    cwd=ROOT,
+                    env=_environment(place),
+                    stdout=console,
+                    stderr=console,
                 )
-        for folder, process in list(running.items()):
+            running[folder] = place, process
+        for folder, (place, process) in list(running.items()):
             if process.poll() is not None:
                 del running[folder]
+                free.append(place)
                 print(f"{folder.name}: exit {process.returncode}", file=sys.stderr, flush=True)
                 if process.returncode:
                     raise SystemExit((folder / "console.txt").read_text()[-800:])
         time.sleep(0.2)
+
+
+def _environment(place: int) -> dict[str, str]:
+    gpus = visible_gpus()
+    chosen = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if len(gpus) > 1 else {}
+    return os.environ | chosen
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else list(map(str, range(count)))
 
 
 Measured = dict[int, dict[str, float]]

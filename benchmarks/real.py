@@ -1,7 +1,7 @@
 """The method on a real oracle and real text: ``python -m benchmarks.real --help``.
 
 Trains the oracle by ``train.py`` on the questions that its supervised stage did not teach, once for
-each arm and seed, several beside each other on one GPU, and asks the oracle before, after its warm
+each arm and seed, several beside each other, and asks the oracle before, after its warm
 start and as shipped the nine benchmarks' held-out questions: greedily, at
 one layer, on their own activations and on wrong ones. Prints one table, means over the seeds with
 the 95 % interval of Student's t. A call that was killed goes on where it was.
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.method import mean_cell, paired_cell, run_side_by_side
+from benchmarks.method import mean_cell, paired_cell, run_side_by_side, visible_gpus
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, bootstrap_interval, brier, ece
 from grpo_ao.discrimination import within_family_auroc
@@ -93,7 +93,7 @@ class Settings:
     arms: tuple[str, ...] = ("recipe",)
     """Arms to train: any of those in this file."""
     jobs: int = 3
-    """Runs beside each other on the device."""
+    """Runs beside each other, on a GPU each where there are several."""
     contexts: int = 250
     """Held-out contexts of each benchmark."""
     controls: int = 500
@@ -129,7 +129,8 @@ def commands(settings: Settings, first: bool) -> dict[Path, list[str]]:
             words += ["--questions", str(settings.questions)]
             words += ["--output_dir", str(folder)]
             words += ["--resume"] if (folder / "run.json").exists() else []
-            call = f"train_arm({name!r}, {settings.jobs}, {words!r})"
+            share = -(-settings.jobs // max(1, len(visible_gpus())))
+            call = f"train_arm({name!r}, {share}, {words!r})"
             code = f"from benchmarks.arms import train_arm; {call}"
             found[folder] = [sys.executable, "-c", code]
     return found

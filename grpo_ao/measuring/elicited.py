@@ -21,6 +21,7 @@ from grpo_ao.measuring.confidences import with_probabilities
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.ends import end_of_turn_id, end_token_ids, pad_token_id
 from grpo_ao.oracle.layers import input_device
+from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.prompt import pad_prompts
 from grpo_ao.oracle.table import ProbeTable
@@ -174,7 +175,7 @@ def _next_token_logp(
     """Return the log probabilities of ``tokens`` behind each prompt and each of ``tails``."""
     pairs = [(row, tail) for row in range(len(table)) for tail in tails]
     found = []
-    with evaluating(oracle.model):
+    with evaluating(oracle.model), merged_if_possible(oracle.model):
         for first in range(0, len(pairs), _ROWS):
             rows, written = zip(*pairs[first : first + _ROWS], strict=True)
             batch = table.part(rows)

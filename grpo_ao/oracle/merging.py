@@ -1,7 +1,7 @@
 """The adapter added into the base weights for a while, and the base weights back exactly."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -101,6 +101,11 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         for place, weight, kept in zip(places, weights, pristine, strict=True):
             setattr(place.parent, place.name, place.layer)
             weight.copy_(kept, non_blocking=True)
+
+
+def merged_if_possible(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
+    """Return ``merged``, or a block that changes nothing where the adapter cannot be merged."""
+    return nullcontext() if reason_unmergeable(model) else merged(model)
 
 
 def _add_adapter(layer: BaseTunerLayer, weight: Tensor) -> None:

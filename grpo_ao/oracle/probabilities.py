@@ -12,6 +12,7 @@ from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.batches import mask_of, padded
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device
+from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 
 
@@ -25,12 +26,13 @@ def completion_logp(
 ) -> Iterator[Float[Tensor, "completion vocab"]]:
     """Yield for each prompt the log-probabilities, float32, that its completion was chosen from.
 
-    ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``.
+    ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``. The adapter is
+    merged into the weights where that can be done, as it is for sampling.
     """
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         try:
-            with evaluating(model):
+            with evaluating(model), merged_if_possible(model):
                 logits_NV = completion_logits(
                     model, hook, prompts[part], vectors[part], completions[part]
                 )

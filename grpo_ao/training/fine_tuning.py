@@ -172,6 +172,7 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
     vocabulary = oracle.model.get_output_embeddings().weight.shape[0]
     if device.type != "cuda":
         return min(_TOKENS, 2**28 // vocabulary)
+    torch.cuda.empty_cache()  # What sampling has left counts as taken until it is handed back.
     layers = config.num_hidden_layers * config.hidden_size * _BYTES_OF_WIDTH
     free, _ = torch.cuda.mem_get_info(device)
     fitting = free / 2 / (layers + _LEARNED * vocabulary * _BYTES_OF_LOGIT)

@@ -1,9 +1,9 @@
-"""LoRA layers in few kernels, for passes in bfloat16 on a GPU.
+"""LoRA layers in few kernels, for the passes of training.
 
-PEFT's layer multiplies by A, by B and by the scale, and adds, and autocast rounds A and B of each
-layer on their own: for a small model the GPU waits for Python meanwhile. Here all weights are
-rounded at once before a pass, and the product with B is scaled and summed into the base layer's
-output, which is rounded once where PEFT's is rounded three times.
+PEFT's layer multiplies by A, by B and by the scale, and adds, each with all of its output in
+memory; and autocast rounds A and B of each layer on their own. For a small model a GPU waits for
+Python meanwhile. Here all weights are rounded at once before a pass, and the product with B is
+scaled and summed into the base layer's output, which is rounded once where PEFT's is three times.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,12 @@ _Weights = dict[nn.Module, tuple[Tensor, Tensor, str]]
 
 
 @contextmanager
-def fused_adapter(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block, pass through plain LoRA layers with their weights rounded to ``dtype``.
+def fused_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Inside the block, pass through plain LoRA layers with weights in the format of the pass.
 
-    The weights of a pass are those at its start; a backward pass that computes layers anew uses
-    those of the last one. Other layers, and those whose adapter is off, stay PEFT's.
+    That is autocast's, or the base weights'. The weights are those at the start of the pass; a
+    backward pass that computes layers anew uses those of the last one. Other layers, and those
+    whose adapter is off, stay PEFT's.
     """
     decoder = decoder_of(model)
     layers = [m for m in decoder.modules() if type(m) is LoraLinear and _is_plain(m)]
@@ -35,7 +36,7 @@ def fused_adapter(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> Ite
 
     def hold(*_: object) -> None:
         held.clear()
-        held.update(_rounded(layers, dtype))
+        held.update(_rounded(layers))
 
     hook = decoder.register_forward_pre_hook(hold)
     for layer in layers:
@@ -53,7 +54,7 @@ def _is_plain(layer: LoraLinear) -> bool:
     return plain and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
-def _rounded(layers: list[LoraLinear], dtype: torch.dtype) -> _Weights:
+def _rounded(layers: list[LoraLinear]) -> _Weights:
     adapted = [
         (layer, name)
         for layer in layers
@@ -65,11 +66,17 @@ def _rounded(layers: list[LoraLinear], dtype: torch.dtype) -> _Weights:
         return {}
     weights = [layer.get_parameter(f"lora_A.{name}.weight") for layer, name in alone]
     weights += [layer.get_parameter(f"lora_B.{name}.weight") for layer, name in alone]
-    rounded_N = torch.cat([weight.flatten() for weight in weights]).to(dtype)
+    rounded_N = torch.cat([weight.flatten() for weight in weights]).to(_format(alone[0][0]))
     parts = rounded_N.split([weight.numel() for weight in weights])
     parts = [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
     half = len(alone)
     return {layer: (parts[n], parts[half + n], name) for n, (layer, name) in enumerate(alone)}
+
+
+def _format(layer: LoraLinear) -> torch.dtype:
+    weight = layer.get_base_layer().get_parameter("weight")
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _forward(layer: LoraLinear, held: _Weights, x: Tensor, *args: object, **kwargs: object):

@@ -1,4 +1,4 @@
-"""How the passes of training run on a GPU: in bfloat16, in few kernels, without copies."""
+"""How the passes of training run: in few kernels, and on a GPU in bfloat16, without copies."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,18 +14,17 @@ from grpo_ao.training.fused_adapter import fused_adapter
 
 @contextmanager
 def fast_passes(oracle: Oracle, compiled: bool = False) -> Iterator[None]:
-    """Inside the block, keep a GPU's passes from copying and waiting; on a CPU change nothing.
+    """Inside the block, make passes in few kernels, on a GPU in bfloat16 and without copies.
 
-    PEFT's own casts would copy the input of every linear layer to float32, and autocast back.
-    Norms and LoRA layers are few kernels each, unless the compiler makes one of them and their
-    neighbours.
+    PEFT's own casts would copy the input of every linear layer to float32, and autocast back. What
+    the compiler makes of norms and LoRA layers is left to it.
     """
+    model, on_gpu = oracle.model, input_device(oracle.model).type == "cuda"
     with ExitStack() as stack:
-        if input_device(oracle.model).type == "cuda":
-            stack.enter_context(disable_input_dtype_casting(oracle.model))
-            if not compiled:
-                stack.enter_context(fused_norms(oracle.model))
-                stack.enter_context(fused_adapter(oracle.model, torch.bfloat16))
+        stack.enter_context(disable_input_dtype_casting(model, active=on_gpu))
+        if not compiled:
+            stack.enter_context(fused_norms(model))
+            stack.enter_context(fused_adapter(model))
         yield
 
 

@@ -226,8 +226,8 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._metrics["train"][_SAMPLING_GAP].append(gap.item())
 
     def _pass_fast(self) -> None:
-        """Until the step ends, let passes in bfloat16 be fast ones."""
-        if self.args.bf16 and self._fast is None:
+        """Until the step ends, let passes be fast ones."""
+        if self._fast is None:
             self._fast = ExitStack()
             self._fast.enter_context(fast_passes(self.oracle))
 

@@ -89,7 +89,7 @@ def expected_confidences(oracle: Oracle, table: ProbeTable) -> Float[np.ndarray,
 
     The tag is forced up to its number, and the probabilities of 0 to 100 are those of their tokens,
     each given the ones before, scaled to a sum of 1: one reading of a prompt where every number is
-    one token, twelve where every digit is.
+    one token, eleven where every digit is.
     """
     opening, numbers = number_tokens(oracle.tokenizer)
     stems = sorted({ids[:cut] for ids in numbers for cut in range(len(ids))})
@@ -115,12 +115,14 @@ def number_tokens(
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Return the tokens that open every tag, and for 0 to 100 those that write the number.
 
-    Where one number's tokens open another's (8 and 85, digit by digit), each has the token that
-    ends it, too.
+    A number whose tokens open another's (8 and 85, digit by digit) has the token that ends it, too.
     """
     written = [_up_to_number(tokenizer, number, ended=False) for number in _NUMBERS]
-    if any(a != b and b[: len(a)] == a for a in written for b in written):
-        written = [_up_to_number(tokenizer, number, ended=True) for number in _NUMBERS]
+    openings = {ids[:cut] for ids in written for cut in range(len(ids))}
+    written = [
+        _up_to_number(tokenizer, number, ended=ids in openings)
+        for number, ids in zip(_NUMBERS, written, strict=True)
+    ]
     columns = zip(*written, strict=False)
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     return written[0][:shared], [ids[shared:] for ids in written]

@@ -38,10 +38,18 @@ def test_numbers_of_one_token_need_no_closing_bracket():
     assert {len(ids) for ids in numbers} == {1}
 
 
-def test_numbers_of_several_tokens_are_told_apart_by_the_bracket():
+def with_bracket_if_open(number):
+    """Behind 1 to 10 another digit makes another number."""
+    return f"{number}]" if 1 <= number <= 10 else str(number)
+
+
+def test_numbers_that_open_others_are_told_from_them_by_the_bracket():
     opening, numbers = number_tokens(tiny_tokenizer())
     assert tiny_tokenizer().decode(list(opening)) == TAG_PREFIX
-    assert [tiny_tokenizer().decode(list(ids)) for ids in numbers] == [f"{n}]" for n in range(101)]
+    found = [tiny_tokenizer().decode(list(ids)) for ids in numbers]
+    assert found == list(map(with_bracket_if_open, range(101)))
+    # What has to be read: nothing, a digit of 1 to 9, or 10.
+    assert len({ids[:cut] for ids in numbers for cut in range(len(ids))}) == 11
 
 
 def test_the_expected_number_is_that_of_all_hundred_and_one_written_out(oracle):
@@ -55,10 +63,12 @@ def test_the_expected_number_is_that_of_all_hundred_and_one_written_out(oracle):
 
 
 def log_probability(oracle, table, row, number):
-    """Of the number's own tokens, with the bracket, one row at a time and without padding."""
+    """Of the number's own tokens, one row at a time and without padding."""
     prompt = table.prompts[row].input_ids
-    tag = oracle.tokenizer.encode(render_tag(number), add_special_tokens=False)
-    own = len(oracle.tokenizer.encode(f"{number}]", add_special_tokens=False))
+    before = render_tag(number).removesuffix(f"{number}]")
+    written = with_bracket_if_open(number)
+    tag = oracle.tokenizer.encode(before + written, add_special_tokens=False)
+    own = len(oracle.tokenizer.encode(written, add_special_tokens=False))
     injection = Injection.of([table.prompts[row]], [table.vectors[row]])
     with torch.no_grad(), oracle.hook.serving(injection):
         logits = oracle.model(input_ids=torch.tensor([[*prompt, *tag]])).logits[0]

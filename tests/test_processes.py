@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from grpo_ao.checks import check_processes, check_sharded
 from grpo_ao.config import TrainConfig
+from grpo_ao.files import read_jsonl
 from grpo_ao.processes import Processes, take_over_fsdp
 from tests.rigs import adapter_weights, make_oracle
 from tests.together import GENERATIONS, QUESTIONS, grpo, warm_start
@@ -134,8 +135,13 @@ def test_a_run_with_a_divided_base_makes_what_one_with_a_whole_base_does(launche
     names = {path.relative_to(whole) for path in whole.rglob("*") if path.suffix != ".png"}
     names.discard(Path("run.log"))  # of so short a run it holds alerts alone, if there were any
     assert names <= {path.relative_to(divided) for path in divided.rglob("*")}
-    name = "heldout_before_greedy.jsonl"
-    assert (divided / name).read_text() == (whole / name).read_text()
+    # A divided base is not merged into, so that probabilities are the same but for rounding.
+    rows = [read_jsonl(folder / "heldout_before_greedy.jsonl") for folder in (whole, divided)]
+    assert len(rows[0]) == len(rows[1])
+    for one, other in zip(*rows, strict=True):
+        assert other == {
+            k: pytest.approx(v, rel=1e-4) if type(v) is float else v for k, v in one.items()
+        }
     # The base's own weights stand behind it whole, wherever it is loaded.
     expected, found = (load_file(f / "adapter/adapter_model.safetensors") for f in (whole, divided))
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}

@@ -1,10 +1,11 @@
 """The method on a real oracle and real text: ``python -m benchmarks.real --help``.
 
 Trains the oracle by ``train.py`` on the questions that its supervised stage did not teach, once for
-each arm and seed, several beside each other, and asks the oracle before, after its warm
-start and as shipped the nine benchmarks' held-out questions: greedily, at
-one layer, on their own activations and on wrong ones. Prints one table, means over the seeds with
-the 95 % interval of Student's t. A call that was killed goes on where it was.
+each arm and seed, several beside each other, and asks the oracle before, after its warm start and
+as shipped the nine benchmarks' held-out questions: greedily, at one layer, on their own activations
+and on wrong ones. Prints one table, means over the seeds with the 95 % interval of Student's t, and
+what GRPO adds to each warm start, there and on the validation texts that decide what ships. A call
+that was killed goes on where it was.
 
 Arms that differ in GRPO alone share a seed's warm start. What no flag changes (the anchor, the
 targets) is changed in the training process (``benchmarks.arms``).
@@ -24,8 +25,9 @@ import numpy as np
 import tyro
 
 from benchmarks.method import mean_cell, paired_cell, run_side_by_side, visible_gpus
-from grpo_ao.answer import Answer
+from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.calibration import auroc, bootstrap_interval, brier, ece
+from grpo_ao.config import make_defaults
 from grpo_ao.discrimination import within_family_auroc
 from grpo_ao.files import atomic_write_text
 from grpo_ao.judges.reference import ReferenceJudge
@@ -255,34 +257,56 @@ def table_of(answers: Measured) -> str:
     return "\n".join(lines)
 
 
+_GAINS = ("questions", "Brier", "accuracy", "reward")
+Pair = tuple[Sequence[Answer], Sequence[Answer]]
+"""The answers of a seed and those of its warm start, to the same questions."""
+
+
 def gains_of(answers: Measured) -> str:
     """Return what is shipped less its warm start on the same questions, in Markdown.
 
     A question's difference is its mean over the seeds; intervals are by bootstrap over texts.
     """
-    lines = [
-        _line("shipped less warm start", ("questions", "Brier", "accuracy")),
-        "|---|---|---|---|",
-    ]
-    arms: dict[str, list[tuple[list[Answer], list[Answer]]]] = defaultdict(list)
+    lines = [_line("shipped less warm start", _GAINS), "|---" * (len(_GAINS) + 1) + "|"]
+    arms: dict[str, list[Pair]] = defaultdict(list)
     for name, activations in answers:
         arm, shipped, seed = name.partition(", shipped/")
         if shipped and activations == "own":
             start = answers[f"{ARMS[arm].warm}, warm start/{seed}", "own"]
             arms[arm].append((answers[name, "own"], start))
     for arm, pairs in arms.items():
-        probes = [answer.probe for answer in pairs[0][0]]
-        outside_N = np.array([probe.family in OUT_OF_DISTRIBUTION for probe in probes])
+        outside_N = np.array([a.probe.family in OUT_OF_DISTRIBUTION for a in pairs[0][0]])
         for part, chosen_N in (("all", outside_N | True), ("in", ~outside_N), ("out", outside_N)):
-            texts_N = np.array([probe.text for probe in probes])[chosen_N]
-            cells = [
-                _with_interval(
-                    np.mean([column(a) - column(b) for a, b in pairs], axis=0)[chosen_N], texts_N
-                )
-                for column in (_squared_errors, _grades)
-            ]
-            lines.append(_line(f"{arm}, {part}", (str(len(texts_N)), *cells)))
+            lines.append(_gain(f"{arm}, {part}", pairs, chosen_N))
     return "\n".join(lines)
+
+
+def steps_of(settings: Settings) -> str:
+    """Return the same for GRPO's steps on validation texts, by which it was decided what ships."""
+    lines = [_line("GRPO's steps, validation texts", _GAINS), "|---" * (len(_GAINS) + 1) + "|"]
+    for arm in settings.arms:
+        runs = [folder_of(settings, arm, seed) / "validation" for seed in settings.seeds]
+        start, *steps = sorted(path.name for path in runs[0].glob("step_*.jsonl"))
+        for step in steps:
+            pairs: list[Pair] = [
+                (_answers_in(run / step), _answers_in(run / start)) for run in runs
+            ]
+            chosen_N = np.full(len(pairs[0][0]), True)
+            lines.append(_gain(f"{arm}, {step.removesuffix('.jsonl')}", pairs, chosen_N))
+    return "\n".join(lines)
+
+
+def _answers_in(path: Path) -> list[Answer]:
+    return [answer for _, answer in read_answer_rows(path)]
+
+
+def _gain(label: str, pairs: Sequence[Pair], chosen_N: np.ndarray) -> str:
+    texts_N = np.array([answer.probe.text for answer in pairs[0][0]])[chosen_N]
+    cells = [
+        _with_interval(np.mean([of(a) - of(b) for a, b in pairs], axis=0)[chosen_N], texts_N)
+        for of in (_squared_errors, _grades, _rewards)
+    ]
+    return _line(label, (str(len(texts_N)), *cells))
 
 
 def _grades(answers: Sequence[Answer]) -> np.ndarray:
@@ -293,6 +317,10 @@ def _squared_errors(answers: Sequence[Answer]) -> np.ndarray:
     """Return each answer's squared error; one that states no confidence counts as 50 %."""
     sure = (0.5 if answer.confidence is None else answer.confidence for answer in answers)
     return (np.array(list(sure)) - _grades(answers)) ** 2
+
+
+def _rewards(answers: Sequence[Answer]) -> np.ndarray:
+    return _grades(answers) - make_defaults(None).calibration_lambda * _squared_errors(answers)
 
 
 def _with_interval(difference_N: np.ndarray, texts_N: np.ndarray) -> str:
@@ -330,7 +358,7 @@ def main() -> None:
     for first in (True, False):
         run_side_by_side(commands(settings, first), settings.jobs)
     answers = measure(settings)
-    table = f"{table_of(answers)}\n\n{gains_of(answers)}"
+    table = f"{table_of(answers)}\n\n{gains_of(answers)}\n\n{steps_of(settings)}"
     atomic_write_text(settings.output_dir / "table.md", table + "\n")
     draw(answers, settings.output_dir / "reliability.png")
     for path in settings.output_dir.glob("*/summary.json"):

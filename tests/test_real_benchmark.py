@@ -15,10 +15,12 @@ from benchmarks.real import (
     folder_of,
     gains_of,
     scores,
+    steps_of,
     table_of,
     values_of,
 )
 from grpo_ao.answer import Answer
+from grpo_ao.files import append_jsonl
 from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import STATED
 from grpo_ao.probe import Positions, Probe
@@ -108,7 +110,22 @@ def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
     # (.01 + .09) / 2 less .25 inside; outside nothing is stated, which counts as 50 %.
     assert lines[2].startswith("| recipe, all | 2 | -0.1000 [")
     assert lines[3].startswith("| recipe, in | 1 | -0.2000 [-0.2000, -0.2000] | +0.0000 [")
+    # Half of the squared error counts in the reward.
+    assert lines[3].endswith("| +0.1000 [+0.1000, +0.1000] |")
     assert lines[4].startswith("| recipe, out | 1 | +0.0000 [")
+
+
+def test_grpos_steps_are_compared_on_validation_texts(tmp_path):
+    chosen = settings(tmp_path, arms=("recipe",))
+    for seed in (0, 1):
+        folder = folder_of(chosen, "recipe", seed) / "validation"
+        folder.mkdir(parents=True)
+        append_jsonl(folder / "step_000000.jsonl", [answer(0, 50, 0).to_row()])
+        append_jsonl(folder / "step_000020.jsonl", [answer(0, 50, seed).to_row()])
+    lines = steps_of(chosen).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| recipe, step_000020 | 1 | +0.0000 [")
+    assert "| +0.5000 [+0.5000, +0.5000] | +0.5000 [+0.5000, +0.5000] |" in lines[2]
 
 
 # Targets of the family

@@ -45,6 +45,7 @@ from grpo_ao.probes.items import probes_of
 from grpo_ao.probes.names import BENCHMARKS, OUT_OF_DISTRIBUTION
 from grpo_ao.processes import Processes
 from grpo_ao.report.plots import Panel, reliability_diagram, save
+from grpo_ao.reward import reward_rule, rewarded
 
 POSITIONS = "window:50@-1"
 # What every run is told; a seed's own flags and an arm's come behind.
@@ -286,10 +287,11 @@ def steps_of(settings: Settings) -> str:
     lines = [_line("GRPO's steps, validation texts", _GAINS), "|---" * (len(_GAINS) + 1) + "|"]
     for arm in settings.arms:
         runs = [folder_of(settings, arm, seed) / "validation" for seed in settings.seeds]
-        start, *steps = sorted(path.name for path in runs[0].glob("step_*.jsonl"))
-        for step in steps:
+        known = [{path.name for path in run.glob("step_*.jsonl")} for run in runs]
+        steps = sorted(set.intersection(*known))
+        for step in steps[1:]:
             pairs: list[Pair] = [
-                (_answers_in(run / step), _answers_in(run / start)) for run in runs
+                (_answers_in(run / step), _answers_in(run / steps[0])) for run in runs
             ]
             chosen_N = np.full(len(pairs[0][0]), True)
             lines.append(_gain(f"{arm}, {step.removesuffix('.jsonl')}", pairs, chosen_N))
@@ -320,7 +322,8 @@ def _squared_errors(answers: Sequence[Answer]) -> np.ndarray:
 
 
 def _rewards(answers: Sequence[Answer]) -> np.ndarray:
-    return _grades(answers) - make_defaults(None).calibration_lambda * _squared_errors(answers)
+    rule = reward_rule(make_defaults(None).calibration_lambda)
+    return np.array([rewarded(answer, rule).reward or 0.0 for answer in answers])
 
 
 def _with_interval(difference_N: np.ndarray, texts_N: np.ndarray) -> str:

@@ -1,13 +1,16 @@
 """The benchmark on real text: its question set, its commands, and its table by hand."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.arms import family_means
+from benchmarks.method import run_side_by_side
 from benchmarks.real import (
     ARMS,
     Settings,
@@ -57,6 +60,21 @@ def test_a_run_that_is_finished_is_not_started_again(tmp_path):
     done.mkdir(parents=True)
     (done / "summary.json").write_text("{}")
     assert set(commands(chosen, first=True)) == {folder_of(chosen, "recipe", 1)}
+
+
+def test_each_of_the_runs_beside_each_other_sees_one_gpu_of_those_that_are_visible(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    said = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    folders = [tmp_path / str(number) for number in range(3)]
+    for count, expected in ((2, ["4", "7", "4"]), (1, ["4,7"] * 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda n=count: n)
+        run_side_by_side(dict.fromkeys(folders, said), 3)
+        consoles = [folder / "console.txt" for folder in folders]
+        assert [console.read_text().strip() for console in consoles] == expected
+        for console in consoles:
+            console.unlink()
 
 
 def test_every_arms_warm_start_is_an_arm():
@@ -112,7 +130,9 @@ def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
     assert lines[3].startswith("| recipe, in | 1 | -0.2000 [-0.2000, -0.2000] | +0.0000 [")
     # Half of the squared error counts in the reward.
     assert lines[3].endswith("| +0.1000 [+0.1000, +0.1000] |")
+    # Without a tag the reward is the floor of -1.5, where it was -1/8.
     assert lines[4].startswith("| recipe, out | 1 | +0.0000 [")
+    assert lines[4].endswith("| -1.3750 [-1.3750, -1.3750] |")
 
 
 def test_grpos_steps_are_compared_on_validation_texts(tmp_path):

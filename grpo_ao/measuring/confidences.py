@@ -20,6 +20,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import Fit, fit_isotonic, fit_temperature, out_of_fold
 from grpo_ao.credit import answer_start
 from grpo_ao.measuring.metrics import STATED, Columns, Confidence
+from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.table import ProbeTable
@@ -43,21 +44,22 @@ def with_probabilities(
     """
     written = [answer.token_ids for answer in answers]
     sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
-    read = completion_logp(
-        oracle.model, oracle.hook, table.prompts, table.vectors, written, batch_size
-    )
     found = []
-    for answer, whole_CV in zip(answers, read, strict=True):
-        start = answer_start(oracle.tokenizer, answer.token_ids, answer.parsed)
-        logp_CV = whole_CV[start:]
-        closed = answer.probe.kind == "closed" and all(sides)
-        found.append(
-            replace(
-                answer,
-                answer_probability=probability_of(logp_CV, answer.token_ids[start:]),
-                yes_probability=_yes_probability(logp_CV[0], *sides) if closed else None,
-            )
+    with merged_if_possible(oracle.model):
+        read = completion_logp(
+            oracle.model, oracle.hook, table.prompts, table.vectors, written, batch_size
         )
+        for answer, whole_CV in zip(answers, read, strict=True):
+            start = answer_start(oracle.tokenizer, answer.token_ids, answer.parsed)
+            logp_CV = whole_CV[start:]
+            closed = answer.probe.kind == "closed" and all(sides)
+            found.append(
+                replace(
+                    answer,
+                    answer_probability=probability_of(logp_CV, answer.token_ids[start:]),
+                    yes_probability=_yes_probability(logp_CV[0], *sides) if closed else None,
+                )
+            )
     return found
 
 

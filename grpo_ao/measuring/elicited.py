@@ -197,6 +197,9 @@ def _last_logits(oracle: Oracle, table: ProbeTable) -> Float[Tensor, "probes voc
     device = input_device(oracle.model)
     with oracle.hook.serving(injection.to(device)):
         logits_BLV = oracle.model(
-            input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device), logits_to_keep=1
+            input_ids=ids_BL.to(device),
+            attention_mask=mask_BL.to(device),
+            logits_to_keep=1,
+            use_cache=False,
         ).logits
     return logits_BLV[:, -1]

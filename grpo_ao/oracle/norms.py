@@ -1,4 +1,4 @@
-"""RMS norms in one pass over memory, for reading the subject on a GPU.
+"""RMS norms in one pass over memory, for reading the subject and for training on a GPU.
 
 transformers writes a norm as eight operations, six of which read and write all of the activations.
 torch has one kernel for it, which rounds once where transformers rounds twice.

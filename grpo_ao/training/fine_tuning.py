@@ -34,9 +34,9 @@ from grpo_ao.training.passes import autocast, fast_passes
 ANCHOR_WEIGHT = 4.0
 # Tokens of one pass: on a CPU, and the least and the most on a GPU.
 _TOKENS, MOST_TOKENS = 1024, 32768
-# Measured: what a token takes in a pass for each layer and dimension of the residual stream, and a
-# learned one, which every fourth may be, for each vocabulary entry.
-_BYTES_OF_WIDTH, _BYTES_OF_LOGIT, _LEARNED = 40, 24, 1 / 4
+# What a token takes in a pass for each layer and dimension of the residual stream, and a learned
+# one for each vocabulary entry: by the peaks that `benchmarks.step` prints.
+_BYTES_OF_WIDTH, _BYTES_OF_LOGIT = 40, 24
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fine_tune(
     gradients: the update is that of one process.
     """
     losses = []
-    most, trained = tokens_of_a_pass(oracle), start.trained
+    most, trained = tokens_of_a_pass(oracle, _most_learned(table, targets)), start.trained
     fused = input_device(oracle.model).type == "cuda"
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=fused)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -161,8 +161,14 @@ def _backward(
     return total
 
 
-def tokens_of_a_pass(oracle: Oracle) -> int:
-    """Return how many tokens one pass may hold, padding included.
+def _most_learned(table: ProbeTable, targets: Sequence[Target]) -> float:
+    """Return the largest share of a row that is learned, of any target."""
+    lengths = [(len(t.token_ids), len(table.prompts[t.row].input_ids)) for t in targets]
+    return max(written / (written + prompt) for written, prompt in lengths)
+
+
+def tokens_of_a_pass(oracle: Oracle, learned: float) -> int:
+    """Return how many tokens one pass may hold, padding included, of which a share is ``learned``.
 
     On a GPU, as many as fit into half of the memory that is free: of a token are kept the inputs of
     every layer's linear maps, and of a learned one its logits, several times. On a CPU larger
@@ -175,7 +181,7 @@ def tokens_of_a_pass(oracle: Oracle) -> int:
     torch.cuda.empty_cache()  # What sampling has left counts as taken until it is handed back.
     layers = config.num_hidden_layers * config.hidden_size * _BYTES_OF_WIDTH
     free, _ = torch.cuda.mem_get_info(device)
-    fitting = free / 2 / (layers + _LEARNED * vocabulary * _BYTES_OF_LOGIT)
+    fitting = free / 2 / (layers + learned * vocabulary * _BYTES_OF_LOGIT)
     return min(max(int(fitting), _TOKENS), MOST_TOKENS)
 
 
@@ -200,16 +206,18 @@ def loss_of(
     token differently, the tokens that differ by a leading space change places (``anchor``).
     """
     with start.put_back():
-        log_probs_NV = _log_probs(oracle, table, targets, [t.origin_ids for t in targets])
-        ends = accumulate(len(target.origin_ids) for target in targets)
-        start_KV = _carried_over(oracle, log_probs_NV[_tails(ends, targets)], targets)
+        tails = _tails(accumulate(len(target.origin_ids) for target in targets), targets)
+        origins = [target.origin_ids for target in targets]
+        start_KV = _carried_over(
+            oracle, _log_probs(oracle, table, targets, origins)[tails], targets
+        )
     log_probs_NV = _log_probs(oracle, table, targets, [t.token_ids for t in targets])
     device = log_probs_NV.device
     ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)
     weight_N = torch.tensor([w for t in targets for w in t.weights], device=device)
     cross_N = -log_probs_NV.gather(1, ids_N[:, None])[:, 0]
-    ends = accumulate(len(target.token_ids) for target in targets)
-    now_KV = log_probs_NV[_tails(ends, targets)]
+    tails = _tails(accumulate(len(target.token_ids) for target in targets), targets)
+    now_KV = log_probs_NV[tails]
     divergence_K = (start_KV.exp() * (start_KV - now_KV)).sum(dim=-1)
     return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * divergence_K.sum()
 

@@ -26,9 +26,9 @@ _Weights = dict[nn.Module, tuple[Tensor, Tensor, str]]
 def fused_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Inside the block, pass through plain LoRA layers with weights in the format of the pass.
 
-    That is autocast's, or the base weights'. The weights are those at the start of the pass; a
-    backward pass that computes layers anew uses those of the last one. Other layers, and those
-    whose adapter is off, stay PEFT's.
+    That is autocast's, or the base weights'. The weights are those at the start of the decoder's
+    pass; a backward pass that computes layers anew uses those of the last one. Other layers, and
+    those of which no adapter or several are active, stay PEFT's.
     """
     decoder = decoder_of(model)
     layers = [m for m in decoder.modules() if type(m) is LoraLinear and _is_plain(m)]
@@ -55,13 +55,12 @@ def _is_plain(layer: LoraLinear) -> bool:
 
 
 def _rounded(layers: list[LoraLinear]) -> _Weights:
-    adapted = [
-        (layer, name)
+    alone = [
+        (layer, layer.active_adapters[0])
         for layer in layers
-        for name in layer.active_adapters
-        if name in layer.lora_A and not layer.disable_adapters and not layer.merged
+        if len(layer.active_adapters) == 1 and layer.active_adapters[0] in layer.lora_A
+        if not layer.disable_adapters and not layer.merged
     ]
-    alone = [(layer, name) for layer, name in adapted if len(layer.active_adapters) == 1]
     if not alone:
         return {}
     weights = [layer.get_parameter(f"lora_A.{name}.weight") for layer, name in alone]

@@ -112,7 +112,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.monitor = monitor
         self.max_unscored = max_unscored
         self._rows: list[int] = []
-        self._fast: ExitStack | None = None
+        self._fast = ExitStack()
         self._forget_rounds()
         self._prepare_correction(args)
         self.group_size = args.num_generations or 1
@@ -173,6 +173,7 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         started = time.perf_counter()
+        self._fast.close()  # A round that is asked anew comes behind passes.
         # TRL repeats a prompt for each of its completions; it needs to be read only once.
         samples = _repeats(self._rows)
         rows = self._rows[::samples]
@@ -226,15 +227,11 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._metrics["train"][_SAMPLING_GAP].append(gap.item())
 
     def _pass_fast(self) -> None:
-        """Until the step ends, let passes be fast ones."""
-        if self._fast is None:
-            self._fast = ExitStack()
+        """From here to the end of the step, or to the next rollouts, let passes be fast ones."""
+        self._fast.close()
+        # A checkpoint of the older kind goes back through all that lies before it, in every layer.
+        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             self._fast.enter_context(fast_passes(self.oracle))
-
-    def _pass_as_usual(self) -> None:
-        if self._fast is not None:
-            self._fast.close()
-            self._fast = None
 
     def _packed_logps(
         self, model, rows: Sequence[int], ids_BL: Tensor, mask_BL: Tensor, width: int
@@ -378,7 +375,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
-            self._pass_as_usual()
+            self._fast.close()
         if is_sharded(self.oracle.model) and self.accelerator.sync_gradients:
             for parameter in self.oracle.model.parameters():
                 if parameter.requires_grad:

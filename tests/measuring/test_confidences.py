@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from grpo_ao.answer import Agreement, Answer
 from grpo_ao.config import MINI_WEIGHTS
@@ -16,6 +17,7 @@ from grpo_ao.measuring.confidences import (
     with_probabilities,
 )
 from grpo_ao.oracle.injection import Injection
+from grpo_ao.oracle.layers import decoder_of
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe, QuestionKind
@@ -170,6 +172,23 @@ def test_probabilities_are_those_behind_the_tag_and_of_each_rows_own_vectors(ora
             for words in ((" Yes", "Yes", " yes", "yes"), (" No", "No", " no", "no"))
         ]
         assert answer.yes_probability == pytest.approx(mass[0] / sum(mass), rel=1e-3)
+
+
+def test_probabilities_are_read_with_the_weights_that_sample_and_leave_the_base_as_it_was(oracle):
+    table, answers = table_of(oracle, SAID, ended=True)
+    decoder, adapted = decoder_of(oracle.model), []
+    before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
+
+    def count(*_):
+        adapted.append(sum(isinstance(module, BaseTunerLayer) for module in decoder.modules()))
+
+    hook = decoder.register_forward_pre_hook(count)
+    with_probabilities(oracle, table, answers, batch_size=2)
+    hook.remove()
+    assert adapted == [0, 0]
+    after = decoder.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def single_tokens(oracle, words):

@@ -92,3 +92,23 @@ def test_a_layer_that_is_more_than_lora_stays_pefts():
         assert "forward" not in vars(first)
         torch.testing.assert_close(model(input_ids=IDS_BL).logits, expected)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_active_adapter_alone_is_passed_through_and_two_are_left_to_peft():
+    model = scaled_peft()
+    model.add_adapter("ref", model.peft_config["default"])
+    torch.manual_seed(3)
+    for layer in lora_layers(model):
+        torch.nn.init.normal_(layer.get_parameter("lora_B.ref.weight"), std=0.1)
+    default = model(input_ids=IDS_BL).logits
+    model.set_adapter("ref")
+    reference = model(input_ids=IDS_BL).logits
+    model.base_model.set_adapter(["default", "ref"])
+    both = model(input_ids=IDS_BL).logits
+    with fused_adapter(model):
+        torch.testing.assert_close(model(input_ids=IDS_BL).logits, both)
+        model.set_adapter("ref")
+        torch.testing.assert_close(model(input_ids=IDS_BL).logits, reference)
+        model.set_adapter("default")
+        torch.testing.assert_close(model(input_ids=IDS_BL).logits, default)
+    assert min((default - reference).abs().max(), (both - reference).abs().max()) > 1e-3

@@ -489,12 +489,23 @@ class Outage(LetterReward):
         return await super().__call__(*args, **kwargs)
 
 
-def test_a_round_without_enough_grades_is_neither_trained_on_nor_counted(tmp_path):
+def test_a_round_without_enough_grades_is_neither_trained_on_nor_counted(tmp_path, monkeypatch):
     oracle = make_oracle()
     table = planted_table(oracle, 8)
     # Three of eight are ungraded; then the judge is back.
     reward = Outage(table, first=2, rounds=ROUNDS - 1)
-    make_trainer(tmp_path, oracle, table, reward, max_unscored=0.3, max_steps=3).train()
+    layer = next(m for m in oracle.model.modules() if isinstance(m, BaseTunerLayer))
+    begin, fast = reward.begin, []
+
+    def begin_and_look(*args):
+        fast.append("forward" in vars(layer))
+        begin(*args)
+
+    monkeypatch.setattr(reward, "begin", begin_and_look)
+    settings = {"max_unscored": 0.3, "max_steps": 3, "kl_penalty": 0.1}
+    make_trainer(tmp_path, oracle, table, reward, **settings).train()
+    # What samples anew comes behind passes of the reference, and is not made as they are.
+    assert fast == [False] * (3 + ROUNDS - 1)
     assert len(reward.completions) == 8 * (3 + ROUNDS - 1)
     assert [(row["step"], row["unscored"]) for row in metrics(tmp_path)] == [(1, 0), (2, 0), (3, 0)]
     alerts = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "alert" in row]

@@ -336,17 +336,23 @@ def _line(name: str, cells: Iterable[str]) -> str:
 
 
 def draw(answers: Measured, path: Path) -> None:
-    """Draw the reliability of each measurement, the seeds together, of what was taught."""
+    """Draw the reliability of what ships, the seeds together, of what was taught.
+
+    The stated confidence of each arm, and the probability of its answers.
+    """
     parts: dict[str, list[Answer]] = defaultdict(list)
     for (name, activations), own in answers.items():
-        if activations == "own":
-            taught = (a for a in own if a.probe.family not in OUT_OF_DISTRIBUTION)
-            parts[name.partition("/")[0]] += [a for a in taught if a.parsed]
+        arm, shipped, _ = name.partition(", shipped/")
+        if shipped and activations == "own":
+            parts[arm] += [a for a in own if a.probe.family not in OUT_OF_DISTRIBUTION]
     panels = []
-    for label, part in parts.items():
-        if part:
-            columns = Columns.of(part)
-            panels.append(Panel(label, *columns.known, columns.context_N))
+    for arm, part in parts.items():
+        for what, of, tone in (
+            ("stated confidence", STATED, "after"),
+            ("the answer's probability", METHODS["answer probability"], "before"),
+        ):
+            columns = Columns.of(part, of).only_known()
+            panels.append(Panel(f"{arm}: {what}", *columns.known, columns.context_N, tone))
     save(reliability_diagram(panels, outcome="share of right answers"), path)
 
 

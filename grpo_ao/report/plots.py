@@ -282,7 +282,7 @@ def _draw_histogram(axis: Axes, panel: Panel) -> None:
     for weight_N, alpha in ((np.ones(len(bar_N)), 0.3), (panel.outcome_N, 0.8)):
         height_B = np.bincount(bar_N, weights=weight_N, minlength=_BARS) / total
         axis.bar(left_B, height_B, width=0.8 / _BARS, align="edge", color=color, alpha=alpha)
-    axis.set_xlabel("stated confidence")
+    axis.set_xlabel("confidence")
 
 
 # Curves

@@ -283,19 +283,33 @@ def gains_of(answers: Measured) -> str:
 
 
 def steps_of(settings: Settings) -> str:
-    """Return the same for GRPO's steps on validation texts, by which it was decided what ships."""
+    """Return the same for GRPO's steps on validation texts, by which it was decided what ships.
+
+    The last step's gain is divided by whether the warm start's answers to a family's questions were
+    right less often than a guess between two.
+    """
     lines = [_line("GRPO's steps, validation texts", _GAINS), "|---" * (len(_GAINS) + 1) + "|"]
     for arm in settings.arms:
         runs = [folder_of(settings, arm, seed) / "validation" for seed in settings.seeds]
         known = [{path.name for path in run.glob("step_*.jsonl")} for run in runs]
-        steps = sorted(set.intersection(*known))
-        for step in steps[1:]:
-            pairs: list[Pair] = [
-                (_answers_in(run / step), _answers_in(run / steps[0])) for run in runs
-            ]
-            chosen_N = np.full(len(pairs[0][0]), True)
-            lines.append(_gain(f"{arm}, {step.removesuffix('.jsonl')}", pairs, chosen_N))
+        start, *steps = sorted(set.intersection(*known)) or [""]
+        starts = [_answers_in(run / start) for run in runs if steps]
+        pairs: list[Pair] = []
+        for step in steps:
+            pairs = list(zip((_answers_in(run / step) for run in runs), starts, strict=True))
+            everything_N = np.full(len(starts[0]), True)
+            lines.append(_gain(f"{arm}, {step.removesuffix('.jsonl')}", pairs, everything_N))
+        if steps:
+            low_N = _below_a_guess(starts)
+            lines.append(_gain(f"{arm}, of it families below a guess", pairs, low_N))
+            lines.append(_gain(f"{arm}, of it the others", pairs, ~low_N))
     return "\n".join(lines)
+
+
+def _below_a_guess(starts: Sequence[Sequence[Answer]]) -> np.ndarray:
+    family_N = np.array([answer.probe.family for answer in starts[0]])
+    right_N = np.mean([_grades(start) for start in starts], axis=0)
+    return np.array([right_N[family_N == family].mean() < 0.5 for family in family_N])
 
 
 def _answers_in(path: Path) -> list[Answer]:
@@ -303,6 +317,8 @@ def _answers_in(path: Path) -> list[Answer]:
 
 
 def _gain(label: str, pairs: Sequence[Pair], chosen_N: np.ndarray) -> str:
+    if not chosen_N.any():
+        return _line(label, ("0", *["" for _ in _GAINS[1:]]))
     texts_N = np.array([answer.probe.text for answer in pairs[0][0]])[chosen_N]
     cells = [
         _with_interval(np.mean([of(a) - of(b) for a, b in pairs], axis=0)[chosen_N], texts_N)

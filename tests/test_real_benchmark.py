@@ -137,15 +137,21 @@ def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
 
 def test_grpos_steps_are_compared_on_validation_texts(tmp_path):
     chosen = settings(tmp_path, arms=("recipe",))
+    assert len(steps_of(chosen).splitlines()) == 2
     for seed in (0, 1):
         folder = folder_of(chosen, "recipe", seed) / "validation"
         folder.mkdir(parents=True)
-        append_jsonl(folder / "step_000000.jsonl", [answer(0, 50, 0).to_row()])
-        append_jsonl(folder / "step_000020.jsonl", [answer(0, 50, seed).to_row()])
-    lines = steps_of(chosen).splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith("| recipe, step_000020 | 1 | +0.0000 [")
-    assert "| +0.5000 [+0.5000, +0.5000] | +0.5000 [+0.5000, +0.5000] |" in lines[2]
+        for step, right in ((0, 0), (20, seed)):
+            rows = [answer(0, 50, right), answer(1, 50, 1, "snli")]
+            path = folder / f"step_{step:06d}.jsonl"
+            append_jsonl(path, [row.to_row() for row in rows])
+    (folder / "step_000040.jsonl").touch()  # of one seed alone
+    step, low, others = steps_of(chosen).splitlines()[2:]
+    assert step.startswith("| recipe, step_000020 | 2 | +0.0000 [")
+    assert "| +0.2500 [" in step
+    assert "families below a guess | 1 | +0.0000 [" in low
+    assert low.endswith("| +0.5000 [+0.5000, +0.5000] | +0.5000 [+0.5000, +0.5000] |")
+    assert others.endswith("| +0.0000 [+0.0000, +0.0000] | +0.0000 [+0.0000, +0.0000] |")
 
 
 # Targets of the family

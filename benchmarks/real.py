@@ -292,17 +292,18 @@ def steps_of(settings: Settings) -> str:
     for arm in settings.arms:
         runs = [folder_of(settings, arm, seed) / "validation" for seed in settings.seeds]
         known = [{path.name for path in run.glob("step_*.jsonl")} for run in runs]
-        start, *steps = sorted(set.intersection(*known)) or [""]
-        starts = [_answers_in(run / start) for run in runs if steps]
+        steps = sorted(set.intersection(*known))
+        if len(steps) < 2:
+            continue
+        starts = [_answers_in(run / steps[0]) for run in runs]
         pairs: list[Pair] = []
-        for step in steps:
+        for step in steps[1:]:
             pairs = list(zip((_answers_in(run / step) for run in runs), starts, strict=True))
             everything_N = np.full(len(starts[0]), True)
             lines.append(_gain(f"{arm}, {step.removesuffix('.jsonl')}", pairs, everything_N))
-        if steps:
-            low_N = _below_a_guess(starts)
-            lines.append(_gain(f"{arm}, of it families below a guess", pairs, low_N))
-            lines.append(_gain(f"{arm}, of it the others", pairs, ~low_N))
+        low_N = _below_a_guess(starts)
+        lines.append(_gain(f"{arm}, of it families below a guess", pairs, low_N))
+        lines.append(_gain(f"{arm}, of it the others", pairs, ~low_N))
     return "\n".join(lines)
 
 

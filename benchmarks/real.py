@@ -339,6 +339,7 @@ def _squared_errors(answers: Sequence[Answer]) -> np.ndarray:
 
 
 def _rewards(answers: Sequence[Answer]) -> np.ndarray:
+    """Return each answer's reward at the default lambda; one without a tag has the floor."""
     rule = reward_rule(make_defaults(None).calibration_lambda)
     return np.array([rewarded(answer, rule).reward or 0.0 for answer in answers])
 

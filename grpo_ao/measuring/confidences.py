@@ -45,7 +45,7 @@ def with_probabilities(
     written = [answer.token_ids for answer in answers]
     sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
     found = []
-    with merged_if_possible(oracle.model):
+    with merged_if_possible(oracle.model):  # once, not for each batch
         read = completion_logp(
             oracle.model, oracle.hook, table.prompts, table.vectors, written, batch_size
         )

@@ -4,7 +4,8 @@ Random weights at the shape of a real model; prompts of 110 tokens, 20 of them p
 tokens, temperature 0.9, log-probabilities returned. The first column is the whole call of the
 rollout engine, prompts, bank and bookkeeping included; `ms per decode step` is the time of 64 new
 tokens less that of one, over 63. The limit is every weight that a step multiplies by read once, at
-the bandwidth that a copy reaches on this card.
+the bandwidth that a copy reaches on this card. `--profile FILE` writes what the GPU and Python do
+in one call of 32 prompts x 8, of one new token and of 64, by torch's profiler.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import profile
 from transformers import Qwen3Config
 
 from grpo_ao.oracle.prompt import OraclePrompt
@@ -100,9 +102,10 @@ def request(config: Qwen3Config, count: int) -> tuple[list[OraclePrompt], list[t
     return prompts, [torch.randn(SLOTS, width, dtype=torch.bfloat16) for _ in range(count)]
 
 
-def rollout_row(
-    engine: InjectingEngine, config: Qwen3Config, count: int, samples: int, limit: float
-) -> dict[str, float]:
+def calls(
+    engine: InjectingEngine, config: Qwen3Config, count: int, samples: int
+) -> Callable[[int], None]:
+    """Return what asks for a rollout of so many new tokens."""
     # Other vectors each time; drawing them is no part of a rollout.
     requests = itertools.cycle([request(config, count) for _ in range(4)])
 
@@ -111,6 +114,29 @@ def rollout_row(
         seeds = draw_seeds(count)
         engine.rollouts(prompts, vectors, Sampling(samples, 0.9, new), [], seeds)
 
+    return call
+
+
+def write_profile(engine: InjectingEngine, config: Qwen3Config, path: Path) -> None:
+    """Write what a call's time goes to, the kernels of the GPU and what Python does meanwhile."""
+    call, parts = calls(engine, config, 32, 8), []
+    for new in (1, NEW):
+        call(new)
+        started = time.perf_counter()
+        with profile() as profiler:
+            call(new)
+            torch.cuda.synchronize()
+        parts.append(f"{new} new tokens: {time.perf_counter() - started:.3f} s")
+        for key in ("self_cuda_time_total", "self_cpu_time_total"):
+            averages = profiler.key_averages()
+            parts.append(averages.table(sort_by=key, row_limit=25, max_name_column_width=70))
+    path.write_text("\n\n".join(parts))
+
+
+def rollout_row(
+    engine: InjectingEngine, config: Qwen3Config, count: int, samples: int, limit: float
+) -> dict[str, float]:
+    call = calls(engine, config, count, samples)
     whole, first = seconds(lambda: call(NEW), 5), seconds(lambda: call(1), 5)
     step = (whole - first) / (NEW - 1)
     return {
@@ -137,7 +163,7 @@ def merge_row(engine: InjectingEngine) -> dict[str, float]:
     return {"ms": 1000 * seconds(lambda: engine.set_adapter(base, factors), 10)}
 
 
-def measure(shape: str, memory: float) -> dict[str, Any]:
+def measure(shape: str, memory: float, profiled: Path | None) -> dict[str, Any]:
     """All rows of one shape, with what they were measured on."""
     started = time.perf_counter()
     engine, config = start(shape, memory)
@@ -151,6 +177,9 @@ def measure(shape: str, memory: float) -> dict[str, Any]:
         f"{count} prompts x {samples}": rollout_row(engine, config, count, samples, limit)
         for count, samples in BATCHES
     }
+    merge = merge_row(engine)
+    if profiled:
+        write_profile(engine, config, profiled)
     return {
         "card": torch.cuda.get_device_name(),
         "shape": shape,
@@ -158,7 +187,7 @@ def measure(shape: str, memory: float) -> dict[str, Any]:
         "limit, ms per decode step": 1000 * limit,
         "seconds to start the engine": start_seconds,
         "rollouts": rows,
-        "merge": merge_row(engine),
+        "merge": merge,
     }
 
 
@@ -167,9 +196,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-8b")
     parser.add_argument("--memory", type=float, default=0.5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--profile", type=Path)
     args = parser.parse_args()
     check_installed()
-    result = measure(args.shape, args.memory)
+    result = measure(args.shape, args.memory, args.profile)
     for name, value in result.items():
         if isinstance(value, dict):
             for row, numbers in value.items():

@@ -66,9 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
             f"error: there is no command {command}: choose from {', '.join(COMMANDS)}."
         )
     take_any_text()
+    warnings.formatwarning = _in_one_line
     with _errors_told():
         COMMANDS[command](rest)
         sys.stdout.flush()
+
+
+def _in_one_line(message: Warning | str, *_: object) -> str:
+    return f"warning: {message}\n"
 
 
 def _overview() -> str:

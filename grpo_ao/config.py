@@ -375,7 +375,8 @@ class EvalConfig(RolloutFlags):
     layer_percents: tuple[int, ...] = ()
     """Layers that are read instead, as depths in per cent of all."""
     one_layer: bool = False
-    """Ask each question at one of the depths, drawn by a hash, instead of at every one."""
+    """Ask each question at one of the layers that the adapter was trained on, drawn by a hash,
+    instead of at every one. Layers that are named are read each in turn all the same."""
     controls: bool = True
     """Ask some probes again on other activations (another text's, noise, none), and measure what
     else an answer's rightness can be predicted from."""

@@ -117,7 +117,7 @@ def _probes(
         console.print(headed("warning:", warning))
     positions = [Positions.parse(spec) for spec in config.positions]
     asked = (config.suite, config.benchmarks, config.num_contexts, config.data_dir)
-    one_layer = config.one_layer and not config.layers
+    one_layer = config.one_layer and not (config.layers or config.layer_percents)
     probes = [
         replace(probe, subject=subject)
         for subject in subjects

@@ -240,10 +240,14 @@ def test_two_oracles_are_compared_on_the_same_items(tmp_path, few_draws, mini, m
         assert measured["findings"]
 
 
-def test_a_sweep_asks_each_question_at_every_layer(tmp_path, few_draws, no_figures):
-    metrics = evaluate(flags(tmp_path, layers=("all",), controls=False))
+@pytest.mark.parametrize(
+    ("swept", "shown"),
+    [({"layers": ("all",)}, "01234567"), ({"layer_percents": (50, 90)}, "47")],
+)
+def test_a_sweep_asks_each_question_at_every_layer(tmp_path, few_draws, no_figures, swept, shown):
+    metrics = evaluate(flags(tmp_path, **swept, controls=False))
     (oracle,) = metrics["oracles"].values()
-    assert {layer: m["n"] for layer, m in oracle["layers"].items()} == dict.fromkeys("01234567", 2)
+    assert {layer: m["n"] for layer, m in oracle["layers"].items()} == dict.fromkeys(shown, 2)
     assert "| 7 \N{DAGGER} | 2 |" in (tmp_path / "out" / "metrics.md").read_text()
 
 

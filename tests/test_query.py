@@ -196,3 +196,14 @@ def test_nothing_is_said_but_the_answer():
         [sys.executable, "-m", "grpo_ao", *asked], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+
+
+def test_a_warning_is_one_line_said_once(tmp_path):
+    bare = shutil.copytree(MINI_WEIGHTS / "oracle", tmp_path / "bare")
+    (bare / "ao_config.json").unlink()
+    whom = ["--model", str(MINI_WEIGHTS / "base"), "--oracle_lora_path", str(bare)]
+    asked = ["ask", "--text", TEXT, "--question", QUESTION, *whom]
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_ao", *asked], cwd=ROOT, capture_output=True, text=True
+    )
+    assert re.fullmatch(rf"warning: there is no {bare / 'ao_config.json'}: .*\n", done.stderr)

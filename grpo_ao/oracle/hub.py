@@ -17,7 +17,7 @@ SHIPPED_MARK = "whole.json"
 def adapter_names(adapters: Sequence[str]) -> dict[str, str]:
     """Name each adapter by the end of its path, or by all of it where two ends are alike."""
     if len(set(adapters)) < len(adapters):
-        raise UserError("an adapter is named twice: give each to compare once.")
+        raise UserError("an adapter is named twice: give each once.")
     short = [adapter_name(adapter) for adapter in adapters]
     return dict(zip(short if len(set(short)) == len(short) else adapters, adapters, strict=True))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from grpo_ao.oracle.hub import check_shipped, resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
-from grpo_ao.oracle.spec import OracleSpec, load_spec
+from grpo_ao.oracle.spec import SPEC_FILE, OracleSpec, load_spec
 from grpo_ao.oracle.turn import check_template
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.*", "ao_config.json"]
@@ -121,11 +122,10 @@ def check_4bit(device: torch.device) -> None:
         raise UserError("a base model in 4 bits needs bitsandbytes: pip install 'grpo-ao[4bit]'.")
 
 
-def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) -> None:
-    """Raise UserError, in one sentence, unless the adapter in ``adapter`` fits the base model.
+def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) -> dict[str, Tensor]:
+    """Return the weights of the adapter in ``adapter``; UserError unless it fits the base model.
 
-    The adapter's weights are read; those of the base are not (``skeleton`` has none, and is
-    changed by this check).
+    The weights of the base are not read (``skeleton`` has none, and is changed by this check).
     """
     config = adapter_config(adapter)
     weights = _adapter_weights(adapter)
@@ -158,6 +158,7 @@ def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) ->
             f"the adapter {adapter} is on the output layer of {base}, whose weights are those of "
             "its input embeddings: take an adapter on other layers."
         )
+    return weights
 
 
 def _check_patterns(adapter: Path, config: LoraConfig, skeleton: PreTrainedModel) -> None:
@@ -218,6 +219,14 @@ def _first_mismatch(error: Exception) -> str:
     return (lines or [first_line(error)])[0].rstrip(".")
 
 
+def _check_layers(spec: OracleSpec, adapter: Path, num_layers: int) -> None:
+    for layer in (spec.hook_onto_layer, *chain(*spec.act_layer_combinations)):
+        try:
+            check_layer(num_layers, layer)
+        except UserError as error:
+            raise UserError(f"{adapter / SPEC_FILE} is of another model: {error}") from error
+
+
 @dataclass(frozen=True)
 class OracleSources:
     """A base model and an adapter that make an oracle on a device, and what was read to know it."""
@@ -254,7 +263,7 @@ def check_sources(
         trial = beside.submit(load_tokenizer, base)
         check_adapter(base, skeleton, folder)
         spec, num_layers = load_spec(folder), num_decoder_layers(config)
-        check_layer(num_layers, spec.hook_onto_layer)
+        _check_layers(spec, folder, num_layers)
     tokenizer = trial.result()
     build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
     return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec)

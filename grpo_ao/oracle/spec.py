@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,7 @@ def load_spec(adapter: str | Path) -> OracleSpec:
     """
     path = resolve_files(adapter, [SPEC_FILE, "adapter_config.json"]) / SPEC_FILE
     if not path.is_file():
-        warnings.warn(
-            f"{adapter} has no {SPEC_FILE}: it is taken for a public oracle, injected at layer 1 "
-            "behind the prefix 'Layer: N' with ' ?' for each activation",
-            stacklevel=2,
-        )
+        _warn_that_there_is_no(path)
         return OracleSpec()
     with read_faults(path):
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -142,14 +139,24 @@ def load_spec(adapter: str | Path) -> OracleSpec:
     return _from_json(values, path)
 
 
+@cache  # of the several readers of one adapter's file the first says it
+def _warn_that_there_is_no(path: Path) -> None:
+    warnings.warn(
+        f"there is no {path}: the adapter is taken for a public oracle, injected at layer 1 behind "
+        "the prefix 'Layer: N' with ' ?' for each activation, that reads a layer at 25, 50 or 75 % "
+        "depth (see --layers)",
+        stacklevel=3,
+    )
+
+
 def _from_json(values: dict[str, Any], path: Path) -> OracleSpec:
     checks = {
         "hook_onto_layer": ("an integer", _is_integer),
         "special_token": ("a string", lambda value: isinstance(value, str)),
         "prefix_template": ("a string", lambda value: isinstance(value, str)),
         "steering_coefficient": ("a number", lambda v: isinstance(v, float) or _is_integer(v)),
-        "act_layer_combinations": ("a list of lists of layer indices", _is_layer_lists),
-        "layer_combinations": ("a list of lists of depths in per cent", _is_layer_lists),
+        "act_layer_combinations": ("a list of lists of different layer indices", _is_combinations),
+        "layer_combinations": ("a list of lists of different depths in per cent", _is_combinations),
         "calibrated": ("true or false", lambda value: isinstance(value, bool)),
         "calibrated_by": ("a string", lambda value: isinstance(value, str)),
     }
@@ -167,9 +174,13 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_layer_lists(value: object) -> bool:
+def _is_combinations(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(combo, list) and combo and all(map(_is_integer, combo)) for combo in value
+        isinstance(combo, list)
+        and combo
+        and all(map(_is_integer, combo))
+        and len(set(combo)) == len(combo)
+        for combo in value
     )
 
 

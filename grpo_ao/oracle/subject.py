@@ -5,7 +5,7 @@ alone is on while the subject is read, the oracle's alone while the oracle answe
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -44,13 +44,14 @@ def check_subject(base: str | Path, adapter: str | Path) -> None:
         raise UserError(f"the subject {adapter} cannot be read: {reason}.")
     config = load_config(base)
     try:
-        check_adapter(base, meta_model(config), folder)
+        weights = check_adapter(base, meta_model(config), folder)
     except UserError as error:
         of = settings.base_model_name_or_path or "another model"
         raise UserError(
-            f"the subject {adapter} is an adapter of {of}, but the oracle's base model is {base}, "
-            f"of width {hidden_width(config)}: {error}"
+            f"the subject {adapter}, an adapter of {of}, cannot be read on the oracle's base model "
+            f"{base}, of width {hidden_width(config)}: {error}"
         ) from error
+    _check_trained(adapter, weights.items())
 
 
 @contextmanager
@@ -69,8 +70,7 @@ def with_subject(model: PeftModel, adapter: str | Path | None, name: str = "") -
     try:
         model.load_adapter(str(folder), SUBJECT)
         _only_trained(model, trained)
-        if not any(b.any() for key, b in _weights(model) if "lora_B" in key):
-            raise UserError(f"the subject {adapter} is untrained: it is the base model.")
+        _check_trained(adapter, _weights(model))
         yield
     finally:
         del _NAMES[model]
@@ -92,6 +92,11 @@ def subject_digest(model: PreTrainedModel | PeftModel) -> list[str]:
         if isinstance(layer, LoraLayer) and SUBJECT in layer.scaling:
             digest.update(f"{key} {layer.scaling[SUBJECT]}".encode())
     return [digest.hexdigest()]
+
+
+def _check_trained(adapter: str | Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    if not any(b.any() for key, b in weights if "lora_B" in key):
+        raise UserError(f"the subject {adapter} is untrained: it is the base model.")
 
 
 def _weights(model: PreTrainedModel | PeftModel) -> list[tuple[str, torch.Tensor]]:

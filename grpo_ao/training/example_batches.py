@@ -140,7 +140,11 @@ class Curriculum:
         long = 2 * _MOST_PREDICTED + around
         context = [row_of[t] for t in plain if t in row_of and len(turns[row_of[t]]) > long]
         if not kept and not context:
-            raise UserError("no example is left to teach: give more sources or longer texts.")
+            raise UserError(
+                f"no example is left to teach: of {len(every)} texts {self.left_out} have more "
+                f"than {max_tokens} tokens (see --max_tokens), or hold control tokens, and the "
+                "others are too short for context prediction."
+            )
         self._context_share = context_share if kept and context else float(not kept)
         self._context_N = np.array(context, dtype=np.int64)
         self._layers = Ragged.of(spec.act_layer_combinations)

@@ -27,7 +27,8 @@ class MakeOracleConfig:
     """Seed of the adapter and of the order of examples."""
 
     benchmarks: tuple[str, ...] = IN_DISTRIBUTION
-    """Benchmarks whose training contexts are asked about; none if no name follows."""
+    """Benchmarks whose training contexts are asked about (ag_news and singular_plural have none);
+    none if no name follows."""
     data_dir: Path | None = None
     """Folder with the benchmarks' data (default: from the Hub)."""
     questions_per_context: int = 8
@@ -85,6 +86,11 @@ class MakeOracleConfig:
         check_numbers(self, shares=("context_share", "kept_share"), may_be_zero=("seed",))
         for layers in self.layer_combination:
             parse_layers(layers)
+        if others := set(self.benchmarks) - set(IN_DISTRIBUTION):
+            raise UserError(
+                f"--benchmarks {' '.join(sorted(others))} cannot be taught: choose from "
+                f"{', '.join(IN_DISTRIBUTION)}."
+            )
         if not (self.benchmarks or self.questions or self.labelled or self.latentqa or self.plain):
             raise UserError("there is nothing to teach: name benchmarks, questions or plain text.")
 

@@ -234,6 +234,19 @@ def test_an_adapter_on_a_tied_output_layer_is_one_sentence(saved_without_weights
         Oracle.from_pretrained(base, tmp_path / "head", device="cpu")
 
 
+@pytest.mark.parametrize(
+    "named", [{"hook_onto_layer": 9}, {"act_layer_combinations": [[1], [2, 9]]}]
+)
+def test_layers_of_another_model_are_refused_by_the_file_that_names_them(
+    saved_without_weights, named
+):
+    base, adapter = saved_without_weights
+    path = adapter / "ao_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    with pytest.raises(UserError, match=f"{path} is of another model: there is no layer 9"):
+        Oracle.from_pretrained(base, adapter, device="cpu")
+
+
 def test_an_adapter_that_is_not_lora_is_one_sentence(saved_without_weights):
     base, adapter = saved_without_weights
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))

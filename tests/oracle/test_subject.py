@@ -139,13 +139,16 @@ def test_a_fine_tuned_subject_is_asked_about(tmp_path, subject):
 def test_an_adapter_that_changes_nothing_is_refused_and_taken_off(tmp_path, subject):
     untrained = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     get_peft_model(tiny_model(), untrained).save_pretrained(tmp_path / "untrained")
-    oracle = make_oracle()
+    oracle, message = make_oracle(), "is untrained: it is the base model"
     with (
-        pytest.raises(UserError, match="is untrained: it is the base model"),
+        pytest.raises(UserError, match=message),
         with_subject(oracle.model, tmp_path / "untrained"),
     ):
         pass
     assert list(oracle.model.peft_config) == ["default"]
+    tiny_model().save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match=message):  # before a model is loaded
+        check_subject(tmp_path / "base", tmp_path / "untrained")
 
 
 def test_an_adapter_of_another_base_or_kind_is_refused_by_name_with_the_widths(tmp_path, subject):
@@ -161,7 +164,9 @@ def test_an_adapter_of_another_base_or_kind_is_refused_by_name_with_the_widths(t
     with pytest.raises(UserError) as refused:
         check_subject(base, folder)
     said = str(refused.value)
-    assert f"is an adapter of some/wide-model, but the oracle's base model is {base}" in said
+    assert (
+        f"an adapter of some/wide-model, cannot be read on the oracle's base model {base}" in said
+    )
     assert "of width 32" in said
     assert "48" in said
     settings = json.loads((tmp_path / "subject" / "adapter_config.json").read_text())

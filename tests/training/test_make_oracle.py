@@ -226,6 +226,7 @@ def test_a_template_with_a_system_prompt_is_told_of():
     [
         (b"", "holds no texts"),
         (b"Gr\xfc\xdfe aus Bergen", "is not UTF-8"),
+        (b"It rains. " * 100, "of 1 texts 1 have more than 256 tokens"),
     ],
 )
 def test_plain_text_that_cannot_be_read_is_refused(base, tmp_path, content, message):
@@ -239,6 +240,8 @@ def test_plain_text_that_cannot_be_read_is_refused(base, tmp_path, content, mess
 def test_what_has_nothing_to_teach_is_refused(base, tmp_path):
     with pytest.raises(ValueError, match="nothing to teach"):
         config_of(base, tmp_path)
+    with pytest.raises(ValueError, match="--benchmarks ag_news sst3 cannot be taught: choose from"):
+        config_of(base, tmp_path, benchmarks=("sst2", "sst3", "ag_news"))
     path = tmp_path / "open.jsonl"
     path.write_text('{"wildchat_question": "A text.", "oracle_questions": ["Who?"]}\n')
     with pytest.raises(ValueError, match="no reference answers"):

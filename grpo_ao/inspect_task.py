@@ -22,11 +22,14 @@ from grpo_ao.answer import Answer
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import graded
 from grpo_ao.measuring.metrics import SUMMARY, Columns, metric_values
+from grpo_ao.oracle.hub import adapter_name
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.items import Item
 from grpo_ao.probes.names import BENCHMARKS
+
+Layers = int | Sequence[int | str] | None
 
 
 @cache
@@ -40,26 +43,42 @@ def _loaded(model: str | None, adapter: str | None) -> Oracle:
 def activation_oracle(
     base: str | None = None,
     oracle_lora_path: str | None = None,
-    layers: int | Sequence[int] | None = None,
+    layers: Layers = None,
     positions: str = "last:20",
+    subject_lora: str | None = None,
 ) -> Solver:
     """Answer a sample's question from the activations over its text; inspect's model is not asked.
 
-    Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layers`` and ``positions``
-    are those of ``Oracle.ask``.
+    Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layers``, ``positions`` and
+    ``subject_lora`` are those of ``Oracle.ask``.
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         oracle = _loaded(base, oracle_lora_path)
-        read = oracle.layers_read(layers)
-        question = state.input_text
-        (said,) = oracle.ask([state.metadata["text"]], [question], read, positions)
+        read = oracle.layers_read(_indices(layers))
+        (said,) = oracle.ask(
+            [state.metadata["text"]],
+            [state.input_text],
+            read,
+            positions,
+            subject_lora=subject_lora,
+        )
         state.output = ModelOutput.from_content("activation oracle", said.completion)
         state.metadata |= {"layers": read, "positions": positions}
+        state.metadata |= {"subject": _subject(subject_lora)}
         state.completed = True
         return state
 
     return solve
+
+
+def _indices(layers: Layers) -> int | list[int] | None:
+    """Return layers as numbers: ``-T layers=7,15,22`` gives texts."""
+    return layers if layers is None or isinstance(layers, int) else [int(one) for one in layers]
+
+
+def _subject(subject_lora: str | None) -> str:
+    return "" if subject_lora is None else adapter_name(subject_lora)
 
 
 @metric
@@ -90,6 +109,7 @@ def informativeness() -> Scorer:
             target.text,
             about.get("family", "inspect"),
             choices,
+            about.get("subject", ""),
         )
         read = Answer.read(probe, state.output.completion)
         (answer,) = await graded(ReferenceJudge(), [read])
@@ -104,8 +124,9 @@ def informativeness() -> Scorer:
 def oracle(
     base: str | None = None,
     oracle_lora_path: str | None = None,
-    layers: int | Sequence[int] | None = None,
+    layers: Layers = None,
     positions: str = "last:20",
+    subject_lora: str | None = None,
     benchmarks: Sequence[str] = BENCHMARKS,
     num_contexts: int = 250,
     data_dir: str | None = None,
@@ -113,10 +134,11 @@ def oracle(
     """Ask an oracle the benchmarks: the mini world's without ``base``, else the paper's."""
     names = [benchmarks] if isinstance(benchmarks, str) else benchmarks
     folder = None if data_dir is None else Path(data_dir)
-    items = load_items("mini" if base is None else "paper", names, num_contexts, folder)
+    suite = "mini" if base is None else "paper"
+    items = load_items(suite, names, num_contexts, folder, _subject(subject_lora))
     return Task(
         dataset=MemoryDataset([_sample(item) for item in items]),
-        solver=activation_oracle(base, oracle_lora_path, layers, positions),
+        solver=activation_oracle(base, oracle_lora_path, layers, positions, subject_lora),
         scorer=informativeness(),
     )
 

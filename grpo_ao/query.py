@@ -111,7 +111,7 @@ def _sound(row: Any, name: str) -> Row:
     if isinstance(row, ValueError):
         raise UserError(f"{name} cannot be read: {row}.")
     values = [row.get(column) for column in ("text", "question")] if isinstance(row, dict) else []
-    asked = [value for value in values if isinstance(value, str)]
+    asked = [value for value in values if isinstance(value, str) and value.strip()]
     if len(asked) < 2:
         raise UserError(f"{name} needs a 'text' and a 'question'.")
     try:
@@ -176,5 +176,5 @@ def _print(request: AskConfig, whom: Whom, answer: OracleAnswer) -> None:
         fewer = f"note: the text has {len(answer.read)} positions, all of which were read"
         print(f"{fewer}: fewer than '{whom.positions}'.", file=sys.stderr)
     if request.show_tokens:
-        layers = format_layers(whom.layers)
-        print(f"read at layer {layers}:", *map(json.dumps, answer.read))
+        of = f" with {whom.subject}" if whom.subject else ""
+        print(f"read at layer {format_layers(whom.layers)}{of}:", *map(json.dumps, answer.read))

@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.oracle.oracle import Oracle
+from tests.tiny import add_adapter
 
 inspect_ai = pytest.importorskip("inspect_ai")
 
@@ -39,7 +43,13 @@ def test_questions_of_ones_own_are_asked_too(tmp_path):
     row = {"text": "My name is Anna. How do I fix the pipe?", "question": "What is the topic?"}
     row |= {"target": "housing", "choices": ["housing", "cooking"], "family": "topics"}
     path.write_text(json.dumps(row) + "\n")
-    (sample,) = logged(tmp_path, benchmarks=str(path)).samples
+    tuned = AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base", dtype=torch.float32)
+    add_adapter(tuned, 1).save_pretrained(tmp_path / "subject/adapter")
+    # As inspect's command line gives them.
+    read = {"layers": ["4", "2"], "subject_lora": str(tmp_path / "subject/adapter")}
+    (sample,) = logged(tmp_path, benchmarks=str(path), **read).samples
     score = sample.scores["informativeness"]
+    assert score.metadata["layer"] == [2, 4]
+    assert score.metadata["subject"] == "subject/adapter"
     assert score.value == float("housing" in score.answer)
     assert score.metadata["family"] == "topics"

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from grpo_ao.cli import main
 from grpo_ao.files import MINI_WEIGHTS, SMOLLM2, SMOLLM2_ORACLE
 from grpo_ao.oracle.spec import load_spec
+from tests.tiny import add_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "My name is Anna and I live in Rome. How do I fix the pipe? I am in a hurry, please answer."
@@ -110,6 +113,14 @@ def test_the_tokens_that_were_read_are_shown_and_a_short_text_is_told(capsys):
     assert ask(capsys).count("\n") == 1
 
 
+def test_ask_names_the_subject_that_it_read(capsys, tmp_path):
+    subject = str(tmp_path / "subject")
+    base = AutoModelForCausalLM.from_pretrained(MINI_WEIGHTS / "base", dtype=torch.float32)
+    add_adapter(base, 1).save_pretrained(subject)
+    said = ask(capsys, "--subject_lora", subject, "--show_tokens")
+    assert f"\nread at layer 4 with {subject}: " in said
+
+
 def test_samples_tell_how_many_agree(capsys):
     assert re.search(r"; (0|25|50|75|100)% of 4 samples agree\)", ask(capsys, "--samples", "4"))
 
@@ -180,6 +191,7 @@ def test_a_killed_command_goes_on_behind_its_last_answer(tmp_path, questions):
     [
         ("{", "row 1 of .* cannot be read: it is not valid JSON"),
         ('{"text": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
+        ('{"text": " ", "question": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
         ("", "has no rows"),
     ],
 )

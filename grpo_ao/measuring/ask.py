@@ -12,7 +12,7 @@ import torch
 from grpo_ao.answer import Agreement, Answer, read_answer_rows
 from grpo_ao.files import append_jsonl, keep_rows
 from grpo_ao.judges.protocol import GradeRequest, Judge
-from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, with_probabilities
+from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, Words, with_logp
 from grpo_ao.oracle.activations import characters_read
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Sampling
@@ -24,8 +24,6 @@ from grpo_ao.wording import say_the_same
 
 # Probes that a process asks before they are appended: the most that a killed run loses.
 _CHUNK, _CHUNK_WITH_AGREEMENT = 256, 128
-# Rows whose logits are held at once.
-_LOGITS_ROWS = 128
 
 
 class Asking(NamedTuple):
@@ -127,18 +125,20 @@ def complete(
     max_new_tokens: int,
     num_samples: int = 1,
     batch_size: int = 256,
+    probabilities: bool = False,
 ) -> list[list[Answer]]:
     """Complete the prompts of ``rows``; return ungraded answers, ``[row][sample]``."""
-    completions = oracle.complete(
-        [table.prompts[row] for row in rows],
-        [table.vectors[row] for row in rows],
-        Sampling(num_samples, temperature, max_new_tokens),
-        batch_size=batch_size,
-    )
-    return [
-        read_answers(oracle, [table.probes[row]] * num_samples, samples)
-        for row, samples in zip(rows, completions, strict=True)
-    ]
+    part, sampling = table.part(rows), Sampling(num_samples, temperature, max_new_tokens)
+    words = Words.of(oracle.tokenizer) if probabilities else None
+    watched = None if words is None else words.watched
+    found = oracle.completions(part.prompts, part.vectors, sampling, batch_size, watched)
+    completions = [completion for samples in found for completion in samples]
+    probes = [probe for probe in part.probes for _ in range(num_samples)]
+    answers = read_answers(oracle, probes, [completion.token_ids for completion in completions])
+    if words is not None:
+        told = zip(answers, completions, strict=True)
+        answers = [with_logp(oracle.tokenizer, a, own.logp_CT, words) for a, own in told]
+    return [answers[n : n + num_samples] for n in range(0, len(answers), num_samples)]
 
 
 def read_answers(
@@ -157,17 +157,13 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     seed = how.seed + int(stable_hash(*(table.probes[row].id for row in rows))[:8], 16)
     if how.temperature:
         torch.manual_seed(seed)
-    samples = complete(
-        oracle, table, rows, how.temperature, how.max_new_tokens, how.num_samples, size
-    )
+    own = (how.temperature, how.max_new_tokens, how.num_samples, size, how.probabilities)
+    samples = complete(oracle, table, rows, *own)
     answers = []
     for row, own in zip(rows, samples, strict=True):
         probe = table.probes[row]
         read = characters_read(oracle.tokenizer, probe.text, probe.positions)
         answers += [replace(answer, characters_read=read) for answer in own]
-    if how.probabilities:
-        part = table.part(rows)
-        answers = with_probabilities(oracle, part, answers, min(size, _LOGITS_ROWS))
     sampled = [row for row in rows if row < how.agreement]
     if sampled:
         torch.manual_seed(seed + 1)

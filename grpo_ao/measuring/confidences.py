@@ -9,6 +9,7 @@ of the texts.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,35 +44,58 @@ def with_probabilities(
     tokenizer has both words as one token.
     """
     written = [answer.token_ids for answer in answers]
-    sides = [_single_tokens(oracle.tokenizer, words) for words in (_YES, _NO)]
-    found = []
+    words = Words.of(oracle.tokenizer)
     with merged_if_possible(oracle.model):  # once, not for each batch
         read = completion_logp(
-            oracle.model, oracle.hook, table.prompts, table.vectors, written, batch_size
+            *(oracle.model, oracle.hook, table.prompts, table.vectors, written, batch_size),
+            words.watched,
         )
-        for answer, whole_CV in zip(answers, read, strict=True):
-            start = answer_start(oracle.tokenizer, answer.token_ids, answer.parsed)
-            logp_CV = whole_CV[start:]
-            closed = answer.probe.kind == "closed" and all(sides)
-            found.append(
-                replace(
-                    answer,
-                    answer_probability=probability_of(logp_CV, answer.token_ids[start:]),
-                    yes_probability=_yes_probability(logp_CV[0], *sides) if closed else None,
-                )
-            )
-    return found
+        pairs = zip(answers, read, strict=True)
+        return [with_logp(oracle.tokenizer, *pair, words) for pair in pairs]
+
+
+class Words(NamedTuple):
+    """The tokens that alone say Yes, and No."""
+
+    yes: list[int]
+    no: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Words":
+        """Look them up in a tokenizer."""
+        return cls(*(_single_tokens(tokenizer, words) for words in (_YES, _NO)))
+
+    @property
+    def watched(self) -> list[int]:
+        """Both, in the order of ``with_logp``'s columns."""
+        return [*self.yes, *self.no]
+
+
+def with_logp(
+    tokenizer: PreTrainedTokenizerBase,
+    answer: Answer,
+    logp_CT: Float[Tensor, "tokens watched"],
+    words: Words,
+) -> Answer:
+    """Return an answer with the probabilities of ``with_probabilities``.
+
+    A row of ``logp_CT`` is of one of its tokens, and behind it of ``words.watched`` in its place.
+    """
+    logp_CT = logp_CT[answer_start(tokenizer, answer.token_ids, answer.parsed) :]
+    yes_probability = None
+    if answer.probe.kind == "closed" and all(words):
+        sides = logp_CT[0, 1:].split([len(side) for side in words])
+        logp_yes, logp_no = (side.logsumexp(dim=0) for side in sides)
+        yes_probability = torch.sigmoid(logp_yes - logp_no).item()
+    return replace(
+        answer, answer_probability=probability_of(logp_CT), yes_probability=yes_probability
+    )
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
     """Return the ids of those words that are one token."""
     encoded = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     return sorted({ids[0] for ids in encoded if len(ids) == 1})
-
-
-def _yes_probability(logp_V: Tensor, yes: Sequence[int], no: Sequence[int]) -> float:
-    logp_yes, logp_no = (logp_V[list(side)].logsumexp(dim=0) for side in (yes, no))
-    return torch.sigmoid(logp_yes - logp_no).item()
 
 
 # Methods, as confidences of answers
@@ -154,7 +178,7 @@ def _fit_constant(_: np.ndarray, outcome_N: np.ndarray) -> Callable[[np.ndarray]
 def generated_tokens(answers: Sequence[Answer]) -> dict[str, float]:
     """Return what each method costs, in generated tokens an answer.
 
-    Token and answer probability need one more reading of the answer, and no more tokens.
+    Token and answer probability come with the answer.
     """
     one = float(np.mean([len(answer.token_ids) for answer in answers]))
     costs = {name: one for name, method in METHODS.items() if method is not agreement}

@@ -30,6 +30,7 @@ from transformers.cache_utils import DynamicLayer
 
 from grpo_ao.oracle.layers import decoder_layers, decoder_of
 from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
+from grpo_ao.oracle.probabilities import watched_logp
 from grpo_ao.oracle.sampling import Sampling
 
 ATTENTION = "grpo_ao_decode"
@@ -140,7 +141,10 @@ class LayerCache:
 
 
 class Decoder:
-    """One batch of sequences that are decoded together; ``tokens_BN`` is what they have so far."""
+    """One batch of sequences that are decoded together; ``tokens_BN`` is what they have so far.
+
+    ``logp_BNT`` are the log-probabilities of these tokens, and of the watched ones in their place.
+    """
 
     def __init__(
         self,
@@ -150,11 +154,13 @@ class Decoder:
         last_B: Int64[Tensor, " batch"],
         sampling: Sampling,
         ends: Sequence[int],
+        watched: Sequence[int] | None = None,
     ) -> None:
         """Start behind left-padded prompts.
 
         ``prefix`` is the cache of all prompt tokens but the last, which is ``last_B``; each prompt
-        gets its samples' sequences, next to each other.
+        gets its samples' sequences, next to each other. Without ``watched`` no log-probabilities
+        are taken.
         """
         device = last_B.device
         self.on_gpu = device.type == "cuda"
@@ -179,6 +185,9 @@ class Decoder:
         self.pads_B1 = prompt - mask_BL.sum(dim=1, keepdim=True)[source_B]
         self.caches = [_grow(x, source_B, length, self.column_1) for x in prefix.layers]
         self.tokens_BN = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
+        others, columns = ([], 0) if watched is None else (list(watched), 1 + len(watched))
+        self.watched_W = torch.tensor(others, dtype=torch.int64, device=device)
+        self.logp_BNT = torch.zeros(rows, max_new_tokens, columns, device=device)
         self.logits_BV = torch.empty(0)
         self.ended_B = torch.arange(rows, device=device) >= self.used_rows
 
@@ -237,6 +246,9 @@ class Decoder:
         token_B = sample(self.logits_BV, self.temperature)
         self.ended_B |= (token_B[:, None] == self.ends_E).any(dim=1)
         self.tokens_BN.index_copy_(1, self.step_1, token_B[:, None])
+        if self.logp_BNT.shape[2]:
+            logp_BT = watched_logp(self.logits_BV, token_B, self.watched_W)
+            self.logp_BNT.index_copy_(1, self.step_1, logp_BT[:, None])
         self.token_B1.copy_(token_B[:, None])
         self.step_1 += 1
         self.column_1 += 1

@@ -24,7 +24,10 @@ from grpo_ao.oracle.layers import input_device, unwrap
 from grpo_ao.oracle.masks import has_states
 from grpo_ao.oracle.merging import merged, reason_unmergeable
 from grpo_ao.oracle.prompt import OraclePrompt, check_counts, pad_prompts
-from grpo_ao.oracle.sampling import Sampling
+from grpo_ao.oracle.sampling import Completion, Sampling
+
+# The tokens of each completion, and what lies behind its end; their log-probabilities, if any.
+_Written = tuple[list[list[int]], Tensor]
 
 
 def generate_completions(
@@ -35,9 +38,11 @@ def generate_completions(
     vectors: Sequence[Tensor],
     sampling: Sampling,
     batch_size: int = 64,
-) -> list[list[list[int]]]:
-    """Complete each prompt; return token ids, [prompt][sample][token], with the end as written.
+    watched: Sequence[int] | None = None,
+) -> list[list[Completion]]:
+    """Complete each prompt; return ``[prompt][sample]``.
 
+    Log-probabilities are taken unless ``watched`` is None, at temperature 1, whatever was drawn by.
     ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``. What the model's
     own ``generation_config`` says of sampling does not count; torch's global generator draws.
     ``batch_size`` counts sequences, and falls, with a warning, where GPU memory is short; prompts
@@ -46,27 +51,31 @@ def generate_completions(
     and its vectors differ in number.
 
     The adapter is merged into the weights meanwhile. For a model that does not allow that, or
-    whose decoder ``decoding`` cannot run, transformers' ``generate`` does the work, with a warning.
+    whose decoder ``decoding`` cannot run, transformers' ``generate`` does the work, with a warning,
+    and tells no log-probabilities.
     """
     check_counts(prompts, vectors)
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, got {batch_size}.")
     ends = end_token_ids(model, tokenizer)
-    settings = _Settings(sampling, ends, pad_token_id(tokenizer, ends))
+    settings = _Settings(sampling, ends, pad_token_id(tokenizer, ends), watched)
     slow = _is_slow(model)
     decode = _generate if slow else _decode
 
-    def complete(batch: list[int]) -> list[list[int]]:
+    def complete(batch: list[int]) -> _Written:
         own = [vectors[i] for i in batch]
         read = _read(model, hook, [prompts[i] for i in batch], own, settings)
         return decode(unwrap(model), read, settings)
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
-    completions: list[list[list[int]]] = [[] for _ in prompts]
+    completions: list[list[Completion]] = [[] for _ in prompts]
     with evaluating(model), nullcontext() if slow else merged(model):
-        for batch, rows in _batches(order, max(1, batch_size // sampling.num_samples), complete):
-            for number, row in enumerate(rows):
-                completions[batch[number // sampling.num_samples]].append(cut_at_end(row, ends))
+        size = max(1, batch_size // sampling.num_samples)
+        for batch, rows, logp_BNT in _batches(order, size, complete):
+            for number, (row, logp_NT) in enumerate(zip(rows, logp_BNT, strict=True)):
+                ids = cut_at_end(row, ends)
+                found = Completion(ids, logp_NT[: len(ids)])
+                completions[batch[number // sampling.num_samples]].append(found)
     return completions
 
 
@@ -80,19 +89,19 @@ def _is_slow(model: PreTrainedModel | PeftModel) -> bool:
 
 
 def _batches(
-    order: Sequence[int], size: int, complete: Callable[[list[int]], list[list[int]]]
-) -> Iterator[tuple[list[int], list[list[int]]]]:
+    order: Sequence[int], size: int, complete: Callable[[list[int]], _Written]
+) -> Iterator[tuple[list[int], *_Written]]:
     """Complete in batches of ``size`` prompts, of half as many where memory does not suffice."""
     first = 0
     while first < len(order):
         batch = list(order[first : first + size])
         try:
-            rows = complete(batch)
+            written = complete(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            rows = None  # The next attempt comes after this block, which holds on to tensors.
-        if rows is None:
+            written = None  # The next attempt comes after this block, which holds on to tensors.
+        if written is None:
             torch.cuda.empty_cache()
             size = len(batch) // 2
             warnings.warn(
@@ -101,7 +110,7 @@ def _batches(
                 stacklevel=3,
             )
             continue
-        yield batch, rows
+        yield batch, *written
         first += len(batch)
 
 
@@ -109,6 +118,7 @@ class _Settings(NamedTuple):
     sampling: Sampling
     ends: list[int]
     pad_id: int
+    watched: Sequence[int] | None
 
 
 class _Read(NamedTuple):
@@ -148,7 +158,7 @@ def _read(
     return _Read(input_ids_BL, mask_BL, cache)
 
 
-def _decode(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[list[int]]:
+def _decode(base: PreTrainedModel, read: _Read, settings: _Settings) -> _Written:
     decoder = Decoder(
         base,
         read.cache,
@@ -156,12 +166,14 @@ def _decode(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[lis
         read.input_ids_BL[:, -1],
         settings.sampling,
         settings.ends,
+        settings.watched,
     )
     with decode_attention(base):
-        return decoder.run().tolist()
+        rows = decoder.run().tolist()
+    return rows, decoder.logp_BNT[: len(rows)].cpu()
 
 
-def _generate(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[list[int]]:
+def _generate(base: PreTrainedModel, read: _Read, settings: _Settings) -> _Written:
     samples = settings.sampling.num_samples
     # As a beam search does it: caches of linear attention have no other way to be repeated.
     source_B: Any = torch.arange(len(read.mask_BL), device=read.mask_BL.device)
@@ -175,7 +187,8 @@ def _generate(base: PreTrainedModel, read: _Read, settings: _Settings) -> list[l
     )
     if not isinstance(output_BL, Tensor):
         raise TypeError(f"generate returned {type(output_BL).__name__}, not token ids.")
-    return output_BL[:, read.input_ids_BL.shape[1] :].tolist()
+    rows = output_BL[:, read.input_ids_BL.shape[1] :].tolist()
+    return rows, torch.empty(*output_BL.shape, 0)
 
 
 def _generation_config(settings: _Settings) -> GenerationConfig:

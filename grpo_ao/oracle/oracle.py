@@ -1,7 +1,7 @@
 """The oracle: a language model with a LoRA adapter that answers questions about activations."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,9 +37,10 @@ from grpo_ao.oracle.loading import (
     default_dtype,
     load_peft_model,
 )
+from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
-from grpo_ao.oracle.sampling import RolloutEngine, Rollouts, Sampling
+from grpo_ao.oracle.sampling import Completion, RolloutEngine, Rollouts, Sampling
 from grpo_ao.oracle.spec import OracleSpec, load_spec, save_spec
 from grpo_ao.oracle.stream import check_stream
 from grpo_ao.oracle.subject import with_subject
@@ -183,10 +184,52 @@ class Oracle:
         By ``engine`` where one is set, which chooses its batches itself; otherwise see
         ``generation.generate_completions``.
         """
-        if self.engine is not None:
-            return self.engine.rollouts(prompts, vectors, sampling).token_ids
-        own = (self.model, self.tokenizer, self.hook)
-        return generate_completions(*own, prompts, vectors, sampling, batch_size)
+        found = self.completions(prompts, vectors, sampling, batch_size)
+        return [[completion.token_ids for completion in own] for own in found]
+
+    def completions(
+        self,
+        prompts: Sequence[OraclePrompt],
+        vectors: Sequence[Tensor],
+        sampling: Sampling,
+        batch_size: int = 64,
+        watched: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """Complete prompts as ``complete`` does; return ``[prompt][sample]``.
+
+        Unless ``watched`` is None, with log-probabilities at temperature 1, those of ``watched``
+        tokens among them: where whoever completes tells none, each completion is read once more.
+        """
+        if self.engine is None:
+            own = (self.model, self.tokenizer, self.hook)
+            found = generate_completions(*own, prompts, vectors, sampling, batch_size, watched)
+        else:
+            written = self.engine.rollouts(prompts, vectors, sampling).token_ids
+            found = [[Completion(ids, torch.empty(len(ids), 0)) for ids in own] for own in written]
+        if watched is None or all(done.logp_CT.shape[1] for own in found for done in own):
+            return found
+        return self._read(prompts, vectors, found, batch_size, watched)
+
+    def _read(
+        self,
+        prompts: Sequence[OraclePrompt],
+        vectors: Sequence[Tensor],
+        found: list[list[Completion]],
+        batch_size: int,
+        watched: Sequence[int],
+    ) -> list[list[Completion]]:
+        """Return completions with the log-probabilities that a reading of each tells."""
+        rows = [row for row, own in enumerate(found) for _ in own]
+        read = completion_logp(
+            *(self.model, self.hook),
+            [prompts[row] for row in rows],
+            [vectors[row] for row in rows],
+            [done.token_ids for own in found for done in own],
+            batch_size,
+            watched,
+        )
+        with merged_if_possible(self.model):  # once, not for each batch
+            return [[done._replace(logp_CT=next(read)) for done in own] for own in found]
 
     def rollouts(
         self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
@@ -194,7 +237,7 @@ class Oracle:
         """Complete all prompts at once with this process's own model, whatever ``engine`` is."""
         own, size = (self.model, self.tokenizer, self.hook), len(prompts) * sampling.num_samples
         found = generate_completions(*own, prompts, vectors, sampling, max(1, size))
-        return Rollouts(found, None)
+        return Rollouts([[completion.token_ids for completion in own] for own in found], None)
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
         """Return what completions say: token ids as text, special tokens left out."""
@@ -274,27 +317,25 @@ class Oracle:
         sampling: Sampling,
         samples: int,
         batch_size: int,
-    ) -> tuple[Iterable[list[int]], Iterable[Tensor], Iterable[list[list[int]]]]:
-        """Return each prompt's completion, its log-probabilities, and ``samples`` others."""
-        completions = [ids for (ids,) in self.complete(prompts, vectors, sampling, batch_size)]
-        own = (self.model, self.hook, prompts, vectors)
-        logp = completion_logp(*own, completions, batch_size)
+    ) -> tuple[list[Completion], list[list[list[int]]]]:
+        """Return each prompt's completion, with log-probabilities, and ``samples`` others."""
+        found = self.completions(prompts, vectors, sampling, batch_size, watched=())
+        completions = [completion for (completion,) in found]
         if not samples:
-            return completions, logp, [[] for _ in prompts]
+            return completions, [[] for _ in prompts]
         others = Sampling(samples, 1.0, sampling.max_new_tokens)
-        return completions, logp, self.complete(prompts, vectors, others, batch_size)
+        return completions, self.complete(prompts, vectors, others, batch_size)
 
     def _answer(
         self,
         question: str,
         read: tuple[str, ...],
-        token_ids: list[int],
-        logp_CV: Tensor,
+        written: Completion,
         others: Sequence[Sequence[int]],
     ) -> OracleAnswer:
-        completion, *sampled = self.decode([token_ids, *others])
+        completion, *sampled = self.decode([written.token_ids, *others])
         confidence, answer = parse_oracle_output(completion)
-        start = answer_start(self.tokenizer, token_ids, confidence is not None)
+        start = answer_start(self.tokenizer, written.token_ids, confidence is not None)
         kind = question_kind(question)
         same = [say_the_same(answer, parse_oracle_output(other).answer, kind) for other in sampled]
         return OracleAnswer(
@@ -302,7 +343,7 @@ class Oracle:
             answer,
             self.spec.calibrated,
             completion,
-            probability_of(logp_CV[start:], token_ids[start:]),
+            probability_of(written.logp_CT[start:]),
             sum(same) / len(same) if same else None,
             read,
         )

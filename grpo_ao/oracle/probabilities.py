@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,6 +15,9 @@ from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.prompt import OraclePrompt, pad_prompts
 
+# Rows whose logits are held at once.
+_LOGITS_ROWS = 128
+
 
 def completion_logp(
     model: PreTrainedModel | PeftModel,
@@ -23,12 +26,14 @@ def completion_logp(
     vectors: Sequence[Tensor],
     completions: Sequence[Sequence[int]],
     batch_size: int,
-) -> Iterator[Float[Tensor, "completion vocab"]]:
-    """Yield for each prompt the log-probabilities, float32, that its completion was chosen from.
+    watched: Sequence[int] = (),
+) -> Iterator[Float[Tensor, "tokens watched"]]:
+    """Read prompts with their completions; yield ``watched_logp`` of each, float32.
 
     ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``. The adapter is
     merged into the weights where that can be done, as it is for sampling.
     """
+    batch_size = min(batch_size, _LOGITS_ROWS)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         try:
@@ -38,8 +43,10 @@ def completion_logp(
                 )
         finally:
             hook.clear()
-        for logits_CV in logits_NV.split([len(ids) for ids in completions[part]]):
-            yield logits_CV.float().log_softmax(dim=-1)
+        lengths = [len(ids) for ids in completions[part]]
+        for ids, logits_CV in zip(completions[part], logits_NV.split(lengths), strict=True):
+            own = (torch.tensor(list(some)).long().to(logits_CV.device) for some in (ids, watched))
+            yield watched_logp(logits_CV.float(), *own).cpu()
 
 
 def completion_logits(
@@ -69,6 +76,16 @@ def completion_logits(
     return logits_BCV.flatten(0, 1)[written_N.to(device)]
 
 
-def probability_of(logp_CV: Float[Tensor, "completion vocab"], token_ids: Sequence[int]) -> float:
-    """Return the probability of all of these tokens, one from each row."""
-    return logp_CV.gather(1, torch.tensor([token_ids], device=logp_CV.device).T).sum().exp().item()
+def watched_logp(
+    logits_NV: Float[Tensor, "tokens vocab"],
+    token_N: Int64[Tensor, " tokens"],
+    watched_W: Int64[Tensor, " others"],
+) -> Float[Tensor, "tokens watched"]:
+    """Return the log-probability of each row's own token, and behind it those of ``watched_W``."""
+    columns_NT = torch.cat([token_N[:, None], watched_W.expand(len(token_N), -1)], dim=1)
+    return logits_NV.gather(1, columns_NT) - logits_NV.logsumexp(dim=1, keepdim=True)
+
+
+def probability_of(logp_CT: Float[Tensor, "tokens watched"]) -> float:
+    """Return the probability of all of these tokens."""
+    return logp_CT[:, 0].sum().exp().item()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor
 
 from grpo_ao.errors import UserError
@@ -28,6 +29,17 @@ class Sampling:
             raise UserError(f"the temperature must be 0 (greedy) or more, got {self.temperature}.")
         if self.temperature == 0 and self.num_samples > 1:
             raise UserError(f"{self.num_samples} greedy samples are all alike: set a temperature.")
+
+
+class Completion(NamedTuple):
+    """The tokens of one completion, with the end as written.
+
+    A row of ``logp_CT`` holds the log-probability of one of them, and behind it those of the tokens
+    that were watched, in its place. There are no columns where none were taken.
+    """
+
+    token_ids: list[int]
+    logp_CT: Float[Tensor, "tokens watched"]
 
 
 class Rollouts(NamedTuple):

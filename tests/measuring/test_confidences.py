@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from grpo_ao.answer import Agreement, Answer
 from grpo_ao.config import MINI_WEIGHTS
+from grpo_ao.measuring.ask import complete
 from grpo_ao.measuring.confidences import (
     METHODS,
     agreement,
@@ -194,6 +195,28 @@ def test_probabilities_are_read_with_the_weights_that_sample_and_leave_the_base_
 def single_tokens(oracle, words):
     encoded = [oracle.tokenizer.encode(word, add_special_tokens=False) for word in words]
     return {ids[0] for ids in encoded if len(ids) == 1}
+
+
+class TellsNone:
+    """A rollout engine without log-probabilities."""
+
+    def __init__(self, oracle):
+        self.rollouts = oracle.rollouts
+
+
+@pytest.mark.parametrize("engine", [None, TellsNone])
+def test_what_decoding_tells_of_an_answer_is_what_a_reading_tells(oracle, engine, monkeypatch):
+    table, _ = table_of(oracle, SAID)
+    monkeypatch.setattr(oracle, "engine", engine and engine(oracle))
+    torch.manual_seed(0)
+    samples = complete(oracle, table, range(3), 1.0, 12, 2, batch_size=4, probabilities=True)
+    answers, rows = [answer for own in samples for answer in own], [0, 0, 1, 1, 2, 2]
+    read = with_probabilities(oracle, table.part(rows), answers, batch_size=2)
+    others = with_probabilities(oracle, table.part([1, 1, 2, 2, 0, 0]), answers, batch_size=2)
+    for found, expected, other in zip(answers, read, others, strict=True):
+        assert found.answer_probability == pytest.approx(expected.answer_probability, rel=1e-3)
+        assert found.yes_probability == pytest.approx(expected.yes_probability, rel=1e-3)
+        assert found.answer_probability != pytest.approx(other.answer_probability, rel=1e-3)
 
 
 def test_another_activation_gives_another_probability(oracle):

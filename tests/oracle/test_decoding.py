@@ -124,9 +124,10 @@ def complete(model):
     hook = InjectionHook().attach(model, 1)
     sampling = Sampling(max_new_tokens=10)
     try:
-        return generate_completions(model, tiny_tokenizer(), hook, prompts, vectors, sampling)
+        found = generate_completions(model, tiny_tokenizer(), hook, prompts, vectors, sampling)
     finally:
         hook.detach()
+    return [[completion.token_ids for completion in samples] for samples in found]
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])

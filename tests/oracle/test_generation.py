@@ -62,7 +62,7 @@ def test_greedy_completions_equal_an_independent_unbatched_implementation(archit
     found = generate_completions(
         model, tiny_tokenizer(), hook, prompts, vectors, Sampling(max_new_tokens=12), batch_size=4
     )
-    assert [completion for (completion,) in found] == expected
+    assert [completion.token_ids for (completion,) in found] == expected
     assert len({tuple(completion) for completion in expected}) > 1
 
 
@@ -70,11 +70,11 @@ def complete(model, prompts, vectors, num_samples=1, temperature=0.0, max_new_to
     hook = InjectionHook().attach(model, 1)
     sampling = Sampling(num_samples, temperature, max_new_tokens)
     try:
-        return generate_completions(
-            model, tiny_tokenizer(), hook, prompts, vectors, sampling, **kwargs
-        )
+        own = (model, tiny_tokenizer(), hook, prompts, vectors, sampling)
+        found = generate_completions(*own, **kwargs)
     finally:
         hook.detach()
+    return [[completion.token_ids for completion in samples] for samples in found]
 
 
 def test_vectors_matter_and_batches_do_not():
@@ -172,10 +172,9 @@ def test_the_hook_serves_nobody_afterwards_and_training_mode_returns():
     model = tiny_peft(dropout=0.5).train()
     prompts, vectors = rows(3)
     hook = InjectionHook().attach(model, 1)
-    generate = lambda: generate_completions(  # noqa: E731
-        model, tiny_tokenizer(), hook, prompts, vectors, Sampling(max_new_tokens=6)
-    )
-    assert generate() == generate()  # no dropout
+    own = (model, tiny_tokenizer(), hook, prompts, vectors, Sampling(max_new_tokens=6))
+    first, second = (generate_completions(*own)[0][0].token_ids for _ in range(2))
+    assert first == second  # no dropout
     assert hook.bound is None
     assert model.training
 
@@ -214,3 +213,21 @@ def test_samples_that_share_one_reading_of_the_prompt_are_what_each_would_be_alo
     settings = {"temperature": 1e-6, "max_new_tokens": 8, "batch_size": 9}
     shared = complete(model, prompts, vectors, num_samples=3, **settings)
     assert shared == [3 * samples for samples in greedy]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_log_probabilities_are_those_that_a_reading_of_the_completion_gives(architecture):
+    model, watched = tiny_peft(architecture), [7, 3]
+    prompts, vectors = rows(5)
+    hook = InjectionHook().attach(model, 1)
+    own = (model, tiny_tokenizer(), hook, prompts, vectors, Sampling(2, 0.7, 6))
+    found = generate_completions(*own, batch_size=6, watched=watched)
+    for prompt, row_KD, samples in zip(prompts, vectors, found, strict=True):
+        for token_ids, logp_CT in samples:
+            with torch.no_grad(), hook.serving(Injection.of([prompt], [row_KD])):
+                read = model(input_ids=torch.tensor([[*prompt.input_ids, *token_ids]])).logits[0]
+            read_CV = read[len(prompt.input_ids) - 1 : -1].log_softmax(-1)
+            columns_CT = torch.tensor([[token, *watched] for token in token_ids])
+            expected_CT = read_CV.gather(1, columns_CT)
+            torch.testing.assert_close(logp_CT, expected_CT, atol=1e-4, rtol=1e-4)
+            assert not torch.allclose(logp_CT[:, 1:], expected_CT[:, [2, 1]], atol=1e-2)

@@ -84,8 +84,7 @@ def _overview() -> str:
 @contextlib.contextmanager
 def _errors_told() -> Iterator[None]:
     """Tell in one sentence what the user must mend; a fault of the program keeps its traceback."""
-    # Every process of `accelerate launch` finds the same error; one of them says it.
-    said = os.environ.get("RANK", "0") == "0"
+    said = _is_main_process()
     try:
         with interruptible():
             yield
@@ -108,6 +107,11 @@ def _errors_told() -> Iterator[None]:
             "--resume for a run."
         )
         raise
+
+
+def _is_main_process() -> bool:
+    """Say whether this one, of those of `accelerate launch`, says what all of them find."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _reader_is_gone() -> bool:
@@ -476,7 +480,9 @@ def make_oracle(arguments: list[str]) -> None:
     with _importing():
         from grpo_ao.training.make_oracle import make_oracle as make
 
-    print(make(config))
+    adapter = make(config)
+    if _is_main_process():
+        print(adapter)
 
 
 def _make_oracle_config(arguments: list[str]) -> "MakeOracleConfig":

@@ -16,11 +16,12 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from grpo_ao.checks import check_processes, check_sharded
+from grpo_ao.cli import main
 from grpo_ao.config import TrainConfig
 from grpo_ao.files import read_jsonl
 from grpo_ao.processes import Processes, take_over_fsdp
 from tests.rigs import adapter_weights, make_oracle
-from tests.together import GENERATIONS, QUESTIONS, grpo, warm_start
+from tests.together import GENERATIONS, QUESTIONS, grpo, oracle_flags, warm_start
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
@@ -39,7 +40,7 @@ def launched(tmp_path_factory):
         timeout=900,  # Processes that wait for each other wait for ever.
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return folder, done.stderr
+    return folder, done.stderr, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,17 @@ def test_the_warm_start_makes_the_update_of_one_process(results):
     for result in results:
         assert_equal_weights(result["warmed"], adapter)
         assert result["losses"] == pytest.approx(losses, rel=1e-5)
+
+
+def test_an_oracle_is_made_as_by_one_process(launched, tmp_path):
+    main(oracle_flags(tmp_path / "oracle"))
+    found, expected = (
+        load_file(folder / "oracle/adapter/adapter_model.safetensors")
+        for folder in (launched[0], tmp_path)
+    )
+    assert max(weight.abs().max() for name, weight in expected.items() if "lora_B" in name) > 1e-3
+    assert_equal_weights(found, expected)
+    assert launched[2].count("oracle/adapter\n") == 1
 
 
 def test_a_divided_base_makes_the_updates_of_a_whole_one(results):

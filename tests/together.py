@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from grpo_ao.cli import main as grpo_ao
+from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask, complete
 from grpo_ao.oracle.activations import read_residuals
@@ -149,6 +150,13 @@ def grpo_alone(folder: Path) -> None:
     torch.save(adapter, folder / f"process_{processes.index}.pt")
 
 
+def oracle_flags(output: Path) -> list[str]:
+    """How three steps of the supervised stage are asked for, of passes that processes divide."""
+    flags = ["--model", str(MINI_WEIGHTS / "base"), "--benchmarks", "--questions", "mini"]
+    flags += ["--lora_rank", "2", "--lr", "3e-3", "--examples", "45", "--batch_size", "15"]
+    return ["make-oracle", *flags, "--eval_examples", "1", "--output_dir", str(output)]
+
+
 def main(folder: Path) -> None:
     processes = Processes()
     check_shares(folder, processes)
@@ -168,6 +176,7 @@ def main(folder: Path) -> None:
     flags = [text for name, value in small.items() for text in (f"--{name}", str(value))]
     train = ["train", "--preset", "mini", *flags, "--output_dir"]
     grpo_ao([*train, str(folder / "run")])
+    grpo_ao(oracle_flags(folder / "oracle"))
     # What accelerate's launcher sets for configs/accelerate/fsdp.yaml.
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     grpo_ao([*train, str(folder / "divided_base" / "run")])

@@ -69,6 +69,7 @@ ARMS = {
     "lr 5e-6": Arm("--lr 5e-6"),
     "lr 1e-4": Arm("--lr 1e-4"),
     "kl 0.2": Arm("--kl_penalty 0.2"),
+    "kl 0.2 on answers alone": Arm("--kl_penalty 0.2"),
     "more wrong activations": Arm("--wrong_activations 0.2", "more wrong activations"),
     "no wrong activations": Arm("--wrong_activations 0", "no wrong activations"),
     "answer probability alone": Arm(warm="answer probability alone"),

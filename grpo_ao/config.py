@@ -234,7 +234,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "max_new_tokens": 16,
         "warm_start_probes": 32_000,
-        "warm_start_steps": 400,
+        "warm_start_steps": 1200,
         "warm_start_batch": 80,
         "warm_start_lr": 2e-4,
         "questions_per_step": 32,

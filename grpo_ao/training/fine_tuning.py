@@ -10,7 +10,7 @@ start the divergence and its gradient are zero, whatever was sampled.
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
@@ -22,6 +22,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.batches import batched
 from grpo_ao.oracle.layers import decoder_of, input_device
+from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.probabilities import completion_logits
 from grpo_ao.oracle.sharding import is_sharded
@@ -205,7 +206,9 @@ def loss_of(
     ``start`` in the tokens that are kept, KL(start || now). Where the two write an answer's first
     token differently, the tokens that differ by a leading space change places (``anchor``).
     """
-    with start.put_back():
+    # Float32 weights are merged without a loss, so that the divergence begins at zero all the same.
+    exact = decoder_of(oracle.model).dtype == torch.float32
+    with start.put_back(), merged_if_possible(oracle.model) if exact else nullcontext():
         tails = _tails(accumulate(len(target.origin_ids) for target in targets), targets)
         origins = [target.origin_ids for target in targets]
         start_KV = _carried_over(

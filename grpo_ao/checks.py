@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_ao.config import RolloutFlags, TrainConfig
@@ -221,11 +222,18 @@ def warnings_of(config: TrainConfig, sources: OracleSources, layers: Iterable[La
         )
     if (notice := check_destinations(config.report_to)) is not None:
         found.append(notice)
-    if writes_the_date(sources.tokenizer):
-        found.append(
-            f"the chat template of {config.model} writes today's date, so that activations are "
-            "others tomorrow: a run that is killed can be resumed today alone."
-        )
+    if (dated := date_warning(config.model, sources.tokenizer)) is not None:
+        found.append(dated)
     if (unknown := sources.spec.warning_of(layers)) is not None:
         found.append(unknown)
     return found
+
+
+def date_warning(model: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say that a model's chat template writes the date, if it does."""
+    if not writes_the_date(tokenizer):
+        return None
+    return (
+        f"the chat template of {model} writes today's date, so that activations are others "
+        "tomorrow: what is killed can be resumed today alone."
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo_ao.answer import Answer
-from grpo_ao.checks import check_rollouts
+from grpo_ao.checks import check_rollouts, date_warning
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import RunFolder, holds_run
@@ -33,6 +33,7 @@ from grpo_ao.oracle.sampling import RolloutEngine
 from grpo_ao.oracle.store import SubjectReader, model_fingerprint
 from grpo_ao.oracle.subject import check_subject
 from grpo_ao.oracle.table import ProbeTable
+from grpo_ao.oracle.turn import template_digest
 from grpo_ao.oracle.vllm.client import start_vllm
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import groups, load_items
@@ -69,7 +70,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     probes = _probes(config, texts, sources, [*subjects] or [""], console)
     digests = {name: _digest(path) for name, path in adapters.items()}
     digests |= {f"of subject {name}": _digest(path) for name, path in subjects.items()}
-    folder = _open_folder(config, data_digest(probes), digests)
+    data = {f"adapter {name}": digest for name, digest in digests.items()}
+    data |= {"items": data_digest(probes), "chat template": template_digest(texts.tokenizer)}
+    folder = _open_folder(config, data)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
     oracle = Oracle.load(sources[0])
@@ -113,7 +116,8 @@ def _probes(
     ]
     num_layers = num_decoder_layers(sources[0].config)
     layers = all_limits[0].spec.layers(num_layers, config.layers, config.layer_percents)
-    for warning in filter(None, (limits.spec.warning_of(layers) for limits in all_limits)):
+    warnings = [limits.spec.warning_of(layers) for limits in all_limits]
+    for warning in filter(None, [date_warning(config.model, texts.tokenizer), *warnings]):
         console.print(headed("warning:", warning))
     positions = [Positions.parse(spec) for spec in config.positions]
     asked = (config.suite, config.benchmarks, config.num_contexts, config.data_dir)
@@ -203,10 +207,9 @@ def _digest(adapter: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_folder(config: EvalConfig, items: str, adapters: dict[str, str]) -> RunFolder:
+def _open_folder(config: EvalConfig, data: dict[str, str]) -> RunFolder:
     """Open the output folder; UserError if its rows were made with other settings."""
     folder = RunFolder(config.output_dir, resume=holds_run(config.output_dir))
-    data = {"items": items} | {f"adapter {name}": digest for name, digest in adapters.items()}
     try:
         changeable, known = {"controls", "control_probes"}, EvalConfig().settings()
         folder.write_record(config.settings(), data, changeable, known)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -308,13 +309,21 @@ def test_a_layer_that_the_model_lacks_is_refused_before_it_is_loaded(tmp_path, m
         evaluate(flags(tmp_path, layers=("2", "8")))
 
 
-def test_other_settings_are_not_mixed_with_the_rows_that_are_there(tmp_path, few_draws, no_figures):
-    evaluate(flags(tmp_path))
+def test_other_settings_are_not_mixed_with_the_rows_that_are_there(
+    tmp_path, few_draws, no_figures, capsys
+):
+    base = shutil.copytree(MINI_WEIGHTS / "base", tmp_path / "base")
+    evaluate(flags(tmp_path, model=str(base)))
     before = (tmp_path / "out" / "rows.jsonl").read_text()
     with pytest.raises(ValueError, match=r"'max_new_tokens' was 24 .* is 20 now.*--output_dir"):
-        evaluate(flags(tmp_path, max_new_tokens=20))
-    evaluate(flags(tmp_path, batch_size=7))
+        evaluate(flags(tmp_path, model=str(base), max_new_tokens=20))
+    evaluate(flags(tmp_path, model=str(base), batch_size=7))
     assert (tmp_path / "out" / "rows.jsonl").read_text() == before
+    template = base / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    with pytest.raises(ValueError, match="the digest of 'chat template' was"):
+        evaluate(flags(tmp_path, model=str(base)))
+    assert "writes today's date" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_adapter_that_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):

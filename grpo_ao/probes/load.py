@@ -67,7 +67,8 @@ class ProbeLoader:
             return self._of_mini_world(asked, train_texts, own)
         of_split = _of_split(self._of_set(questions), own)
         if not all(of_split.values()):
-            counts = ", ".join(f"{len(found)} {name}" for name, found in of_split.items())
+            texts = {name: {p.text_key for p in found} for name, found in of_split.items()}
+            counts = ", ".join(f"{len(keys)} {name}" for name, keys in texts.items())
             raise UserError(
                 f"{questions} leaves probes of {counts} texts: all are needed, so give a larger "
                 "question set."

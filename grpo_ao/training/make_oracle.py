@@ -48,6 +48,7 @@ from grpo_ao.oracle.loading import (
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.subject import check_subject, with_subject
+from grpo_ao.oracle.turn import template_digest, writes_the_date
 from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.items import Item
@@ -70,6 +71,7 @@ from grpo_ao.training.make_oracle_config import MakeOracleConfig
 from grpo_ao.training.passes import fast_passes
 from grpo_ao.training.supervised import (
     accuracy,
+    check_head,
     compile_layers,
     divided,
     learn,
@@ -113,7 +115,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
             )
         console.print(sources.told(lessons.left_out))
         if folder is not None:
-            data = {"examples": sources.digest()}
+            data = {"examples": sources.digest(), "chat template": template_digest(tokenizer)}
             folder.write_record(dataclasses.asdict(config), data, _CHANGEABLE)
             write_question_set(folder.path / QUESTIONS, sources.untaught)
     return Making(config, processes, console, tokenizer, spec, lessons, exam).run()
@@ -146,7 +148,7 @@ def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
     ids = subject_token_ids(tokenizer, "It is late.")
     before = str(tokenizer.decode(ids[: content_start(tokenizer)]))
-    dated = "strftime_now" in str(tokenizer.chat_template)
+    dated = writes_the_date(tokenizer)
     if len(before.split()) <= 2 and not dated:
         return None
     return (
@@ -228,6 +230,7 @@ class Making:
         set_seed(config.seed)
         base = load_base(config.model, default_dtype(device), device, None)
         self.oracle = Oracle(new_adapter(base, config.lora_rank), tokenizer, spec)
+        check_head(self.oracle.model)
         make_trainable(self.oracle)
         self.trained = [p for p in self.oracle.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(

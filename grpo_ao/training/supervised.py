@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grpo_ao.oracle.activations import layer_outputs, subject_on
+from grpo_ao.errors import UserError
+from grpo_ao.oracle.activations import evaluating, layer_outputs, subject_on
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device, unwrap
 from grpo_ao.oracle.oracle import Oracle
@@ -52,12 +53,34 @@ def answer_logits(oracle: Oracle, batch: Batch) -> Float[Tensor, "predicted voca
     rows_B1 = torch.arange(len(place_BK), device=device)[:, None]
     vectors_BKD = resid_NBSD[place_BK, rows_B1, batch.read_BK.clamp(min=0)]
     oracle.hook.bind(Injection(batch.placeholders_BK, vectors_BKD))
-    decoder = decoder_of(oracle.model)
-    hidden_BLD = decoder(input_ids=batch.prompts_BL, use_cache=False).last_hidden_state
-    head: Any = unwrap(oracle.model).get_output_embeddings()
-    logits_NV = head(hidden_BLD.flatten(0, 1)[batch.predict_N])
+    return _logits(oracle.model, batch.prompts_BL, batch.predict_N)
+
+
+def _logits(
+    model: PeftModel, ids_BL: Int64[Tensor, "batch seq"], columns_N: Int64[Tensor, " read"]
+) -> Float[Tensor, "read vocab"]:
+    """Return the logits behind the tokens at ``columns_N`` of the flattened rows."""
+    decoder = decoder_of(model)
+    hidden_BLD = decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
+    head: Any = unwrap(model).get_output_embeddings()
+    logits_NV = head(hidden_BLD.flatten(0, 1)[columns_N])
     cap = getattr(decoder.config, "final_logit_softcapping", None)  # Gemma 2 and 3 have one
     return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+
+def check_head(model: PeftModel) -> None:
+    """Raise UserError unless the logits that are trained are those with which the model answers.
+
+    Some families scale them behind the output layer (Granite, Cohere).
+    """
+    ids_BL = torch.arange(4, device=input_device(model))[None]
+    with evaluating(model):
+        own_LV, ours_LV = model(input_ids=ids_BL).logits[0], _logits(model, ids_BL, ids_BL[0])
+    if (own_LV - ours_LV).abs().max() > 0.1 * own_LV.abs().max():
+        raise UserError(
+            f"{type(unwrap(model)).__name__} changes its logits behind the output layer, where "
+            "make-oracle does not: oracles of this family cannot be made."
+        )
 
 
 def divided(curriculum: Curriculum, drawn: Drawn, most_tokens: int) -> Iterator[Batch]:

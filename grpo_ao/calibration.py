@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import isotonic_regression, minimize_scalar
 from scipy.special import expit, logit, softmax
-from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
 Array = Float[np.ndarray, "items"]
@@ -307,13 +306,11 @@ def fit_temperature(confidence_N: Array, outcome_N: Array) -> Callable[[Array], 
 
 def auroc(confidence_N: Array, positive_N: Bool[np.ndarray, "items"]) -> float:
     """Chance that a right answer has the higher confidence, ties half; NaN with one class."""
-    positives = int(positive_N.sum())
-    pairs = positives * (len(positive_N) - positives)
-    if not pairs:
-        return float("nan")
     # The Mann-Whitney statistic: a bootstrap calls this thousands of times.
-    rank_sum = float(rankdata(confidence_N)[positive_N].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / pairs
+    right_P, wrong_W = (np.sort(confidence_N[which_N]) for which_N in (positive_N, ~positive_N))
+    pairs = len(right_P) * len(wrong_W)
+    below, not_above = (np.searchsorted(wrong_W, right_P, side).sum() for side in ("left", "right"))
+    return float(below + not_above) / 2 / pairs if pairs else float("nan")
 
 
 def risk_coverage(confidence_N: Array, outcome_N: Array) -> tuple[Array, Array]:
@@ -359,14 +356,16 @@ def bootstrap_draws(
     stand or fall together; the same ones in every call.
     """
     _, inverse = np.unique(cluster_N, return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    rng = np.random.default_rng(0)
-    drawn = [
-        statistics(
-            np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
-        )
-        for _ in range(draws)
-    ]
+    by_cluster_N, size_C = np.argsort(inverse, kind="stable"), np.bincount(inverse)
+    start_C, rng = np.cumsum(size_C) - size_C, np.random.default_rng(0)
+
+    def items(drawn_C: np.ndarray) -> np.ndarray:
+        sizes = size_C[drawn_C]
+        gaps = np.repeat(start_C[drawn_C] - (np.cumsum(sizes) - sizes), sizes)
+        return by_cluster_N[gaps + np.arange(len(gaps))]
+
+    count = len(size_C)
+    drawn = [statistics(items(rng.integers(count, size=count))) for _ in range(draws)]
     return {name: np.array([values[name] for values in drawn]) for name in drawn[0]}
 
 

@@ -98,6 +98,19 @@ class Batch(NamedTuple):
             return self
         return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in self))
 
+    def halves(self) -> list["Batch"]:
+        """Divide the rows over two passes; a single row stays as it is."""
+        rows, length = self.prompts_BL.shape
+        bounds = [0, rows // 2, rows] if rows > 1 else [0, rows]
+        found = []
+        for first, stop in pairwise(bounds):
+            own_N = (self.row_N >= first) & (self.row_N < stop)
+            parts = [tensor_B[first:stop] for tensor_B in self[:5]]
+            parts += [self.predict_N[own_N] - first * length, self.targets_N[own_N]]
+            parts += [self.row_N[own_N] - first]
+            found.append(Batch(*parts))
+        return found
+
 
 class Curriculum:
     """Tokenised examples and plain texts, and the batches that are drawn of them.

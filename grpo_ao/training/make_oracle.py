@@ -242,6 +242,7 @@ class Making:
         if config.compile:
             compile_layers(self.oracle.model)
         self.step = self._resumed()
+        self.halvings = 0  # of passes, where memory was short
 
     def run(self) -> Path:
         """Train to the end, measure, and write the adapter with its card."""
@@ -297,7 +298,9 @@ class Making:
         return len(self.lessons.lay_out(drawn).targets_N), passes
 
     def _update(self, targets: int, batches: list[Batch]) -> torch.Tensor:
-        loss = learn(self.oracle, batches, targets)
+        for _ in range(self.halvings):
+            batches = _halved(batches)
+        loss = self._learned(targets, batches)
         self.processes.sum_gradients(self.trained)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         for group in self.optimizer.param_groups:
@@ -306,6 +309,25 @@ class Making:
         self.optimizer.zero_grad()
         self.step += 1
         return loss
+
+    def _learned(self, targets: int, batches: list[Batch]) -> torch.Tensor:
+        """Add the gradient of a step, in smaller passes from here on where memory is short."""
+        rows = max(len(batch.prompts_BL) for batch in batches)
+        try:
+            return learn(self.oracle, batches, targets)
+        except torch.OutOfMemoryError as error:
+            if rows == 1:
+                raise UserError(
+                    "GPU memory does not suffice for one example: use --gradient_checkpointing, or "
+                    "lower --max_tokens."
+                ) from error
+        # Behind the block, which holds on to tensors.
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        self.halvings += 1
+        note = f"GPU memory is short: {rows} examples in a pass do not fit, going on with half."
+        self.console.print(headed("warning:", note))
+        return self._learned(targets, _halved(batches))
 
     def _row(self, losses: list[torch.Tensor], seconds: float, done: int) -> dict[str, float]:
         means = self.processes.gathered([torch.stack(losses).mean().item()])
@@ -377,6 +399,10 @@ class Making:
             atomic_write_text(adapter / "README.md", card(self.config, self.folder))
         self.oracle.detach()
         return adapter
+
+
+def _halved(batches: Sequence[Batch]) -> list[Batch]:
+    return [half for batch in batches for half in batch.halves()]
 
 
 def card(config: MakeOracleConfig, folder: Path) -> str:

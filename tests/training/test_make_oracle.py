@@ -188,6 +188,36 @@ def test_passes_of_any_size_give_the_gradient_of_one(base, questions, tmp_path):
         torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
 
 
+def test_passes_that_do_not_fit_into_memory_are_halved(
+    base, questions, tmp_path, monkeypatch, capsys
+):
+    settings = {"questions": (str(questions),), "examples": 3 * 16}
+    whole = make_oracle(config_of(base, tmp_path / "whole", **settings))
+    learn, rows = module.learn, []
+
+    def short(oracle, batches, targets):
+        rows.append([len(batch.prompts_BL) for batch in batches])
+        if max(rows[-1]) > 5:
+            learn(oracle, batches[:1], targets)  # what is half done must not count
+            raise torch.OutOfMemoryError
+        return learn(oracle, batches, targets)
+
+    monkeypatch.setattr(module, "learn", short)
+    halved = make_oracle(config_of(base, tmp_path / "halved", **settings))
+    assert rows == [[16], [8, 8], [4] * 4, [4] * 4, [4] * 4]
+    assert capsys.readouterr().err.count("GPU memory is short") == 2
+    one, other = (load_peft_weights(str(f), device="cpu") for f in (whole, halved))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
+    monkeypatch.setattr(module, "learn", fail_for_memory)
+    with pytest.raises(UserError, match="does not suffice for one example"):
+        make_oracle(config_of(base, tmp_path / "none", **settings))
+
+
+def fail_for_memory(*_):
+    raise torch.OutOfMemoryError
+
+
 def test_a_tagged_oracle_learns_the_form_but_no_number(base, questions, tmp_path):
     config = config_of(
         base,

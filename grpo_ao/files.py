@@ -89,6 +89,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     A reader, or whoever comes after a kill, finds the old file or the new one. What a kill leaves
     behind begins with ``UNFINISHED``.
     """
+    if path.is_char_device() or path.is_fifo():  # for root, /dev/null would be a file from then on
+        raise UserError(f"{path} cannot be written: it is a device or a pipe, not a file.")
     # In a folder of its own: safetensors writes a file of another name beside it first.
     folder = unfinished_name(path)
     unfinished = folder / path.name

@@ -82,6 +82,14 @@ def test_what_a_kill_leaves_of_a_file_is_named_as_unfinished(tmp_path):
     assert path.read_text() == "text"
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"  # or, for root, /dev/null
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="pipe cannot be written: it is a device or a pipe"):
+        atomic_write_text(pipe, "text")
+    assert pipe.is_fifo()
+
+
 def test_half_of_a_surrogate_pair_does_not_end_a_write(tmp_path):
     atomic_write_text(tmp_path / "file.txt", "a \ud800 b")
     assert (tmp_path / "file.txt").read_text() == "a ? b"

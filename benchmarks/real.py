@@ -8,7 +8,7 @@ what GRPO adds to each warm start, there and on the validation texts that decide
 that was killed goes on where it was.
 
 Arms that differ in GRPO alone share a seed's warm start. What no flag changes (the anchor, the
-targets) is changed in the training process (``benchmarks.arms``).
+targets, where KL counts) is changed in the training process (``benchmarks.arms``).
 """
 
 import json
@@ -68,8 +68,8 @@ ARMS = {
     "tag outcome group": Arm("--tag_outcome group"),
     "lr 5e-6": Arm("--lr 5e-6"),
     "lr 1e-4": Arm("--lr 1e-4"),
-    "kl 0.2": Arm("--kl_penalty 0.2"),
-    "kl 0.2 on answers alone": Arm("--kl_penalty 0.2"),
+    "kl 0.02": Arm("--kl_penalty 0.02"),
+    "kl 0.2 on tags, too": Arm(),
     "more wrong activations": Arm("--wrong_activations 0.2", "more wrong activations"),
     "no wrong activations": Arm("--wrong_activations 0", "no wrong activations"),
     "answer probability alone": Arm(warm="answer probability alone"),

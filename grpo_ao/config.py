@@ -118,7 +118,8 @@ class TrainConfig(RolloutFlags, JudgeFlags):
     lr: float = 1e-6
     """Peak learning rate of GRPO."""
     kl_penalty: float = 0.05
-    """Weight of the KL divergence from the warm-started oracle (TRL's beta)."""
+    """Weight of the answers' KL divergence from the warm-started oracle (TRL's beta); the tag is
+    held to nothing."""
     calibration_lambda: float = 0.5
     """Weight of the squared calibration error in the reward; above 0.5 sandbagging pays."""
     reward: str | None = None
@@ -241,7 +242,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_steps": 100,
         "save_steps": 20,
         "lr": 2e-5,
-        "kl_penalty": 0.02,
+        "kl_penalty": 0.2,
         "gradient_checkpointing": False,
     },
     "mini": {

@@ -12,7 +12,8 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
   head, which never holds the logits of the whole vocabulary.
 - ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
   shuffles and splits it with the rest, and replaces the advantages for split credit.
-- ``_compute_loss`` reads the rows back. Where the engine returned log-probabilities, ``use_vllm``
+- ``_compute_loss`` reads the rows back, and holds answers alone to the reference: the tag is what
+  GRPO is to teach. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
   sampled for, the weights come from the loss's own forward pass, not from one more.
 - ``_save_checkpoint`` says in one sentence that the disk is full; ``create_model_card`` writes no
@@ -137,6 +138,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)  # the monitor and the progress bar show the run
 
     def _prepare_correction(self, args: GRPOConfig) -> None:
+        self._trained: dict[str, Any] | None = None  # the micro-batch of the loss at hand
         self._uncorrected: dict[str, Any] | None = None
         # Whether a step's updates are all made before the policy has moved from what was sampled.
         updates = (args.steps_per_generation or 1) * args.num_iterations
@@ -209,9 +211,26 @@ class OracleGRPOTrainer(GRPOTrainer):
                 )
             parts.append(part)
         logps_BC, *others = (_joined(values) for values in zip(*parts, strict=True))
+        if self._trained is not None and logps_BC is not None:
+            self._hold_answers(self._trained, logps_BC.detach())
         if self._uncorrected is not None and logps_BC is not None:
             self._correct(self._uncorrected, logps_BC.detach())
         return logps_BC, *others
+
+    def _hold_answers(self, inputs: dict[str, Any], logps_BC: Tensor) -> None:
+        """Take the tags out of the divergence from the reference: they are held to nothing.
+
+        There the reference is what the policy is, so that neither value nor gradient is left.
+        """
+        if (ref_BC := inputs.get("ref_per_token_logps")) is not None:
+            tag_BC = self._tag_mask(inputs["completion_ids"])
+            inputs["ref_per_token_logps"] = torch.where(tag_BC, logps_BC, ref_BC)
+
+    def _tag_mask(self, ids_BC: Tensor) -> Tensor:
+        """Return which tokens of completions belong to their tags."""
+        tag_B = tag_lengths(self.oracle.tokenizer, ids_BC.tolist())
+        columns_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
+        return columns_C[None] < torch.tensor(tag_B, device=ids_BC.device)[:, None]
 
     def _correct(self, inputs: dict[str, Any], logps_BC: Tensor) -> None:
         """Put the importance weights of these completions where TRL's loss reads them."""
@@ -230,7 +249,8 @@ class OracleGRPOTrainer(GRPOTrainer):
         """From here to the end of the step, or to the next rollouts, let passes be fast ones."""
         self._fast.close()
         # A checkpoint of the older kind goes back through all that lies before it, in every layer.
-        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        checkpointing = cast("dict | None", self.args.gradient_checkpointing_kwargs) or {}
+        if not checkpointing.get("use_reentrant"):
             self._fast.enter_context(fast_passes(self.oracle))
 
     def _packed_logps(
@@ -329,9 +349,6 @@ class OracleGRPOTrainer(GRPOTrainer):
     def _split_credit(self, output: Mapping[str, Tensor], answers: Sequence[Answer]) -> Tensor:
         """Return advantages of shape (B, C) for this process's completions."""
         ids_BC = output["completion_ids"]
-        tag_B = tag_lengths(self.oracle.tokenizer, ids_BC.tolist())
-        columns_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
-        tag_mask_BC = columns_C[None] < torch.tensor(tag_B, device=ids_BC.device)[:, None]
         terms_B4 = torch.tensor([_terms(answer) for answer in answers], device=ids_BC.device)
         parsed_B = torch.tensor([answer.parsed for answer in answers], device=ids_BC.device)
         # A group may be spread over processes, its baseline may not: gather, then take our part.
@@ -342,7 +359,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             outcome_N = means_of_the_others(informativeness_N, self.group_size)
             calibration_N = self._calibration(confidence_N, outcome_N)
         advantages_NC = split_advantages(
-            self._gathered(torch.nn.functional.pad(tag_mask_BC, (0, padding))),
+            self._gathered(torch.nn.functional.pad(self._tag_mask(ids_BC), (0, padding))),
             informativeness_N,
             calibration_N,
             reward_N,
@@ -365,8 +382,9 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.use_vllm = "sampling_per_token_logps" in inputs
         missing = self.use_vllm and "importance_sampling_ratio" not in inputs
         self._uncorrected = inputs if missing else None
+        self._trained = inputs
         loss = super()._compute_loss(model, inputs)
-        self._uncorrected = None
+        self._trained = self._uncorrected = None
         return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):

@@ -230,6 +230,23 @@ def test_kl_has_a_gradient(tmp_path):
     assert any(not torch.allclose(moved[0][n], moved[1][n], atol=1e-4) for n in moved[0])
 
 
+@pytest.mark.parametrize(("tag", "moves"), [(5, False), (2, True)])
+def test_kl_holds_the_answer_and_leaves_the_tag_free(tmp_path, monkeypatch, tag, moves):
+    # All five tokens are the tag's, or three the answer's; nothing is graded, so KL alone trains.
+    monkeypatch.setattr(trainer_module, "tag_lengths", lambda tokenizer, ids: [tag] * len(ids))
+    oracle = make_oracle()
+    table = planted_table(oracle, 6)
+    reward = LetterReward(unscored=tuple(range(8)))
+    trainer = make_trainer(tmp_path, oracle, table, reward, kl_penalty=1.0, max_steps=1)
+    for name, parameter in oracle.model.named_parameters():
+        if ".ref." in name:
+            parameter.data.mul_(2.0)
+    before = adapter_weights(oracle)
+    trainer.train()
+    after = adapter_weights(oracle)
+    assert any(not torch.equal(before[name], after[name]) for name in before) == moves
+
+
 def test_dropout_of_the_adapter_is_off(tmp_path):
     oracle = make_oracle(dropout=0.5)
     table = planted_table(oracle, 6)

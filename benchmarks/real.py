@@ -3,8 +3,9 @@
 Trains the oracle by ``train.py`` on the questions that its supervised stage did not teach, once for
 each arm and seed, several beside each other, and asks the oracle before, after its warm start and
 as shipped the nine benchmarks' held-out questions: greedily, at one layer, on their own activations
-and on wrong ones. Prints one table, means over the seeds with the 95 % interval of Student's t, and
-what GRPO adds to each warm start, there and on the validation texts that decide what ships. A call
+and on wrong ones. Prints one table, means over the seeds with the 95 % interval of Student's t,
+accuracy beside that of the oracle before and the number beside the answers' probability, and what
+GRPO adds to each warm start, there and on the validation texts that decide what ships. A call
 that was killed goes on where it was.
 
 Arms that differ in GRPO alone share a seed's warm start. What no flag changes (the anchor, the
@@ -277,10 +278,40 @@ def gains_of(answers: Measured) -> str:
             start = answers[f"{ARMS[arm].warm}, warm start/{seed}", "own"]
             arms[arm].append((answers[name, "own"], start))
     for arm, pairs in arms.items():
-        outside_N = np.array([a.probe.family in OUT_OF_DISTRIBUTION for a in pairs[0][0]])
-        for part, chosen_N in (("all", outside_N | True), ("in", ~outside_N), ("out", outside_N)):
+        for part, chosen_N in _parts(pairs[0][0]).items():
             lines.append(_gain(f"{arm}, {part}", pairs, chosen_N))
     return "\n".join(lines)
+
+
+def bars_of(answers: Measured) -> str:
+    """Return what each oracle is measured by, with the intervals of ``gains_of``, in Markdown.
+
+    Its accuracy less that of the oracle before, and the Brier score of what it states less that of
+    its answers' probability.
+    """
+    columns = ("questions", "accuracy less before", "Brier less P(answer)'s")
+    lines = [_line("oracle", columns), "|---" * (len(columns) + 1) + "|"]
+    before = answers["before", "own"]
+    oracles: dict[str, list[Sequence[Answer]]] = defaultdict(list)
+    for name, activations in answers:
+        label, _, seed = name.partition("/")
+        if seed and activations == "own":
+            oracles[label].append(answers[name, "own"])
+    for label, seeds in oracles.items():
+        kept_N = np.mean([_grades(own) - _grades(before) for own in seeds], axis=0)
+        lost_N = np.mean([_squared_errors(own) - _errors_of_p(own) for own in seeds], axis=0)
+        texts_N = np.array([answer.probe.text for answer in before])
+        for part, chosen_N in _parts(before).items():
+            pair = (kept_N[chosen_N], lost_N[chosen_N]) if chosen_N.any() else ()
+            cells = [_with_interval(values_N, texts_N[chosen_N]) for values_N in pair]
+            lines.append(_line(f"{label}, {part}", (str(chosen_N.sum()), *cells)))
+    return "\n".join(lines)
+
+
+def _parts(own: Sequence[Answer]) -> dict[str, np.ndarray]:
+    """Return which of the answers are all, those in distribution, and those out of it."""
+    outside_N = np.array([a.probe.family in OUT_OF_DISTRIBUTION for a in own])
+    return {"all": outside_N | True, "in": ~outside_N, "out": outside_N}
 
 
 def steps_of(settings: Settings) -> str:
@@ -339,6 +370,11 @@ def _squared_errors(answers: Sequence[Answer]) -> np.ndarray:
     return (np.array(list(sure)) - _grades(answers)) ** 2
 
 
+def _errors_of_p(answers: Sequence[Answer]) -> np.ndarray:
+    """Return the squared error of each answer's own probability."""
+    return (np.array([a.answer_probability for a in answers], dtype=float) - _grades(answers)) ** 2
+
+
 def _rewards(answers: Sequence[Answer]) -> np.ndarray:
     """Return each answer's reward at the default lambda; one without a tag has the floor."""
     rule = reward_rule(make_defaults(None).calibration_lambda)
@@ -386,7 +422,8 @@ def main() -> None:
     for first in (True, False):
         run_side_by_side(commands(settings, first), settings.jobs)
     answers = measure(settings)
-    table = f"{table_of(answers)}\n\n{gains_of(answers)}\n\n{steps_of(settings)}"
+    tables = table_of(answers), bars_of(answers), gains_of(answers), steps_of(settings)
+    table = "\n\n".join(tables)
     atomic_write_text(settings.output_dir / "table.md", table + "\n")
     draw(answers, settings.output_dir / "reliability.png")
     for path in settings.output_dir.glob("*/summary.json"):

@@ -14,6 +14,7 @@ from benchmarks.method import run_side_by_side
 from benchmarks.real import (
     ARMS,
     Settings,
+    bars_of,
     commands,
     folder_of,
     gains_of,
@@ -133,6 +134,22 @@ def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
     # Without a tag the reward is the floor of -1.5, where it was -1/8.
     assert lines[4].startswith("| recipe, out | 1 | +0.0000 [")
     assert lines[4].endswith("| -1.3750 [-1.3750, -1.3750] |")
+
+
+def test_accuracy_is_paired_with_before_and_the_number_with_the_answers_probability():
+    own = [answer(0, 90, True, probability=0.8), answer(1, 50, False, "ag_news", 0.5)]
+    other = [answer(0, 70, True, probability=1.0), answer(1, 50, True, "ag_news", 0.5)]
+    before = [answer(0, None, False), answer(1, None, True, "ag_news")]
+    measured = {("before", "own"): before, ("recipe, shipped/0", "own"): own}
+    measured |= {("recipe, shipped/1", "own"): other, ("recipe, shipped/1", "noise"): before}
+    rows = dict(line[2:].split(" | ", 1) for line in bars_of(measured).splitlines()[2:])
+    # Right before: no, yes. Of the seeds: yes and no, yes and yes.
+    assert rows["recipe, shipped, in"].startswith("1 | +1.0000 [")
+    assert rows["recipe, shipped, out"].startswith("1 | -0.5000 [")
+    assert rows["recipe, shipped, all"].startswith("2 | +0.2500 [")
+    # (.1^2 - .2^2 + .3^2 - 0) / 2
+    assert "| +0.0300 [" in rows["recipe, shipped, in"]
+    assert "| +0.0000 [" in rows["recipe, shipped, out"]
 
 
 def test_grpos_steps_are_compared_on_validation_texts(tmp_path):

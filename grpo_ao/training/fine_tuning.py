@@ -9,6 +9,7 @@ start the divergence and its gradient are zero, whatever was sampled.
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -71,8 +72,9 @@ def fine_tune(
     """Fine-tune the adapter on random batches of targets, dropout off; return the losses.
 
     Answers are anchored to ``start``. A loss is in nats a token. The learning rate rises over ten
-    steps and falls along a cosine to zero. A batch is divided over the processes, which sum their
-    gradients: the update is that of one process.
+    steps and falls along a cosine to zero. Where GPU memory is short, passes become smaller, with a
+    warning; UserError where one target does not fit. A batch is divided over the processes,
+    which sum their gradients: the update is that of one process.
     """
     losses = []
     most, trained = tokens_of_a_pass(oracle, _most_learned(table, targets)), start.trained
@@ -85,7 +87,7 @@ def fine_tune(
     rng = random.Random(f"fine tune {seed}")
     with fast_passes(oracle), evaluating(oracle.model), torch.enable_grad():
         for batch in islice(batches(targets, batch_size, rng), steps):
-            loss = _backward(processes, oracle, start, table, batch, most)
+            loss, most = _backward_in_memory(processes, oracle, start, table, batch, most)
             processes.sum_gradients(trained)
             if not nn.utils.clip_grad_norm_(trained, 1.0).isfinite():
                 raise UserError(
@@ -135,6 +137,40 @@ class Start:
     def _change_places(self) -> None:
         for row, parameter in enumerate(self.trained):
             parameter.data, self._weights[row] = self._weights[row], parameter.data
+
+
+def _backward_in_memory(
+    processes: Processes,
+    oracle: Oracle,
+    start: Start,
+    table: ProbeTable,
+    batch: Sequence[Target],
+    most: int,
+) -> tuple[float, int]:
+    """Do as ``_backward`` does, in passes of half as many tokens where memory does not suffice.
+
+    Also return how many tokens a pass may hold from here on. Processes that share a sharded model
+    make the same passes, so that one of them cannot begin anew.
+    """
+    try:
+        return _backward(processes, oracle, start, table, batch, most), most
+    except torch.OutOfMemoryError as error:
+        passes = passes_of(table, processes.share(batch), most)
+        if is_sharded(oracle.model) or max(map(len, passes)) == 1:
+            raise UserError(
+                "GPU memory does not suffice for the warm start: free some, or use --load_in_4bit."
+            ) from error
+    # Behind the block, which holds on to tensors. What is half done must not count.
+    for parameter in start.trained:
+        parameter.grad = None
+    torch.cuda.empty_cache()
+    tokens = max(len(targets) * _length(table, targets[-1]) for targets in passes)
+    warnings.warn(
+        f"GPU memory is short: {tokens} tokens in a pass of the warm start do not fit, going on "
+        "with half.",
+        stacklevel=3,
+    )
+    return _backward_in_memory(processes, oracle, start, table, batch, tokens // 2)
 
 
 def _backward(
@@ -189,12 +225,13 @@ def tokens_of_a_pass(oracle: Oracle, learned: float) -> int:
 def passes_of(table: ProbeTable, share: Sequence[Target], most: int) -> list[list[Target]]:
     """Divide targets into passes of like length, of ``most`` tokens if that holds one at all."""
 
-    def length(target: Target) -> int:
-        return len(table.prompts[target.row].input_ids) + len(target.token_ids)
-
-    order = sorted(range(len(share)), key=lambda n: length(share[n]))
-    passes = batched(order, lambda rows: len(rows) * length(share[rows[-1]]) <= most)
+    order = sorted(range(len(share)), key=lambda n: _length(table, share[n]))
+    passes = batched(order, lambda rows: len(rows) * _length(table, share[rows[-1]]) <= most)
     return [[share[n] for n in rows] for rows in passes]
+
+
+def _length(table: ProbeTable, target: Target) -> int:
+    return len(table.prompts[target.row].input_ids) + len(target.token_ids)
 
 
 def loss_of(

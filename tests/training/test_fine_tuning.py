@@ -192,6 +192,33 @@ def test_the_update_does_not_depend_on_how_a_batch_is_divided_into_passes(monkey
     assert tuned(steps=4) == pytest.approx(whole, rel=1e-3)
 
 
+def test_passes_that_do_not_fit_into_memory_are_halved(monkeypatch):
+    whole, passes = tuned(steps=4), []
+
+    def short(oracle, start, table, targets):
+        passes.append(len(targets))
+        if len(targets) > 1 and len(passes) > 1:
+            raise torch.OutOfMemoryError
+        return loss_of(oracle, start, table, targets)
+
+    monkeypatch.setattr(fine_tuning, "loss_of", short)
+    with pytest.warns(UserWarning, match=r"GPU memory is short: \d+ tokens in a pass"):
+        assert tuned(steps=4) == pytest.approx(whole, rel=1e-3)
+    # The first step fits; then three at once do not, two do not, and one after the other they do.
+    assert passes[0] == 3
+    assert passes[1] == 3
+    assert passes[-6:] == [1] * 6
+
+
+def test_a_target_that_does_not_fit_into_memory_ends_the_warm_start(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(fine_tuning, "loss_of", fail)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="memory does not suffice"):
+        tuned(steps=1)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_warm_start():
     oracle = make_oracle()
     table = planted_table(oracle, 3)

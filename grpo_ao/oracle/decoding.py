@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from grpo_ao.oracle.layers import decoder_layers, decoder_of
+from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device
 from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
 from grpo_ao.oracle.probabilities import watched_logp
 from grpo_ao.oracle.sampling import Sampling
@@ -82,8 +82,11 @@ def reason_undecodable(model: PreTrainedModel) -> str | None:
     """Return why ``decode`` cannot serve a model; None if it can."""
     if any("forward" in vars(layer) for layer in decoder_layers(model)):
         return "its layers are wrapped, as for offloading"
-    if getattr(decoder_of(model).config, "num_kv_shared_layers", 0):
+    config = decoder_of(model).config
+    if getattr(config, "num_kv_shared_layers", 0):
         return "its layers share keys and values"
+    if config.model_type == "gpt_oss" and input_device(model).type == "cuda":
+        return "its experts copy from the CPU in every step, which no graph can hold"
     return reason_unmaskable(model)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from grpo_ao.oracle import decoding
 from grpo_ao.oracle.activations import (
     adapter_off,
     content_start,
@@ -142,6 +143,12 @@ def test_a_step_is_made_and_what_is_saved_answers_alike(folders, oracle, tmp_pat
         for o in (oracle, again)
     ]
     assert answers[0] == answers[1]
+
+
+def test_what_no_graph_can_hold_is_not_captured_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(decoding, "input_device", lambda _: torch.device("cuda"))
+    assert "copy from the CPU" in (reason_undecodable(model_of("gpt_oss")) or "")
+    assert reason_undecodable(model_of("qwen3_moe")) is None
 
 
 def test_a_turn_ends_as_the_template_ends_it(folders, oracle):

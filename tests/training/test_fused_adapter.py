@@ -1,7 +1,10 @@
 """LoRA layers in few kernels: the outputs and gradients of PEFT's."""
 
+from typing import cast
+
 import pytest
 import torch
+from peft import LoraModel
 from peft.tuners.lora import Linear as LoraLinear
 
 from grpo_ao.oracle.layers import unwrap
@@ -103,7 +106,7 @@ def test_the_active_adapter_alone_is_passed_through_and_two_are_left_to_peft():
     default = model(input_ids=IDS_BL).logits
     model.set_adapter("ref")
     reference = model(input_ids=IDS_BL).logits
-    model.base_model.set_adapter(["default", "ref"])
+    cast("LoraModel", model.base_model).set_adapter(["default", "ref"])
     both = model(input_ids=IDS_BL).logits
     with fused_adapter(model):
         torch.testing.assert_close(model(input_ids=IDS_BL).logits, both)

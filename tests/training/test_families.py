@@ -78,15 +78,19 @@ def test_a_row_answers_in_a_padded_batch_what_it_answers_alone(oracle):
     assert sampled == [[greedy, greedy] for (greedy,) in together]
 
 
-def test_what_is_decoded_token_by_token_is_what_whole_passes_give(oracle):
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_what_is_decoded_token_by_token_is_what_whole_passes_give(folders, device):
+    oracle = Oracle.from_pretrained(*folders, device=device, dtype=torch.float32)
     table = planted_table(oracle, 3)
     decoded = oracle.complete(table.prompts, table.vectors, Sampling(max_new_tokens=5))
     for row, (tokens,) in enumerate(decoded):
         ids = list(table.prompts[row].input_ids)
-        with oracle.hook.serving(table.injection([row])), torch.no_grad():
+        with oracle.hook.serving(table.injection([row]).to(device)), torch.no_grad():
             for token in tokens:
-                logits_V = oracle.model(input_ids=torch.tensor([ids])).logits[0, -1]
-                assert token == int(logits_V.argmax())
+                ids_BL = torch.tensor([ids], device=device)
+                logits_V = oracle.model(input_ids=ids_BL).logits[0, -1]
+                # On a GPU, two that are nearly alike change places by rounding.
+                assert logits_V.max() - logits_V[token] < 1e-3
                 ids.append(token)
 
 

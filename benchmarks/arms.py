@@ -1,4 +1,6 @@
-"""What an ablation changes that no flag changes: the warm start's anchor and targets, GRPO's KL."""
+"""What an ablation changes that no flag changes: anchor, targets, GRPO's KL and a tag's outcome."""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +23,8 @@ def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
         warm_start.expected_grades = family_means
     if name == "kl 0.2 on tags, too":
         OracleGRPOTrainer._hold_answers = hold_everything
+    if name == "answer probability in the reward":
+        OracleGRPOTrainer._split_credit = credit_with_probability
     command_line(["train", *arguments])
 
 
@@ -36,3 +40,24 @@ def family_means(probes, probability_N, grade_N, wrong=()):
 
 def hold_everything(self, inputs, logps_BC):
     """Leave the divergence from the warm start as TRL has it, in every token."""
+
+
+def credit_with_probability(self, output, answers):
+    """Credit a tag against the mean of its answer's grade and probability, by the reference.
+
+    The probability has no luck in it; that of the reference does not move with the answers.
+    """
+    told_BC = output["completion_mask"].bool() & ~self._tag_mask(output["completion_ids"])
+    logp_B = (output["ref_per_token_logps"] * told_BC).sum(dim=1)
+    known = zip(answers, logp_B.exp().tolist(), strict=True)
+    return _split_credit(self, output, [_recredited(self, *pair) for pair in known])
+
+
+_split_credit = OracleGRPOTrainer._split_credit
+
+
+def _recredited(trainer, answer, probability):
+    if answer.calibration is None:
+        return answer
+    outcome = (answer.informativeness + probability) / 2
+    return replace(answer, calibration=trainer.reward.rule.calibration(answer.confidence, outcome))

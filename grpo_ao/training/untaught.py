@@ -32,7 +32,7 @@ _PER_CONTEXT = 3
 
 
 class Sort(NamedTuple):
-    """What the letters of a text tell, with questions whether it is so, and whether it is not."""
+    """A property of a text's form, with questions whether it has it, and whether it has not."""
 
     name: str
     holds: Callable[[str], bool]
@@ -96,60 +96,6 @@ SORTS = (
         ("Is the first letter one of A to M?", "Does it begin with a letter from A to M?"),
         ("Is the first letter one of N to Z?", "Does it begin with a letter from N to Z?"),
     ),
-    Sort(
-        "men",
-        _found(r"\b([Hh]e|[Hh]im|[Hh]is)\b"),
-        ("Is a man or boy spoken of as 'he' or 'him'?", "Does the word 'he' or 'his' occur?"),
-        ("Is 'he' a word that the text avoids?", "Are 'he', 'him' and 'his' all missing?"),
-    ),
-    Sort(
-        "reader",
-        _found(r"\b([Yy]ou|[Yy]our)\b"),
-        ("Is the reader addressed as 'you'?", "Does the writer speak to somebody as 'you'?"),
-        ("Is nobody addressed as 'you'?", "Does the writer do without the words 'you' and 'your'?"),
-    ),
-    Sort(
-        "denial",
-        _found(r"\b([Nn]ot|[Nn]ever|[Nn]o)\b|n['\u2019]t\b"),
-        ("Is something denied, by 'no', 'not' or 'never'?", "Does it hold a 'not' or a 'never'?"),
-        ("Is nothing denied, by 'no', 'not' or 'never'?", "Are 'no', 'not' and 'never' absent?"),
-    ),
-    Sort(
-        "comma",
-        _found(r","),
-        ("Is there a comma in the text?", "Has the writer set commas?"),
-        ("Is the text without any comma?", "Has the writer set no comma?"),
-    ),
-    Sort(
-        "kin",
-        _found(
-            r"\b([Mm]others?|[Ff]athers?|[Ss]ons?|[Dd]aughters?|[Bb]rothers?|[Ss]isters?"
-            r"|[Ww]i(fe|ves)|[Hh]usbands?|[Pp]arents?)\b"
-        ),
-        ("Is a close relative named, such as a mother or a son?", "Does a relative come up in it?"),
-        ("Is no close relative named, such as a father or a sister?", "Are relatives left out?"),
-    ),
-    Sort(
-        "colour",
-        _found(r"\b([Rr]ed|[Bb]lue|[Gg]reen|[Yy]ellow|[Bb]lack|[Ww]hite|[Bb]rown|[Gg]r[ae]y)\b"),
-        ("Is a colour named, such as red or black?", "Does a word for a colour occur?"),
-        ("Is no colour named, such as blue or white?", "Are words for colours missing?"),
-    ),
-    Sort(
-        "date",
-        _found(
-            r"\b(January|February|March|April|June|July|August|September|October|November|December"
-            r"|(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day)\b"
-        ),
-        ("Is a month or a day of the week named?", "Does the name of a weekday or month occur?"),
-        ("Is neither a month nor a weekday named?", "Are the names of days and months missing?"),
-    ),
-    Sort(
-        "ending",
-        _found(r"""\.["'\u201d)\]]*$"""),
-        ("Is a full stop the last mark of the text?", "Does it end with a full stop?"),
-        ("Does it end with something else than a full stop?", "Is there no full stop at its end?"),
-    ),
 )
 
 
@@ -179,15 +125,6 @@ def untaught_examples(config: MakeOracleConfig, plain: Sequence[str]) -> Iterato
 
 
 def _all_sources(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Item]:
-    """Yield what each source asks, and of each text that is asked about, once, the form."""
-    texts = dict.fromkeys(plain)
-    for example in _taught_sorts(config, plain):
-        texts[example.text] = None
-        yield example
-    yield from form_examples(texts)
-
-
-def _taught_sorts(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[Item]:
     for name in config.benchmarks:
         items = training_items(name, config.data_dir, _PER_CONTEXT, "validation")
         contexts = load_contexts(name, config.data_dir)
@@ -205,6 +142,7 @@ def _taught_sorts(config: MakeOracleConfig, plain: Sequence[str]) -> Iterator[It
     for example in mention_examples(plain, taught=False):
         if (unit_draw("mentioned", example.text) < 0.5) == (example.target == "Yes"):
             yield example
+    yield from form_examples(plain)
 
 
 def write_question_set(path: Path, examples: Iterable[Item]) -> None:

@@ -97,14 +97,6 @@ def test_the_set_is_read_back_with_its_answers_and_families(sources, tmp_path):
         ("sentences", "One. Two! Three? Four.", "One. Two. Three."),
         ("length", "word " * 60, "word " * 59),
         ("opening", '"Maybe so."', '"Now so."'),
-        ("men", "Then his aunt left.", "Then Hester left."),
-        ("reader", "Take your hat.", "Take a hat, youth."),
-        ("denial", "They didn\u2019t see it.", "They saw nothing."),
-        ("comma", "Well, so.", "Well so."),
-        ("kin", "The wives came.", "The person came."),
-        ("colour", "A grey door.", "A bored man."),
-        ("date", "On Friday in may.", "It may be so on a day."),
-        ("ending", 'He said "so."', "So it is..!"),
     ],
 )
 def test_a_form_is_told_from_its_absence(name, with_it, without):
@@ -112,13 +104,8 @@ def test_a_form_is_told_from_its_absence(name, with_it, without):
     assert sort.holds(with_it) and not sort.holds(without)
 
 
-def test_the_form_of_every_text_is_asked_about_once(sources):
-    asked = Counter(e.text for e in sources.untaught if e.family.startswith("form:"))
-    assert set(asked) == {e.text for e in sources.untaught} and set(asked.values()) == {1}
-
-
 def test_forms_are_asked_about_and_denied_alike_so_that_no_sort_tells_the_answer():
-    texts = [f"Nobody has said so, {word} {n}." for n in range(800) for word in WORDS]
+    texts = [f"Nobody has said so, {word} {n}." for n in range(400) for word in WORDS]
     found = list(form_examples(texts))
     assert [e.text for e in found] == texts
     for sort in SORTS:

@@ -264,7 +264,7 @@ def table_of(answers: Measured) -> str:
     return "\n".join(lines)
 
 
-_GAINS = ("questions", "Brier", "accuracy", "reward")
+_GAINS = ("questions", "Brier", "accuracy", "reward", "Brier of P(answer)")
 Pair = tuple[Sequence[Answer], Sequence[Answer]]
 """The answers of a seed and those of its warm start, to the same questions."""
 
@@ -359,7 +359,7 @@ def _gain(label: str, pairs: Sequence[Pair], chosen_N: np.ndarray) -> str:
     texts_N = np.array([answer.probe.text for answer in pairs[0][0]])[chosen_N]
     cells = [
         _with_interval(np.mean([of(a) - of(b) for a, b in pairs], axis=0)[chosen_N], texts_N)
-        for of in (_squared_errors, _grades, _rewards)
+        for of in (_squared_errors, _grades, _rewards, _errors_of_p)
     ]
     return _line(label, (str(len(texts_N)), *cells))
 

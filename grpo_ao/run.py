@@ -406,7 +406,7 @@ class Run:
 
     def _validate(self, step: int) -> list[Answer]:
         """Ask the validation probes of the oracle as it is after ``step`` steps, greedily."""
-        how = Asking(self.config.max_new_tokens)
+        how = Asking(self.config.max_new_tokens, probabilities=True)
         path = self.folder / "validation" / f"step_{step:06d}.jsonl"
         if self.processes.is_main:
             path.parent.mkdir(exist_ok=True)

@@ -67,7 +67,7 @@ class Arm:
 ARMS = {
     "recipe": Arm(),
     "tag outcome group": Arm("--tag_outcome group"),
-    "lr 5e-6": Arm("--lr 5e-6"),
+    "lr 2e-5": Arm("--lr 2e-5"),
     "lr 1e-4": Arm("--lr 1e-4"),
     "kl 0.02": Arm("--kl_penalty 0.02"),
     "kl 0.5": Arm("--kl_penalty 0.5"),

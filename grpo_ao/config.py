@@ -241,7 +241,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "questions_per_step": 32,
         "max_steps": 100,
         "save_steps": 20,
-        "lr": 2e-5,
+        "lr": 5e-6,
         "kl_penalty": 0.2,
         "gradient_checkpointing": False,
     },

@@ -72,8 +72,9 @@ def tag_lengths(
     """
     lengths = []
     for token_ids in completions:
-        tokens = tokenizer.convert_ids_to_tokens(list(token_ids))
-        # A token is None where the model's vocabulary is padded beyond the tokenizer's.
+        # One by one: a tag closes early. A token is None where the model's vocabulary is padded
+        # beyond the tokenizer's.
+        tokens = map(tokenizer.convert_ids_to_tokens, token_ids)
         closing = (count for count, token in enumerate(tokens, start=1) if "]" in (token or ""))
         lengths.append(next(closing, 0))
     return lengths

@@ -32,12 +32,10 @@ class _Place(NamedTuple):
 
 
 def _places(model: PreTrainedModel | PeftModel) -> list[_Place]:
-    return [
-        _Place(parent, name, child)
-        for parent in decoder_of(model).modules()
-        for name, child in parent.named_children()
-        if isinstance(child, BaseTunerLayer)
-    ]
+    decoder = decoder_of(model)
+    found = [(p, m) for p, m in decoder.named_modules() if isinstance(m, BaseTunerLayer)]
+    paths = [(path.rpartition("."), layer) for path, layer in found]
+    return [_Place(decoder.get_submodule(parent), name, m) for (parent, _, name), m in paths]
 
 
 def reason_not_plain(config: LoraConfig) -> str | None:
@@ -78,9 +76,8 @@ def reason_unmergeable(model: PreTrainedModel | PeftModel) -> str | None:
     return None
 
 
-@contextmanager
-def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Run inside the block with ``W0 + scaling * B A`` in the base layers, and no PEFT layers.
+def merged(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
+    """Return a block that runs with ``W0 + scaling * B A`` in the base layers, and no PEFT layers.
 
     The sum is rounded once, from the pristine W0. After the block every base weight is bit for bit
     what it was, at the same address, however often this is done. W0 is kept on its own device
@@ -89,6 +86,16 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """
     if (reason := reason_unmergeable(model)) is not None:
         raise UserError(f"the adapter cannot be merged: {reason}.")
+    return _merged(model)
+
+
+def merged_if_possible(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
+    """Return ``merged``, or a block that changes nothing where the adapter cannot be merged."""
+    return nullcontext() if reason_unmergeable(model) else _merged(model)
+
+
+@contextmanager
+def _merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     places = _places(model)
     weights = [place.layer.get_base_layer().get_parameter("weight").data for place in places]
     pristine = _pristine(unwrap(model), weights)
@@ -101,11 +108,6 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         for place, weight, kept in zip(places, weights, pristine, strict=True):
             setattr(place.parent, place.name, place.layer)
             weight.copy_(kept, non_blocking=True)
-
-
-def merged_if_possible(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
-    """Return ``merged``, or a block that changes nothing where the adapter cannot be merged."""
-    return nullcontext() if reason_unmergeable(model) else merged(model)
 
 
 def _add_adapter(layer: BaseTunerLayer, weight: Tensor) -> None:

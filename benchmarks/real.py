@@ -4,9 +4,9 @@ Trains the oracle by ``train.py`` on the questions that its supervised stage did
 each arm and seed, several beside each other, and asks the oracle before, after its warm start and
 as shipped the nine benchmarks' held-out questions: greedily, at one layer, on their own activations
 and on wrong ones. Prints one table, means over the seeds with the 95 % interval of Student's t,
-accuracy beside that of the oracle before and the number beside the answers' probability, and what
-GRPO adds to each warm start, there and on the validation texts that decide what ships. A call
-that was killed goes on where it was.
+accuracy beside that of the oracle before and the number beside the answers' probability, what
+GRPO adds to each warm start, there and on the validation texts that decide what ships, and each
+arm less the recipe. A call that was killed goes on where it was.
 
 Arms that differ in GRPO alone share a seed's warm start. What no flag changes (the anchor, the
 targets, where KL counts) is changed in the training process (``benchmarks.arms``).
@@ -266,7 +266,7 @@ def table_of(answers: Measured) -> str:
 
 _GAINS = ("questions", "Brier", "accuracy", "reward", "Brier of P(answer)")
 Pair = tuple[Sequence[Answer], Sequence[Answer]]
-"""The answers of a seed and those of its warm start, to the same questions."""
+"""The answers of a seed and those that they are compared with, to the same questions."""
 
 
 def gains_of(answers: Measured) -> str:
@@ -274,16 +274,32 @@ def gains_of(answers: Measured) -> str:
 
     A question's difference is its mean over the seeds; intervals are by bootstrap over texts.
     """
-    lines = [_line("shipped less warm start", _GAINS), "|---" * (len(_GAINS) + 1) + "|"]
     arms: dict[str, list[Pair]] = defaultdict(list)
     for name, activations in answers:
         arm, shipped, seed = name.partition(", shipped/")
         if shipped and activations == "own":
             start = answers[f"{ARMS[arm].warm}, warm start/{seed}", "own"]
             arms[arm].append((answers[name, "own"], start))
-    for arm, pairs in arms.items():
+    return _gains("shipped less warm start", arms)
+
+
+def against_recipe(answers: Measured) -> str:
+    """Return each arm less the recipe likewise, its warm starts and what it ships."""
+    arms: dict[str, list[Pair]] = defaultdict(list)
+    for name, activations in answers:
+        label, _, seed = name.partition("/")
+        arm, _, state = label.rpartition(", ")
+        recipe = answers.get((f"recipe, {state}/{seed}", "own"))
+        if recipe and arm != "recipe" and activations == "own":
+            arms[label].append((answers[name, "own"], recipe))
+    return _gains("less the recipe", arms)
+
+
+def _gains(title: str, arms: Mapping[str, Sequence[Pair]]) -> str:
+    lines = [_line(title, _GAINS), "|---" * (len(_GAINS) + 1) + "|"]
+    for label, pairs in arms.items():
         for part, chosen_N in _parts(pairs[0][0]).items():
-            lines.append(_gain(f"{arm}, {part}", pairs, chosen_N))
+            lines.append(_gain(f"{label}, {part}", pairs, chosen_N))
     return "\n".join(lines)
 
 
@@ -426,8 +442,8 @@ def main() -> None:
     for first in (True, False):
         run_side_by_side(commands(settings, first), settings.jobs)
     answers = measure(settings)
-    tables = table_of(answers), bars_of(answers), gains_of(answers), steps_of(settings)
-    table = "\n\n".join(tables)
+    tables = table_of, bars_of, gains_of, against_recipe
+    table = "\n\n".join([*(of(answers) for of in tables), steps_of(settings)])
     atomic_write_text(settings.output_dir / "table.md", table + "\n")
     draw(answers, settings.output_dir / "reliability.png")
     for path in settings.output_dir.glob("*/summary.json"):

@@ -59,6 +59,11 @@ def test_a_run_asks_its_benchmarks_before_during_and_after(tmp_path, quick, umas
         for name in ("answer probability", "agreement of 20")
     }
     assert asked == {"answer probability": 6, "agreement of 20": 2}
+    # The validation probes keep their answers' probability, at the start and after each step.
+    steps = sorted((folder / "validation").iterdir())
+    assert [path.stem for path in steps] == ["step_000000", "step_000001", "step_000002"]
+    validated = [json.loads(line) for path in steps for line in path.open()]
+    assert all(0 <= row["answer_probability"] <= 1 for row in validated)
     # One card, none of TRL's and PEFT's beside checkpoints, and files that the group can read.
     assert [path.parent.name for path in folder.rglob("README.md")] == ["adapter"]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -14,6 +14,7 @@ from benchmarks.method import run_side_by_side
 from benchmarks.real import (
     ARMS,
     Settings,
+    against_recipe,
     bars_of,
     commands,
     folder_of,
@@ -136,6 +137,18 @@ def test_what_grpo_adds_is_paired_by_question_and_averaged_over_seeds():
     assert "| -1.3750 [-1.3750, -1.3750] |" in lines[4]
     # Both answers have a probability of one half, whatever they are worth.
     assert all(line.endswith("| +0.0000 [+0.0000, +0.0000] |") for line in lines[2:])
+
+
+def test_an_arm_is_paired_with_the_recipe_by_seed_warm_start_with_warm_start():
+    measured = {("before", "own"): [answer(0, None, True)]}
+    for state, sure in (("warm start", 90), ("shipped", 50)):
+        measured["recipe, " + state + "/0", "own"] = [answer(0, sure, True)]
+        measured["kl 0.2 on tags, too, " + state + "/0", "own"] = [answer(0, 100, True)]
+    measured["kl 0.2 on tags, too, shipped/0", "noise"] = []
+    rows = dict(line[2:].split(" | ", 1) for line in against_recipe(measured).splitlines()[2:])
+    assert len(rows) == 6
+    assert rows["kl 0.2 on tags, too, warm start, in"].startswith("1 | -0.0100 [")
+    assert rows["kl 0.2 on tags, too, shipped, in"].startswith("1 | -0.2500 [")
 
 
 def test_accuracy_is_paired_with_before_and_the_number_with_the_answers_probability():

@@ -8,6 +8,8 @@ from grpo_ao.cli import main as command_line
 from grpo_ao.training import fine_tuning, warm_start
 from grpo_ao.training.trainer import OracleGRPOTrainer
 
+ANCHORS = {"no anchor": 0.0, "anchor 1": 1.0, "anchor 2": 2.0}
+
 
 def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
     """Train as ``train.py`` does, with what an arm changes beside its flags.
@@ -15,8 +17,7 @@ def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
     ``jobs`` runs share the device: each takes its part of what a pass of the warm start may fill.
     """
     fine_tuning.MOST_TOKENS //= jobs
-    if name == "no anchor":
-        fine_tuning.ANCHOR_WEIGHT = 0.0
+    fine_tuning.ANCHOR_WEIGHT = ANCHORS.get(name, fine_tuning.ANCHOR_WEIGHT)
     if name == "answer probability alone":
         warm_start.FIRST_SHARE = 1.0
     if name == "targets of the family":

@@ -25,6 +25,8 @@ import tyro
 import yaml
 from scipy.stats import t as student_t
 
+from benchmarks.arms import ANCHORS
+
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = (
     "informativeness",
@@ -78,7 +80,7 @@ VARIANTS = [
     *(Variant(name, _NO_GRPO, start) for start, name in ALONE.items()),
     *(
         Variant(name, _NO_GRPO, apart=True)
-        for name in (*("answer probability alone", "no anchor", "targets of the family"),)
+        for name in (*ANCHORS, "answer probability alone", "targets of the family")
     ),
     Variant("no wrong activations", (*_NO_GRPO, "--wrong_activations", "0"), apart=True),
     *_at_each_rate(_grid()),

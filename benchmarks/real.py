@@ -76,9 +76,11 @@ ARMS = {
     "groups of 16": Arm("--num_generations 16 --questions_per_step 16"),
     "answer probability in the reward": Arm(),
     "more wrong activations": Arm("--wrong_activations 0.2", "more wrong activations"),
+    "fewer wrong activations": Arm("--wrong_activations 0.05", "fewer wrong activations"),
     "no wrong activations": Arm("--wrong_activations 0", "no wrong activations"),
     "answer probability alone": Arm(warm="answer probability alone"),
     "no anchor": Arm(warm="no anchor"),
+    "anchor 2": Arm(warm="anchor 2"),
     "targets of the family": Arm(warm="targets of the family"),
 }
 

@@ -10,7 +10,14 @@ from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
 from grpo_ao.files import read_run_json
 from grpo_ao.measuring.confidences import METHODS
-from grpo_ao.measuring.metrics import Columns, Measurement, by_kind, measure, measure_difference
+from grpo_ao.measuring.metrics import (
+    STATED,
+    Columns,
+    Measurement,
+    by_kind,
+    measure,
+    measure_difference,
+)
 from grpo_ao.report.formats import TITLES, Table, number
 from grpo_ao.report.run_record import read_run
 from grpo_ao.report.tables import measurements
@@ -76,7 +83,7 @@ def _question(answer: Answer) -> Hashable:
 def comparison(
     answers: Answers, alike: Sequence[Sequence[str]] = (), draws: int = 1000
 ) -> list[Table]:
-    """Lay out paired answers: metrics, differences from the first, other sources of confidence.
+    """Lay out paired answers: metrics, and other sources of confidence, each less the first's.
 
     Closed and open questions have tables of their own. ``alike`` names runs that differ in their
     seed alone, whose mean and standard deviation are shown.
@@ -99,10 +106,15 @@ def _of_kind(answers: Answers, alike: Sequence[Sequence[str]], draws: int) -> li
         for name in others
     }
     sources = {
-        f"{name}: {method}": measure(Columns.of(own, confidence), draws)
+        (name, method): Columns.of(own, confidence)
         for name, own in answers.items()
         for method, confidence in METHODS.items()
         if any(confidence(answer) is not None for answer in own)
+    }
+    told = {
+        f"{name}: {method}, less {first}": measure_difference(of, sources[first, method], draws)
+        for (name, method), of in sources.items()
+        if name != first and METHODS[method] is not STATED and (first, method) in sources
     }
     seeds = {", ".join(names): [measured[name] for name in names] for names in alike}
     return [
@@ -112,7 +124,18 @@ def _of_kind(answers: Answers, alike: Sequence[Sequence[str]], draws: int) -> li
             title="Differences, paired",
         ),
         _seeds(seeds),
-        replace(measurements("source", _METRICS, sources), title="Sources of confidence"),
+        replace(
+            measurements(
+                "source",
+                _METRICS,
+                {f"{name}: {method}": measure(of, draws) for (name, method), of in sources.items()},
+            ),
+            title="Sources of confidence",
+        ),
+        replace(
+            measurements("difference", _METRICS, told, difference=True),
+            title="Differences of these sources, paired",
+        ),
     ]
 
 

@@ -82,6 +82,18 @@ def test_differences_are_from_the_first_and_paired():
     assert differences.title == "Differences, paired, closed questions"
 
 
+def test_sources_of_confidence_are_compared_where_both_have_them():
+    answers = [a for a in heldout_answers(seed=1, knows=False) if a.probe.kind == "closed"]
+    half, more, none = (
+        [replace(a, answer_probability=p) for a in answers] for p in (0.5, 0.75, None)
+    )
+    *_, differences = comparison({"a": half, "b": more, "c": none}, draws=20)
+    (name,) = [row for row in differences.rows if "answer probability" in row]
+    assert name == "b: answer probability, less a"
+    by_title = dict(zip(differences.columns[1:], differences.rows[name], strict=True))
+    assert by_title["Confidence, mean"] == "+0.250 [0.250, 0.250]"
+
+
 def test_seeds_have_a_mean_and_a_deviation(runs):
     for seed, run in enumerate(runs):
         record = read_json(run / "run.json")

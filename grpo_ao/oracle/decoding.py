@@ -86,7 +86,7 @@ def reason_undecodable(model: PreTrainedModel) -> str | None:
     if getattr(config, "num_kv_shared_layers", 0):
         return "its layers share keys and values"
     if config.model_type == "gpt_oss" and input_device(model).type == "cuda":
-        return "a step of it copies from the CPU, which no captured graph can hold"
+        return "a step of it asks the GPU how many tokens its experts have, as no graph can"
     return reason_unmaskable(model)
 
 

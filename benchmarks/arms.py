@@ -8,7 +8,7 @@ from grpo_ao.cli import main as command_line
 from grpo_ao.training import fine_tuning, warm_start
 from grpo_ao.training.trainer import OracleGRPOTrainer
 
-ANCHORS = {"no anchor": 0.0, "anchor 1": 1.0, "anchor 2": 2.0}
+ANCHORS = {"no anchor": 0.0, "anchor 2": 2.0}
 
 
 def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
@@ -18,6 +18,8 @@ def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
     """
     fine_tuning.MOST_TOKENS //= jobs
     fine_tuning.ANCHOR_WEIGHT = ANCHORS.get(name, fine_tuning.ANCHOR_WEIGHT)
+    if name == "open answers anchored":
+        warm_start.ANCHORED = ("closed", "open")
     if name == "answer probability alone":
         warm_start.FIRST_SHARE = 1.0
     if name == "targets of the family":

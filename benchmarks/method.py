@@ -80,7 +80,10 @@ VARIANTS = [
     *(Variant(name, _NO_GRPO, start) for start, name in ALONE.items()),
     *(
         Variant(name, _NO_GRPO, apart=True)
-        for name in (*ANCHORS, "answer probability alone", "targets of the family")
+        for name in (
+            *(*ANCHORS, "open answers anchored"),
+            *("answer probability alone", "targets of the family"),
+        )
     ),
     Variant("no wrong activations", (*_NO_GRPO, "--wrong_activations", "0"), apart=True),
     *_at_each_rate(_grid()),

@@ -1,9 +1,9 @@
 """Fine-tune an oracle on targets, held to what it was where it is not to change.
 
-Cross-entropy teaches the tokens of a target by their weights. Beside it, the answer is *anchored*:
-behind the tag it stays distributed as the starting oracle distributed it, by the divergence of the
-two in each of its tokens. The number is learned through weights that the answers share, and a few
-thousand sampled answers say too little of where those were; the starting oracle knows. At the
+Cross-entropy teaches the tokens of a target by their weights. Beside it, answers are *anchored*:
+behind the tag they stay distributed as the starting oracle distributed them, by the divergence of
+the two in each of their tokens. The number is learned through weights that the answers share, and a
+few thousand sampled answers say too little of where those were; the starting oracle knows. At the
 start the divergence and its gradient are zero, whatever was sampled.
 """
 
@@ -47,7 +47,7 @@ class Target:
 
     ``token_ids`` include the end token, and each has its weight. ``origin_ids`` is the same answer
     as the starting oracle wrote it, with a tag or without; the last ``kept`` tokens of both are
-    the same (the first of them up to its leading space), and are anchored.
+    the same (the first of them up to its leading space), and are anchored; 0 anchors nothing.
     """
 
     row: int
@@ -71,10 +71,10 @@ def fine_tune(
 ) -> list[float]:
     """Fine-tune the adapter on random batches of targets, dropout off; return the losses.
 
-    Answers are anchored to ``start``. A loss is in nats a token. The learning rate rises over ten
-    steps and falls along a cosine to zero. Where GPU memory is short, passes become smaller, with a
-    warning; UserError where one target does not fit. A batch is divided over the processes,
-    which sum their gradients: the update is that of one process.
+    What targets keep is anchored to ``start``. A loss is in nats a token. The learning rate rises
+    over ten steps and falls along a cosine to zero. Where GPU memory is short, passes become
+    smaller, with a warning; UserError where one target does not fit. A batch is divided over the
+    processes, which sum their gradients: the update is that of one process.
     """
     losses = []
     most, trained = tokens_of_a_pass(oracle, _most_learned(table, targets)), start.trained
@@ -245,12 +245,12 @@ def loss_of(
     """
     # Float32 weights are merged without a loss, so that the divergence begins at zero all the same.
     exact = decoder_of(oracle.model).dtype == torch.float32
+    # One at least, since processes that share a sharded model make the same passes.
+    held = [target for target in targets if target.kept] or targets[:1]
     with start.put_back(), merged_if_possible(oracle.model) if exact else nullcontext():
-        tails = _tails(accumulate(len(target.origin_ids) for target in targets), targets)
-        origins = [target.origin_ids for target in targets]
-        start_KV = _carried_over(
-            oracle, _log_probs(oracle, table, targets, origins)[tails], targets
-        )
+        tails = _tails(accumulate(len(target.origin_ids) for target in held), held)
+        origins = [target.origin_ids for target in held]
+        start_KV = _carried_over(oracle, _log_probs(oracle, table, held, origins)[tails], held)
     log_probs_NV = _log_probs(oracle, table, targets, [t.token_ids for t in targets])
     device = log_probs_NV.device
     ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)

@@ -1,7 +1,9 @@
 """Warm start: what is taught before GRPO, by ``fine_tuning``, on the oracle's own answers.
 
 Each target is the oracle's own greedy answer, with a tag in front; an answer weighs as much as its
-grade, so that wrong ones are not repeated, and stays distributed as it was. ``measured`` writes
+grade, so that wrong ones are not repeated. Answers to closed questions stay distributed as they
+were, for their probability is what the oracle knows; held to their start, open ones would not
+become better, which they do (docs/method.md). ``measured`` writes
 into the tag how likely that answer is right (``targets``): the position that writes the number
 learns to read the activations before GRPO begins, and then, on questions of their own, to state
 what it expects (``parts``). ``random`` writes a random number, whose loss is left out: it teaches
@@ -31,6 +33,8 @@ from grpo_ao.training.targets import expected_grades
 
 # An answer's weight is its grade times this: wrong answers are not worth repeating.
 ANSWER_WEIGHT, NUMBER_WEIGHT, FORMAT_WEIGHT = 4.0, 2.0, 1.0
+# The kinds of questions whose answers stay distributed as they were.
+ANCHORED = ("closed",)
 # Of the questions and the steps, what teaches the answers' probability.
 FIRST_SHARE = 3 / 4
 
@@ -159,4 +163,5 @@ def _target(
         origin_ids = [*tokenizer.encode(answer.answer, add_special_tokens=False), end]
     partner_V = space_partners(tokenizer, len(tokenizer))
     kept = min(behind + 1, kept_tokens(token_ids, origin_ids, partner_V))
+    kept = kept if answer.probe.kind in ANCHORED else 0
     return Target(row, token_ids, [*weights, ANSWER_WEIGHT * grade], origin_ids, kept)

@@ -70,6 +70,14 @@ def test_behind_the_number_a_tagged_answer_is_kept_as_it_stands(mini):
     assert mini.decode(target.token_ids[-target.kept :]) == "] a cat<|im_end|>"
 
 
+def test_an_answer_to_an_open_question_is_not_held_to_its_start(mini):
+    asked = replace(probe(0), kind="open")
+    answer = replace(Answer.read(asked, "a cat"), informativeness=1.0)
+    (target,) = make_targets(mini, [0], [answer], [0.5], random.Random(0))
+    assert target.kept == 0
+    assert mini.decode(target.token_ids).endswith("] a cat<|im_end|>")
+
+
 def test_an_answer_without_a_tag_is_kept_whole_where_only_its_first_space_is_new(mini):
     (target,) = targets_of(mini, [("a cat sat", 1.0)], tagged=False)
     assert mini.decode(target.origin_ids) == "a cat sat<|im_end|>"

@@ -2,12 +2,11 @@
 
 Each target is the oracle's own greedy answer, with a tag in front; an answer weighs as much as its
 grade, so that wrong ones are not repeated. Answers to closed questions stay distributed as they
-were, for their probability is what the oracle knows; held to their start, open ones would not
-become better, which they do (docs/method.md). ``measured`` writes
-into the tag how likely that answer is right (``targets``): the position that writes the number
-learns to read the activations before GRPO begins, and then, on questions of their own, to state
-what it expects (``parts``). ``random`` writes a random number, whose loss is left out: it teaches
-the tag and no belief.
+were, since their probability is what the oracle knows; open ones may become better. ``measured``
+writes into the tag how likely that answer is right (``targets``): the position that writes the
+number learns to read the activations before GRPO begins, and then, on questions of their own, to
+state what it expects (``parts``). ``random`` writes a random number, whose loss is left out: it
+teaches the tag and no belief.
 """
 
 import random

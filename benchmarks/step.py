@@ -7,7 +7,7 @@ A limit is one reading of the weights for each decoding step and the operations 
 the rates of this run. Shapes have random weights, made on the device: speed does not depend on
 their values. ``--shape mini`` is the demo's own oracle, and runs on a CPU. ``--json FILE`` writes
 the same numbers; ``--profile FILE`` writes what the time of one step of ours went to, by torch's
-profiler. Where vLLM is installed, the 8B shape has its rollouts too, by ``benchmarks.vllm_speed``.
+profiler. Where vLLM is installed, Qwen3's shapes have its rollouts too (``benchmarks.vllm_speed``).
 """
 
 import argparse
@@ -512,11 +512,11 @@ def render(report: Report) -> Table:
     return table
 
 
-def measure_vllm(folder: Path) -> list[Row]:
+def measure_vllm(shape: str, folder: Path) -> list[Row]:
     """Time rollouts in vLLM, in a process of its own, which leaves the GPU's memory free."""
     path = folder / "vllm.json"
-    command = [sys.executable, "-m", "benchmarks.vllm_speed", "--json", str(path)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "benchmarks.vllm_speed", "--shape", shape]
+    subprocess.run([*command, "--json", str(path)], check=True, stdout=subprocess.DEVNULL)
     return [
         Row(
             f"rollout, vLLM, {name}",
@@ -559,9 +559,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report = Report(options.shape, name, *measure_limits(device))
-    if options.shape == "qwen3-8b" and importlib.util.find_spec("vllm"):
+    if options.shape.startswith("qwen3") and importlib.util.find_spec("vllm"):
         with tempfile.TemporaryDirectory() as folder:
-            report.rows += measure_vllm(Path(folder))
+            report.rows += measure_vllm(options.shape, Path(folder))
     oracle = make_oracle(options.shape, device)
     work = Work.of(options.shape)
     count = 64 if options.shape == "mini" else MANY_PROMPTS

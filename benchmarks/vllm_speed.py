@@ -1,11 +1,12 @@
 """How fast are rollouts in vLLM, activations injected?  `python benchmarks/vllm_speed.py`.
 
 Random weights at the shape of a real model; prompts of 110 tokens, 20 of them placeholders; 64 new
-tokens, temperature 0.9, log-probabilities returned. The first column is the whole call of the
-rollout engine, prompts, bank and bookkeeping included; `ms per decode step` is the time of 64 new
-tokens less that of one, over 63. The limit is every weight that a step multiplies by read once, at
-the bandwidth that a copy reaches on this card. `--profile FILE` writes what the GPU and Python do
-in one call of 32 prompts x 8, of one new token and of 64, by torch's profiler.
+tokens (1,024 prompts: 40), temperature 0.9, log-probabilities returned. The first column is the
+whole call of the rollout engine, prompts, bank and bookkeeping included; `ms per decode step` is
+the time of all new tokens less that of one, over their number less one. The limit is every weight
+that a step multiplies by read once, at the bandwidth that a copy reaches on this card. `--profile
+FILE` writes what the GPU and Python do in one call of 32 prompts x 8, of one new token and of 64,
+by torch's profiler.
 """
 
 import argparse
@@ -42,17 +43,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
     },
-    "qwen3-0.6b": {
+    "qwen3-1.7b": {
         "vocab_size": 151_936,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
     },
 }
 PROMPT, SLOTS, NEW, RANK = 110, 20, 64, 64
-BATCHES = [(64, 1), (8, 8), (32, 8), (256, 1)]
+# Prompts, samples of each, new tokens.
+BATCHES = [(64, 1, NEW), (8, 8, NEW), (32, 8, NEW), (256, 1, NEW), (1024, 1, 40)]
 PLACEHOLDER = 11
 
 
@@ -134,14 +136,15 @@ def write_profile(engine: InjectingEngine, config: Qwen3Config, path: Path) -> N
 
 
 def rollout_row(
-    engine: InjectingEngine, config: Qwen3Config, count: int, samples: int, limit: float
+    engine: InjectingEngine, config: Qwen3Config, batch: tuple[int, int, int], limit: float
 ) -> dict[str, float]:
+    count, samples, new = batch
     call = calls(engine, config, count, samples)
-    whole, first = seconds(lambda: call(NEW), 5), seconds(lambda: call(1), 5)
-    step = (whole - first) / (NEW - 1)
+    whole, first = seconds(lambda: call(new), 5), seconds(lambda: call(1), 5)
+    step = (whole - first) / (new - 1)
     return {
         "seconds": whole,
-        "tokens/s, prompts included": count * samples * NEW / whole,
+        "tokens/s, prompts included": count * samples * new / whole,
         "ms per decode step": 1000 * step,
         "ratio to the limit": step / limit,
         "ms to the first token": 1000 * first,
@@ -174,8 +177,8 @@ def measure(shape: str, memory: float, profiled: Path | None) -> dict[str, Any]:
     read += config.vocab_size * config.hidden_size
     limit = 2 * read / bandwidth
     rows = {
-        f"{count} prompts x {samples}": rollout_row(engine, config, count, samples, limit)
-        for count, samples in BATCHES
+        f"{batch[0]} prompts x {batch[1]}": rollout_row(engine, config, batch, limit)
+        for batch in BATCHES
     }
     merge = merge_row(engine)
     if profiled:

@@ -339,12 +339,9 @@ Statistics = Callable[[np.ndarray], Mapping[str, float]]
 def bootstrap_intervals(
     statistics: Statistics, cluster_N: np.ndarray, draws: int = 1000
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile interval of each of ``statistics(item indices)``.
-
-    Draws for which a statistic is NaN are left out; NaN if that is all of them.
-    """
+    """Return the ``percentile_interval`` of each of ``statistics(item indices)``."""
     drawn = bootstrap_draws(statistics, cluster_N, draws)
-    return {name: _percentiles(values) for name, values in drawn.items()}
+    return {name: percentile_interval(values) for name, values in drawn.items()}
 
 
 def bootstrap_draws(
@@ -369,7 +366,8 @@ def bootstrap_draws(
     return {name: np.array([values[name] for values in drawn]) for name in drawn[0]}
 
 
-def _percentiles(values: Float[np.ndarray, "draws"]) -> tuple[float, float]:
+def percentile_interval(values: Float[np.ndarray, "draws"]) -> tuple[float, float]:
+    """Return the 2.5 and 97.5 % percentiles of the draws that are not NaN; NaN where all are."""
     known = values[~np.isnan(values)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)

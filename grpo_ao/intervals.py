@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from grpo_ao.calibration import Statistics, bootstrap_draws
 
@@ -17,26 +18,33 @@ class Difference(NamedTuple):
     p: float
 
 
-def paired_differences(
-    first: Statistics,
-    second: Statistics,
-    cluster_N: np.ndarray,
-    draws: int = 1000,
-) -> dict[str, Difference]:
-    """Compare two measurements of the same items in every statistic, by bootstrap over clusters.
+class Resampled(NamedTuple):
+    """Statistics of some items, and of each draw of a bootstrap over their clusters."""
 
-    Both are functions of item indices and get the same clusters in every draw. The draws are moved
-    to have the difference itself as their mean: an ECE, say, is larger in a resample than in its
-    sample, and more so the smaller it is. A statistic that is NaN for the items is NaN throughout.
+    values: Mapping[str, float]
+    drawn: Mapping[str, Float[np.ndarray, "draws"]]
+
+
+def resampled(statistics: Statistics, cluster_N: np.ndarray, draws: int = 1000) -> Resampled:
+    """Compute ``statistics(item indices)`` for all items, and for resampled ones."""
+    values = statistics(np.arange(len(cluster_N)))
+    return Resampled(values, bootstrap_draws(statistics, cluster_N, draws))
+
+
+def paired_differences(first: Resampled, second: Resampled) -> dict[str, Difference]:
+    """Compare two measurements of the same items in every statistic that both have.
+
+    Both must be resampled over the same clusters, as often: then they have the same ones in every
+    draw. The draws are moved to have the difference itself as their mean: an ECE, say, is larger in
+    a resample than in its sample, and more so the smaller it is. A statistic that is NaN for the
+    items is NaN throughout.
     """
-
-    def difference(index_N: np.ndarray) -> dict[str, float]:
-        one, other = first(index_N), second(index_N)
-        return {name: one[name] - other[name] for name in one}
-
-    values = difference(np.arange(len(cluster_N)))
-    drawn = bootstrap_draws(difference, cluster_N, draws=draws)
-    return {name: _difference(values[name], drawn[name]) for name in values}
+    return {
+        name: _difference(
+            first.values[name] - second.values[name], first.drawn[name] - second.drawn[name]
+        )
+        for name in first.values
+    }
 
 
 def _difference(value: float, drawn_S: np.ndarray) -> Difference:

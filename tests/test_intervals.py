@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_ao.calibration import ece
-from grpo_ao.intervals import holm, paired_differences
+from grpo_ao.intervals import holm, paired_differences, resampled
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -15,9 +15,13 @@ def mean_of(value_N):
     return lambda index_N: {"mean": float(value_N[index_N].mean())}
 
 
+def compared(first, second, clusters, draws=1000):
+    return paired_differences(*(resampled(of, clusters, draws) for of in (first, second)))
+
+
 def test_what_two_measurements_share_cancels():
     noise = np.random.default_rng(0).normal(0, 10, 200)
-    found = paired_differences(mean_of(noise + 1), mean_of(noise), np.arange(200))["mean"]
+    found = compared(mean_of(noise + 1), mean_of(noise), np.arange(200))["mean"]
     assert found.value == pytest.approx(1.0)
     assert (found.low, found.high) == pytest.approx((1.0, 1.0))
     assert found.p == pytest.approx(1 / 1001)
@@ -25,14 +29,14 @@ def test_what_two_measurements_share_cancels():
 
 def test_equal_measurements_do_not_differ():
     value = np.random.default_rng(0).random(50)
-    found = paired_differences(mean_of(value), mean_of(value), np.arange(50))["mean"]
+    found = compared(mean_of(value), mean_of(value), np.arange(50))["mean"]
     assert found == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_independent_items_give_the_normal_interval_and_its_p_value():
     # The mean of 400 values of -1 and 1, with .05 added, has a standard deviation of .05.
     value = np.tile([-1.0, 1.0], 200) + 0.05
-    found = paired_differences(mean_of(value), mean_of(np.zeros(400)), np.arange(400), draws=4000)
+    found = compared(mean_of(value), mean_of(np.zeros(400)), np.arange(400), draws=4000)
     mean = found["mean"]
     assert (mean.low, mean.high) == pytest.approx((0.05 - 0.098, 0.05 + 0.098), abs=0.01)
     assert mean.p == pytest.approx(0.317, abs=0.04)
@@ -40,8 +44,8 @@ def test_independent_items_give_the_normal_interval_and_its_p_value():
 
 def test_clusters_stand_or_fall_together():
     value, clusters = np.repeat([-1.0, 1.0, 1.0, 1.0], 100), np.repeat(np.arange(4), 100)
-    apart = paired_differences(mean_of(value), mean_of(np.zeros(400)), np.arange(400))["mean"]
-    whole = paired_differences(mean_of(value), mean_of(np.zeros(400)), clusters)["mean"]
+    apart = compared(mean_of(value), mean_of(np.zeros(400)), np.arange(400))["mean"]
+    whole = compared(mean_of(value), mean_of(np.zeros(400)), clusters)["mean"]
     assert apart.low > 0.3 and apart.p < 0.01
     assert whole.low < 0 < whole.high and whole.p > 0.05
 
@@ -52,15 +56,15 @@ def test_the_interval_of_a_difference_of_errors_lies_around_the_difference():
     calibrated = rng.uniform(0, 0.7, 300)
     right = (rng.random(300) < calibrated).astype(float)
     of = lambda confidence: lambda i: {"ece": ece(confidence[i], right[i])}  # noqa: E731
-    found = paired_differences(of(calibrated + 0.3), of(calibrated), np.arange(300))["ece"]
-    resampled = [of(calibrated)(rng.integers(300, size=300))["ece"] for _ in range(100)]
-    assert np.mean(resampled) - ece(calibrated, right) > 0.015
+    found = compared(of(calibrated + 0.3), of(calibrated), np.arange(300))["ece"]
+    drawn = [of(calibrated)(rng.integers(300, size=300))["ece"] for _ in range(100)]
+    assert np.mean(drawn) - ece(calibrated, right) > 0.015
     assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.012)
 
 
 def test_a_statistic_that_is_unknown_stays_unknown():
     nothing = lambda index_N: {"auroc": float("nan")}  # noqa: E731
-    found = paired_differences(nothing, nothing, np.arange(3), draws=20)["auroc"]
+    found = compared(nothing, nothing, np.arange(3), draws=20)["auroc"]
     assert all(math.isnan(value) for value in found)
 
 

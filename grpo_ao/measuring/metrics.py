@@ -16,7 +16,6 @@ from grpo_ao.calibration import (
     aurc,
     auroc,
     bootstrap_interval,
-    bootstrap_intervals,
     brier,
     brier_of_all,
     brier_parts,
@@ -24,11 +23,12 @@ from grpo_ao.calibration import (
     ece,
     mce,
     nll,
+    percentile_interval,
     perfect_ece_interval,
     smooth_ece,
 )
 from grpo_ao.discrimination import risk_at_coverage, somers_d, within_family_auroc
-from grpo_ao.intervals import Difference, holm, paired_differences
+from grpo_ao.intervals import Difference, Resampled, holm, paired_differences, resampled
 from grpo_ao.judges.reference import says_neither
 from grpo_ao.probe import FEW_TEXTS, stable_hash
 
@@ -184,26 +184,9 @@ def summary(columns: Columns) -> dict[str, float]:
 
 
 def measure(columns: Columns, draws: int = 1000, smooth_interval: bool = False) -> Measurement:
-    """Return every metric with its 95 % interval by bootstrap over texts.
-
-    ``calibration_error``, the primary one, has an interval of its own, since calibration errors are
-    larger in a resample than in its sample. ``families`` counts the families with right and with
-    wrong answers, which alone enter ``auroc_within``, ``families_left_out`` the others.
-    ``ece_smooth`` has an interval only on request, since it is slow. ``ece10_perfect`` is the ECE
-    of a perfect forecaster at these confidences, its mean and its 95 % interval.
-    """
-    columns = _coded(columns)
-    values = _drawn_values(columns)
-    intervals = bootstrap_intervals(
-        lambda index: _drawn_values(columns.take(index)), columns.context_N, draws=draws
-    )
-    known = columns.only_known()
-    estimates = {name: Estimate(values[name], *intervals[name]) for name in values}
-    estimates["calibration_error"] = _calibration_error(columns)
-    estimates["ece10_perfect"] = perfect_ece_interval(*known.known, known.context_N)
-    result = _sizes(columns) | {name: found._asdict() for name, found in estimates.items()}
-    result["ece_smooth"] = _smooth(columns, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
-    return result
+    """Return every metric with its 95 % interval by bootstrap over texts: see ``measurement``."""
+    found = resample(columns, draws, _drawn_values)
+    return measurement(columns, found, min(draws, _SMOOTH_DRAWS) if smooth_interval else 0)
 
 
 def measure_difference(
@@ -215,14 +198,46 @@ def measure_difference(
     """
     if first.context_N.tolist() != second.context_N.tolist():
         raise ValueError("a paired difference needs two measurements of the same items.")
-    first, second = _coded(first), _coded(second)
-    found = paired_differences(
-        lambda index: values(first.take(index)),
-        lambda index: values(second.take(index)),
-        first.context_N,
-        draws=draws,
-    )
-    return _sizes(first) | {name: difference._asdict() for name, difference in found.items()}
+    return difference(first, *(resample(columns, draws, values) for columns in (first, second)))
+
+
+def resample(columns: Columns, draws: int = 1000, values: Values = metric_values) -> Resampled:
+    """Compute ``values`` of the answers, and of those of resampled texts.
+
+    What costs time in ``measure`` and ``measure_difference``, which many comparisons share.
+    """
+    coded = _coded(columns)
+    return resampled(lambda index: values(coded.take(index)), coded.context_N, draws)
+
+
+def measurement(columns: Columns, found: Resampled, smooth_draws: int = 0) -> Measurement:
+    """Return every metric with its 95 % interval, of answers that were resampled as ``found``.
+
+    ``calibration_error``, the primary one, has an interval of its own, since calibration errors are
+    larger in a resample than in its sample. ``families`` counts the families with right and with
+    wrong answers, which alone enter ``auroc_within``, ``families_left_out`` the others.
+    ``ece_smooth`` has an interval only where it gets draws, since it is slow. ``ece10_perfect`` is
+    the ECE of a perfect forecaster at these confidences, its mean and its 95 % interval.
+    """
+    estimates = {
+        name: Estimate(value, *percentile_interval(found.drawn[name]))
+        for name, value in found.values.items()
+    }
+    known = columns.only_known()
+    estimates["calibration_error"] = _calibration_error(columns)
+    estimates["ece10_perfect"] = perfect_ece_interval(*known.known, known.context_N)
+    result = _sizes(columns) | {name: found._asdict() for name, found in estimates.items()}
+    result["ece_smooth"] = _smooth(columns, smooth_draws)
+    return result
+
+
+def difference(columns: Columns, first: Resampled, second: Resampled) -> Measurement:
+    """Return first less second, paired, where both were resampled from answers to the same probes.
+
+    ``columns`` are the first's.
+    """
+    found = paired_differences(first, second)
+    return _sizes(columns) | {name: told._asdict() for name, told in found.items()}
 
 
 def auroc_by_family(
@@ -248,8 +263,9 @@ def _less_one_half(columns: Columns, draws: int) -> Difference:
     def area(index_N: np.ndarray) -> dict[str, float]:
         return {"auroc": auroc(confidence_N[index_N], outcome_N[index_N] >= 0.5)}
 
-    chance = {"auroc": 0.5}
-    return paired_differences(area, lambda _: chance, columns.context_N, draws=draws)["auroc"]
+    found = resampled(area, columns.context_N, draws)
+    chance = Resampled({"auroc": 0.5}, {"auroc": np.full(draws, 0.5)})
+    return paired_differences(found, chance)["auroc"]
 
 
 def _coded(columns: Columns) -> Columns:

@@ -11,8 +11,9 @@ from grpo_ao.measuring.metrics import (
     Columns,
     Measurement,
     by_kind,
-    measure,
-    measure_difference,
+    difference,
+    measurement,
+    resample,
 )
 from grpo_ao.measuring.reading import against_stated
 from grpo_ao.report.findings import changed, findings, rivals
@@ -121,10 +122,11 @@ def compared(measured: Mapping[str, Sequence[Answer]], draws: int = DRAWS) -> di
 
 def _compared(measured: Mapping[str, Sequence[Answer]], draws: int) -> Compared:
     columns = {when: Columns.of(answers) for when, answers in measured.items()}
-    found = {when: measure(part, draws) for when, part in columns.items()}
+    drawn = {when: resample(part, draws) for when, part in columns.items()}
+    found = {when: measurement(part, drawn[when]) for when, part in columns.items()}
     for change, (last, first) in CHANGES.items():
         if last in columns and first in columns:
-            found[change] = measure_difference(columns[last], columns[first], draws)
+            found[change] = difference(columns[last], drawn[last], drawn[first])
     return found
 
 

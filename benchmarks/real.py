@@ -34,8 +34,9 @@ from grpo_ao.files import atomic_write_text
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import Asking, ask
 from grpo_ao.measuring.confidences import METHODS
-from grpo_ao.measuring.controls import CONTROLS, Control, control_table
+from grpo_ao.measuring.controls import control_table
 from grpo_ao.measuring.metrics import STATED, Columns, Confidence
+from grpo_ao.measuring.reading import CONTROLS, Control
 from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.store import ActivationStore, model_fingerprint

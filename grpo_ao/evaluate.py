@@ -15,9 +15,9 @@ from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
 from grpo_ao.files import RunFolder, holds_run
 from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.again import Controls
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.controls import CONTROLS
-from grpo_ao.measuring.reading import Controlled, Controls
+from grpo_ao.measuring.reading import CONTROLS, Controlled
 from grpo_ao.oracle.activations import SubjectTexts
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.hub import adapter_names, resolve_files

@@ -28,10 +28,11 @@ from grpo_ao.judges.limits import LimitedJudge, tried_judge
 from grpo_ao.judges.local import LocalJudge
 from grpo_ao.judges.protocol import CheckedJudge
 from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.again import Controls
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.controls import Control, with_wrong_activations
+from grpo_ao.measuring.controls import with_wrong_activations
 from grpo_ao.measuring.metrics import Columns, summary
-from grpo_ao.measuring.reading import Controls
+from grpo_ao.measuring.reading import Control
 from grpo_ao.oracle.decoding import free_captures
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.oracle import Oracle

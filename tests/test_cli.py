@@ -86,6 +86,24 @@ def test_command_lines_are_read_without_the_heavy_libraries():
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+REPORTING = """
+import contextlib, sys
+from grpo_ao.cli import main
+for command in (["report", "none"], ["watch", "none"], ["compare", "none", "of these"]):
+    with contextlib.suppress(SystemExit):
+        main(command)
+assert "grpo_ao.report.page" in sys.modules and "grpo_ao.report.compare" in sys.modules
+print("imported:", *{"torch", "transformers", "peft", "datasets", "openai"} & set(sys.modules))
+"""
+
+
+def test_a_report_is_made_without_a_model_and_what_loads_one():
+    done = subprocess.run(
+        [sys.executable, "-c", REPORTING], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
 ASKING = """
 import sys
 from grpo_ao.cli import main

@@ -26,8 +26,8 @@ from benchmarks.real import (
 )
 from grpo_ao.answer import Answer
 from grpo_ao.files import append_jsonl
-from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import STATED
+from grpo_ao.measuring.reading import CONTROLS
 from grpo_ao.probe import Positions, Probe
 
 

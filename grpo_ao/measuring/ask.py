@@ -12,7 +12,8 @@ import torch
 from grpo_ao.answer import Agreement, Answer, read_answer_rows
 from grpo_ao.files import append_jsonl, keep_rows
 from grpo_ao.judges.protocol import GradeRequest, Judge
-from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES, Words, with_logp
+from grpo_ao.measuring.answer_probability import Words, with_logp
+from grpo_ao.measuring.confidences import AGREEMENT_SAMPLES
 from grpo_ao.oracle.activations import characters_read
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Sampling

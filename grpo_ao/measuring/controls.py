@@ -9,25 +9,15 @@ probes: the same in every run and process.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from grpo_ao.measuring.reading import Control
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Probe, stable_hash, unit_draw
 from grpo_ao.wording import all_words
-
-Control = Literal["same_family", "other_family", "noise", "question_alone"]
-CONTROLS: dict[Control, str] = {
-    "same_family": "another text of the same family",
-    "other_family": "a text of another family",
-    "noise": "noise of the same norms",
-    "question_alone": "the question alone",
-}
-UNANSWERABLE = "another text of the same family, which cannot have the answer"
-"""A part of the first control's questions (``only_of_their_text``)."""
 
 
 def control_rows(table: ProbeTable, count: int) -> list[int]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_ao.answer import Answer
 from grpo_ao.epistemic import render_tag
-from grpo_ao.measuring.confidences import with_probabilities
+from grpo_ao.measuring.answer_probability import with_probabilities
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.ends import end_of_turn_id, end_token_ids, pad_token_id
 from grpo_ao.oracle.layers import input_device

@@ -10,8 +10,8 @@ from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
 from grpo_ao.files import holds_run, read_faults, read_json, read_jsonl, read_run_json
 from grpo_ao.measuring.confidences import baselines
-from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import by_kind, summary
+from grpo_ao.measuring.reading import CONTROLS
 
 Status = Literal["finished", "running", "stopped"]
 WHEN = ("before", "warm start", "after")

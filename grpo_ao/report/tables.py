@@ -11,7 +11,6 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import Estimate, risk_coverage
 from grpo_ao.files import atomic_write_json, atomic_write_text
 from grpo_ao.measuring.confidences import METHODS, baselines, generated_tokens
-from grpo_ao.measuring.controls import CONTROLS
 from grpo_ao.measuring.metrics import (
     SUMMARY,
     Columns,
@@ -22,6 +21,7 @@ from grpo_ao.measuring.metrics import (
     parted,
 )
 from grpo_ao.measuring.reading import (
+    CONTROLS,
     Controlled,
     against_stated,
     reading_metrics,

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from grpo_ao.answer import Agreement, Answer
 from grpo_ao.config import MINI_WEIGHTS
+from grpo_ao.measuring.answer_probability import with_probabilities
 from grpo_ao.measuring.ask import complete
 from grpo_ao.measuring.confidences import (
     METHODS,
@@ -15,7 +16,6 @@ from grpo_ao.measuring.confidences import (
     baselines,
     generated_tokens,
     token_probability,
-    with_probabilities,
 )
 from grpo_ao.oracle.injection import Injection
 from grpo_ao.oracle.layers import decoder_of

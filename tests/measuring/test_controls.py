@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from grpo_ao.measuring.controls import (
-    CONTROLS,
     control_rows,
     control_table,
     donors,
@@ -14,6 +13,7 @@ from grpo_ao.measuring.controls import (
     only_of_their_text,
     with_wrong_activations,
 )
+from grpo_ao.measuring.reading import CONTROLS
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Positions, Probe, QuestionKind

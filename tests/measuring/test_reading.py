@@ -8,11 +8,13 @@ import torch
 
 from grpo_ao.answer import Answer
 from grpo_ao.judges.reference import ReferenceJudge
+from grpo_ao.measuring.again import Controls
 from grpo_ao.measuring.ask import Asking, ask
-from grpo_ao.measuring.controls import CONTROLS, UNANSWERABLE, Control
 from grpo_ao.measuring.reading import (
+    CONTROLS,
+    UNANSWERABLE,
+    Control,
     Controlled,
-    Controls,
     Reading,
     against_stated,
     reading_alerts,

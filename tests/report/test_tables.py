@@ -11,9 +11,8 @@ from grpo_ao.answer import Answer
 from grpo_ao.calibration import risk_coverage
 from grpo_ao.cli import main
 from grpo_ao.files import append_jsonl
-from grpo_ao.measuring.controls import Control
 from grpo_ao.measuring.metrics import measure
-from grpo_ao.measuring.reading import Controlled, Reading
+from grpo_ao.measuring.reading import Control, Controlled, Reading
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.report import tables
 from grpo_ao.report.plots import risk_coverage_diagram, save

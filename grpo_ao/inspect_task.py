@@ -1,9 +1,9 @@
 """Oracles in inspect (``inspect eval grpo_ao/oracle``): a solver, a scorer, calibration metrics.
 
-Needs ``pip install 'grpo-ao[inspect]'``. A sample's input is the question, its target the right
-answer, and its metadata holds the ``text`` that the subject reads; ``family`` and ``choices`` may
-stand beside it. Put ``activation_oracle()`` and ``informativeness()`` into tasks of your own, or
-run ``oracle``, which asks the benchmarks of ``grpo-ao evaluate``.
+Needs ``pip install '.[inspect]'`` in the clone. A sample's input is the question, its target the
+right answer, and its metadata holds the ``text`` that the subject reads; ``family`` and ``choices``
+may stand beside it. Put ``activation_oracle()`` and ``informativeness()`` into tasks of your own,
+or run ``oracle``, which asks the benchmarks of ``grpo-ao evaluate``.
 """
 
 # pyright: reportMissingImports=false

@@ -119,7 +119,9 @@ def check_4bit(device: torch.device) -> None:
             "load_in_4bit."
         )
     if not is_bitsandbytes_available():
-        raise UserError("a base model in 4 bits needs bitsandbytes: pip install 'grpo-ao[4bit]'.")
+        raise UserError(
+            "a base model in 4 bits needs bitsandbytes: pip install '.[4bit]' in the clone."
+        )
 
 
 def check_adapter(base: str | Path, skeleton: PreTrainedModel, adapter: Path) -> dict[str, Tensor]:

@@ -52,6 +52,7 @@ def write_card(record: RunRecord, headline: Headline | None, name: str | None) -
         layers=_layers(record),
         run=record.run,
         steps=record.last_step,
+        ships=record.summary.get("ships"),
         headline=headline,
         figure=figure.exists(),
         tables=heldout_tables(record, headline),

@@ -22,7 +22,7 @@ def test_4_bits_without_a_gpu_are_refused_before_the_base_is_read(tmp_path):
     importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed"
 )
 def test_4_bits_without_bitsandbytes_say_what_to_install():
-    with pytest.raises(UserError, match=r"pip install 'grpo-ao\[4bit\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[4bit\]' in the clone"):
         check_4bit(torch.device("cuda"))
 
 

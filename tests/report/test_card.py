@@ -152,6 +152,18 @@ def test_the_reward_is_the_one_of_the_run(run_folder):
     assert "`my_reward:log_score` of confidence and informativeness" in text and "²" not in text
 
 
+def test_the_card_says_whether_a_step_of_grpo_is_in_what_ships(run_folder):
+    summary = read_run(run_folder).summary
+    write_json(run_folder / "summary.json", summary | {"ships": "GRPO, step 20"})
+    text = written(run_folder)
+    assert "\n\nIt was trained with GRPO" in text and "is the warm start" not in text
+    assert "taught it of greedy answers. GRPO trained it on answers sampled at temp" in text
+    write_json(run_folder / "summary.json", summary | {"ships": "warm start"})
+    text = written(run_folder)
+    assert "\n\nIt is the warm start" in text and "trained with GRPO" not in text
+    assert "taught it of greedy answers.\n- " in text and "answers sampled at" not in text
+
+
 def test_every_table_of_the_card_is_whole(run_folder):
     found = tables(written(run_folder))
     assert len(found) == 13

@@ -41,8 +41,8 @@ def check_installed() -> None:
     """Raise, in one sentence, where vLLM cannot run."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "--rollout vllm needs vLLM, which is not installed: pip install 'grpo-ao[vllm]', or "
-            "use --rollout transformers."
+            "--rollout vllm needs vLLM, which is not installed: pip install '.[vllm]' in the "
+            "clone, or use --rollout transformers."
         )
     if not torch.cuda.is_available():
         raise UserError(

@@ -61,7 +61,7 @@ def test_adapters_that_are_injected_otherwise_are_refused(tmp_path):
 
 
 def test_without_vllm_a_run_stops_before_a_model_is_loaded():
-    with pytest.raises(UserError, match=r"pip install 'grpo-ao\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[vllm\]' in the clone"):
         check(mini())
 
 

@@ -160,7 +160,7 @@ def test_a_registered_name_leads_to_the_class(monkeypatch):
 
 def test_vllm_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    with pytest.raises(UserError, match=r"pip install 'grpo-ao\[vllm\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[vllm\]' in the clone"):
         check_installed()
 
 

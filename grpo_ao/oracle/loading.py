@@ -229,7 +229,10 @@ def _check_layers(spec: OracleSpec, adapter: Path, num_layers: int) -> None:
 
 @dataclass(frozen=True)
 class OracleSources:
-    """A base model and an adapter that make an oracle on a device, and what was read to know it."""
+    """A base model and an adapter that make an oracle on a device, and what was read to know it.
+
+    ``adapter_size`` is the number of the adapter's weights.
+    """
 
     base: str | Path
     adapter: Path
@@ -238,6 +241,7 @@ class OracleSources:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     spec: OracleSpec
+    adapter_size: int
 
 
 def check_sources(
@@ -261,12 +265,13 @@ def check_sources(
     # A tokenizer's template is tried in another process, while the adapter is checked in this one.
     with ThreadPoolExecutor(1) as beside:
         trial = beside.submit(load_tokenizer, base)
-        check_adapter(base, skeleton, folder)
+        weights = check_adapter(base, skeleton, folder)
         spec, num_layers = load_spec(folder), num_decoder_layers(config)
         _check_layers(spec, folder, num_layers)
     tokenizer = trial.result()
     build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
-    return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec)
+    size = sum(weight.numel() for weight in weights.values())
+    return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec, size)
 
 
 def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -> PeftModel:

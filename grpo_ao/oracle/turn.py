@@ -35,9 +35,8 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
     """
     text = render_user_turn(tokenizer, content, answer_next)
     ordinary = _tokenised(tokenizer, text)
-    added = tokenizer.added_tokens_decoder
-    control = {i for i, token in added.items() if token.special}
-    if not any(added[i].content in content for i in control):
+    control = control_tokens(tokenizer)
+    if not any(token in content for token in control.values()):
         return ordinary
     start, stop = _content_span(tokenizer, text, answer_next)
     own = [
@@ -56,6 +55,12 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
     return plain
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokenizer's control tokens by id, those without a role (<|im_start|>) included."""
+    added = tokenizer.added_tokens_decoder
+    return {i: token.content for i, token in added.items() if token.special}
+
+
 def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> tuple[Turn, int]:
     """Render and tokenise messages; also return the token at which the first one's content begins.
 
@@ -67,7 +72,7 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> 
         raise UserError("a conversation is a list of messages, each with a role and its content.")
     _check_template(tokenizer)
     contents = [message["content"] for message in messages]
-    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    control = control_tokens(tokenizer).values()
     if found := [token for token in control if any(token in content for content in contents)]:
         raise UserError(f"a message holds the control token {found[0]}: leave it out.")
     try:

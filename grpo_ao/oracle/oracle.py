@@ -16,7 +16,7 @@ from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, as_umask_says, write_faults
 from grpo_ao.oracle.activations import read_residuals
-from grpo_ao.oracle.generation import generate_completions
+from grpo_ao.oracle.generation import Room, generate_completions
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.injection import InjectionHook
@@ -87,6 +87,7 @@ class Oracle:
         self.num_layers = len(decoder_layers(model))
         self.spec = spec.for_model(self.num_layers)
         self.engine: RolloutEngine | None = None
+        self._room = Room()
         self.hook = InjectionHook().attach(model, spec.hook_onto_layer, spec.steering_coefficient)
 
     @classmethod
@@ -201,8 +202,7 @@ class Oracle:
         tokens among them: where whoever completes tells none, each completion is read once more.
         """
         if self.engine is None:
-            own = (self.model, self.tokenizer, self.hook)
-            found = generate_completions(*own, prompts, vectors, sampling, batch_size, watched)
+            found = self._generated(prompts, vectors, sampling, batch_size, watched)
         else:
             written = self.engine.rollouts(prompts, vectors, sampling).token_ids
             found = [[Completion(ids, torch.empty(len(ids), 0)) for ids in own] for own in written]
@@ -235,9 +235,20 @@ class Oracle:
         self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
     ) -> Rollouts:
         """Complete all prompts at once with this process's own model, whatever ``engine`` is."""
-        own, size = (self.model, self.tokenizer, self.hook), len(prompts) * sampling.num_samples
-        found = generate_completions(*own, prompts, vectors, sampling, max(1, size))
+        size = max(1, len(prompts) * sampling.num_samples)
+        found = self._generated(prompts, vectors, sampling, size, None)
         return Rollouts([[completion.token_ids for completion in own] for own in found], None)
+
+    def _generated(
+        self,
+        prompts: Sequence[OraclePrompt],
+        vectors: Sequence[Tensor],
+        sampling: Sampling,
+        batch_size: int,
+        watched: Sequence[int] | None,
+    ) -> list[list[Completion]]:
+        own, asked = (self.model, self.tokenizer, self.hook), (prompts, vectors, sampling)
+        return generate_completions(*own, *asked, batch_size, watched, self._room)
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
         """Return what completions say: token ids as text, special tokens left out."""

@@ -45,6 +45,7 @@ from grpo_ao.oracle.loading import (
     load_tokenizer,
     meta_model,
 )
+from grpo_ao.oracle.memory import if_memory_suffices
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.subject import check_subject, with_subject
@@ -313,17 +314,15 @@ class Making:
     def _learned(self, targets: int, batches: list[Batch]) -> torch.Tensor:
         """Add the gradient of a step, in smaller passes from here on where memory is short."""
         rows = max(len(batch.prompts_BL) for batch in batches)
-        try:
-            return learn(self.oracle, batches, targets)
-        except torch.OutOfMemoryError as error:
-            if rows == 1:
-                raise UserError(
-                    "GPU memory does not suffice for one example: use --gradient_checkpointing, or "
-                    "lower --max_tokens."
-                ) from error
-        # Behind the block, which holds on to tensors.
-        self.optimizer.zero_grad()
-        torch.cuda.empty_cache()
+        loss = if_memory_suffices(lambda: learn(self.oracle, batches, targets))
+        if loss is not None:
+            return loss
+        if rows == 1:
+            raise UserError(
+                "GPU memory does not suffice for one example: use --gradient_checkpointing, or "
+                "lower --max_tokens."
+            )
+        self.optimizer.zero_grad()  # What is half done must not count.
         self.halvings += 1
         note = f"GPU memory is short: {rows} examples in a pass do not fit, going on with half."
         self.console.print(headed("warning:", note))

@@ -377,17 +377,16 @@ class Making:
 
     def _resumed(self) -> int:
         """Load the checkpoint, if there is one, and return the number of steps that it has seen."""
-        path = self.folder / _CHECKPOINT
-        if not path.exists():
-            keep_rows(self.folder / "metrics.jsonl", lambda row: False)
-            return 0
-        with read_faults(f"the checkpoint {path}"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            set_peft_model_state_dict(self.oracle.model, state["adapter"])
-            self.optimizer.load_state_dict(state["optimizer"])
+        path, step = self.folder / _CHECKPOINT, 0
+        if path.exists():
+            with read_faults(f"the checkpoint {path}"):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                set_peft_model_state_dict(self.oracle.model, state["adapter"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            step = state["step"]
         if self.processes.is_main:
-            keep_rows(self.folder / "metrics.jsonl", lambda row: row["step"] <= state["step"])
-        return state["step"]
+            keep_rows(self.folder / "metrics.jsonl", lambda row: row["step"] <= step)
+        return step
 
     def _finish(self) -> Path:
         self.oracle.hook.clear()

@@ -155,9 +155,9 @@ class Curriculum:
         context = [row_of[t] for t in plain if t in row_of and len(turns[row_of[t]]) > long]
         if not kept and not context:
             raise UserError(
-                f"no example is left to teach: of {len(every)} texts {self.left_out} have more "
-                f"than {max_tokens} tokens (see --max_tokens), or hold control tokens, and the "
-                "others are too short for context prediction."
+                f"no example is left: of {len(every)} texts {self.left_out} have more than "
+                f"{max_tokens} tokens (see --max_tokens), or hold control tokens, and the others "
+                "are too short for context prediction."
             )
         self._context_share = context_share if kept and context else float(not kept)
         self._context_N = np.array(context, dtype=np.int64)

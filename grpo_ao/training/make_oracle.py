@@ -110,10 +110,9 @@ def make_oracle(config: MakeOracleConfig) -> Path:
         spec = OracleSpec(act_layer_combinations=layers)
         with console.status("reading and tokenising the examples"):
             sources = Sources.load(config)
-            lessons, exam = (
-                curriculum(config, tokenizer, spec, examples, plain)
-                for examples, plain in ((sources.taught, sources.plain), (sources.heldout, []))
-            )
+            lessons = curriculum(config, tokenizer, spec, sources.taught, sources.plain)
+            sources.check_heldout()
+            exam = curriculum(config, tokenizer, spec, sources.heldout, [])
         console.print(sources.told(lessons.left_out))
         if folder is not None:
             data = {"examples": sources.digest(), "chat template": template_digest(tokenizer)}
@@ -188,6 +187,14 @@ class Sources:
             raise UserError("the sources hold no example with a text of the training split.")
         taught_plain = [text for text in plain if is_taught(text, config.kept_share)]
         return cls(taught, taught_plain, heldout, list(untaught_examples(config, plain)))
+
+    def check_heldout(self) -> None:
+        """Raise UserError unless there is a question to measure the oracle by."""
+        if not self.heldout:
+            raise UserError(
+                "the sources hold no question with a text of the held-out split, by which the "
+                "oracle is measured: name --benchmarks or --questions as well, or give more texts."
+            )
 
     def told(self, left_out: int) -> str:
         """Say in a line what there is."""

@@ -281,6 +281,15 @@ def test_plain_text_that_cannot_be_read_is_refused(base, tmp_path, content, mess
     assert not (tmp_path / "run").exists()
 
 
+def test_plain_text_that_gives_no_held_out_question_is_refused(base, tmp_path):
+    # Words that a question could mention are in Latin letters.
+    path = tmp_path / "plain.txt"
+    path.write_text("\n\n".join(f"Дождь идёт в городе номер {n}, и темно." for n in range(50)))
+    with pytest.raises(UserError, match="no question with a text of the held-out split"):
+        make_oracle(config_of(base, tmp_path / "run", plain=str(path)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_has_nothing_to_teach_is_refused(base, tmp_path):
     with pytest.raises(ValueError, match="nothing to teach"):
         config_of(base, tmp_path)

@@ -33,6 +33,7 @@ from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import read_faults
 from grpo_ao.oracle.hub import check_shipped, resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
+from grpo_ao.oracle.merging import ADAPTER
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import SPEC_FILE, OracleSpec, load_spec
@@ -275,7 +276,7 @@ def check_sources(
 
 
 def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -> PeftModel:
-    """Load base and adapter (as ``default``, not trainable).
+    """Load base and adapter (as ``ADAPTER``, not trainable).
 
     The base is divided over the processes if ``divided`` (see ``sharding``): it is loaded into the
     CPU's memory first.
@@ -289,7 +290,7 @@ def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -
             shard_base(model, device)
         oracle = PeftModel.from_pretrained(model, str(sources.adapter)).eval()
     # What is saved from here on belongs to the base that it was trained on.
-    oracle.peft_config["default"].base_model_name_or_path = str(sources.base)
+    oracle.peft_config[ADAPTER].base_model_name_or_path = str(sources.base)
     return oracle
 
 

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import decoder_of, unwrap
 
+ADAPTER = "default"
+"""PEFT's name of the oracle's adapter."""
 # What generation needs beside the weights: the cache and the logits.
 _HEADROOM_BYTES = 6e9
 
@@ -59,7 +61,7 @@ def reason_not_plain(config: LoraConfig) -> str | None:
 
 def reason_unmergeable(model: PreTrainedModel | PeftModel) -> str | None:
     """Return why the active adapter cannot be added into the weights; None if it can be."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
     if isinstance(config, LoraConfig) and (reason := reason_not_plain(config)):
         return reason
     if isinstance(unwrap(model).get_output_embeddings(), BaseTunerLayer):

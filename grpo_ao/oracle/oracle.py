@@ -37,7 +37,7 @@ from grpo_ao.oracle.loading import (
     default_dtype,
     load_peft_model,
 )
-from grpo_ao.oracle.merging import merged_if_possible
+from grpo_ao.oracle.merging import ADAPTER, merged_if_possible
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
 from grpo_ao.oracle.sampling import Completion, RolloutEngine, Rollouts, Sampling
@@ -138,19 +138,19 @@ class Oracle:
         """
         folder = resolve_files(adapter, ADAPTER_FILES)
         self.detach()
-        self.model.delete_adapter("default")
-        self.model.load_adapter(str(folder), "default")
-        self.model.set_adapter("default")
+        self.model.delete_adapter(ADAPTER)
+        self.model.load_adapter(str(folder), ADAPTER)
+        self.model.set_adapter(ADAPTER)
         self.model.requires_grad_(False)
         return Oracle(self.model.eval(), self.tokenizer, load_spec(folder))
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""
+        """Save the adapter, with ``ao_config.json`` beside it, each file as a whole."""
         folder = Path(folder)
         with write_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-                self.model.save_pretrained(unfinished, selected_adapters=["default"])
+                self.model.save_pretrained(unfinished, selected_adapters=[ADAPTER])
                 save_spec(self.spec, unfinished)
                 (Path(unfinished) / "README.md").unlink()  # PEFT's, with nothing but headings
                 for path in Path(unfinished).iterdir():

@@ -12,7 +12,8 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import read_faults
 from grpo_ao.probe import stable_hash
 
-_SAMPLE = "It is late."
+SAMPLE = "It is late."
+"""A user's text by which it is seen what a chat template puts around one."""
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with its role and its content, as chat templates take them."""
 
@@ -95,9 +96,9 @@ def check_template(tokenizer: PreTrainedTokenizerBase, base: object) -> None:
             raise UserError(
                 f"the chat template of {base} takes for ever, or gigabytes: give another."
             )
-        turn = user_turn(tokenizer, _SAMPLE, answer_next=True)
-        user_turn(tokenizer, _SAMPLE, answer_next=False)
-    if _SAMPLE not in turn.text:
+        turn = user_turn(tokenizer, SAMPLE, answer_next=True)
+        user_turn(tokenizer, SAMPLE, answer_next=False)
+    if SAMPLE not in turn.text:
         raise UserError(f"the chat template of {base} does not hold a user's text as it is.")
     if not turn.input_ids:
         raise UserError(f"the tokenizer of {base} makes no tokens of a text: fetch it anew.")
@@ -105,7 +106,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, base: object) -> None:
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash the tokens that the chat template and the tokenizer make of a turn as they are now."""
-    turn = user_turn(tokenizer, _SAMPLE, answer_next=True)
+    turn = user_turn(tokenizer, SAMPLE, answer_next=True)
     return stable_hash(turn.text, *map(str, turn.input_ids))
 
 

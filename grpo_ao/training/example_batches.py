@@ -20,7 +20,7 @@ from grpo_ao.oracle.activations import content_start, subject_token_ids
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.prompt import build_oracle_prompt, placeholder_id
 from grpo_ao.oracle.spec import OracleSpec
-from grpo_ao.oracle.turn import control_tokens
+from grpo_ao.oracle.turn import SAMPLE, control_tokens
 from grpo_ao.probes.items import Item
 from grpo_ao.training.packing import IGNORED
 
@@ -379,8 +379,8 @@ def _subject_turns(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[list[list[int]], int]:
     """Tokenise texts as the subject reads them, and count the tokens that close the turn."""
-    sample = subject_token_ids(tokenizer, "It is late.")
-    content = _encoded(tokenizer, ["It is late."])[0]
+    sample = subject_token_ids(tokenizer, SAMPLE)
+    content = _encoded(tokenizer, [SAMPLE])[0]
     first = content_start(tokenizer)
     closing = len(sample) - first - len(content)
     before, after = sample[:first], sample[len(sample) - closing :]

@@ -46,10 +46,11 @@ from grpo_ao.oracle.loading import (
     meta_model,
 )
 from grpo_ao.oracle.memory import if_memory_suffices
+from grpo_ao.oracle.merging import ADAPTER
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.subject import check_subject, with_subject
-from grpo_ao.oracle.turn import template_digest, writes_the_date
+from grpo_ao.oracle.turn import SAMPLE, template_digest, writes_the_date
 from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.items import Item
@@ -146,7 +147,7 @@ def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
     It is read by the model and never injected; where it holds a date, so does all that is read.
     """
-    ids = subject_token_ids(tokenizer, "It is late.")
+    ids = subject_token_ids(tokenizer, SAMPLE)
     before = str(tokenizer.decode(ids[: content_start(tokenizer)]))
     dated = writes_the_date(tokenizer)
     if len(before.split()) <= 2 and not dated:
@@ -399,7 +400,7 @@ class Making:
         self.oracle.hook.clear()
         adapter = self.folder / "adapter"
         if self.processes.is_main:
-            self.oracle.model.peft_config["default"].base_model_name_or_path = self.config.model
+            self.oracle.model.peft_config[ADAPTER].base_model_name_or_path = self.config.model
             self.oracle.save_adapter(adapter)
             atomic_write_text(adapter / "README.md", card(self.config, self.folder))
         self.oracle.detach()

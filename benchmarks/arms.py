@@ -8,26 +8,18 @@ from grpo_ao.cli import main as command_line
 from grpo_ao.training import fine_tuning, warm_start
 from grpo_ao.training.trainer import OracleGRPOTrainer
 
-ANCHORS = {"no anchor": 0.0, "anchor 2": 2.0}
-
 
 def train_arm(name: str, jobs: int, arguments: list[str]) -> None:
-    """Train as ``train.py`` does, with what an arm changes beside its flags.
+    """Train as ``train.py`` does, with what the arm of this name changes beside its flags.
 
-    ``jobs`` runs share the device: each takes its part of what a pass of the warm start may fill.
+    "" changes nothing. ``jobs`` runs share the device: each takes its part of what a pass of the
+    warm start may fill.
     """
+    if name and name not in CHANGES:
+        raise SystemExit(f"error: benchmarks.arms knows no arm {name!r}: it would be the recipe.")
     fine_tuning.MOST_TOKENS //= jobs
-    fine_tuning.ANCHOR_WEIGHT = ANCHORS.get(name, fine_tuning.ANCHOR_WEIGHT)
-    if name == "open answers anchored":
-        warm_start.ANCHORED = ("closed", "open")
-    if name == "answer probability alone":
-        warm_start.FIRST_SHARE = 1.0
-    if name == "targets of the family":
-        warm_start.expected_grades = family_means
-    if name == "kl 0.2 on tags, too":
-        OracleGRPOTrainer._hold_answers = hold_everything
-    if name == "answer probability in the reward":
-        OracleGRPOTrainer._split_credit = credit_with_probability
+    if name:
+        setattr(*CHANGES[name])
     command_line(["train", *arguments])
 
 
@@ -64,3 +56,19 @@ def _recredited(trainer, answer, probability):
         return answer
     outcome = (answer.informativeness + probability) / 2
     return replace(answer, calibration=trainer.reward.rule.calibration(answer.confidence, outcome))
+
+
+CHANGES = {
+    "no anchor": (fine_tuning, "ANCHOR_WEIGHT", 0.0),
+    "anchor 2": (fine_tuning, "ANCHOR_WEIGHT", 2.0),
+    "open answers anchored": (warm_start, "ANCHORED", ("closed", "open")),
+    "answer probability alone": (warm_start, "FIRST_SHARE", 1.0),
+    "targets of the family": (warm_start, "expected_grades", family_means),
+    "kl 0.2 on tags, too": (OracleGRPOTrainer, "_hold_answers", hold_everything),
+    "answer probability in the reward": (
+        OracleGRPOTrainer,
+        "_split_credit",
+        credit_with_probability,
+    ),
+}
+"""What an arm sets: of which module or class, which name, to what."""

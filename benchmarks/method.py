@@ -25,7 +25,7 @@ import tyro
 import yaml
 from scipy.stats import t as student_t
 
-from benchmarks.arms import ANCHORS
+from grpo_ao.files import remove_unfinished, unfinished_name
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = (
@@ -44,7 +44,8 @@ METRICS = (
 class Variant:
     """Flags of ``train.py`` beside the preset; ``trl`` fields go through a YAML file.
 
-    What is ``apart`` makes a warm start of its own; its name may be one of ``benchmarks.arms``.
+    What is ``apart`` makes a warm start of its own; without flags of its own it is one of
+    ``benchmarks.arms``.
     """
 
     name: str
@@ -81,7 +82,7 @@ VARIANTS = [
     *(
         Variant(name, _NO_GRPO, apart=True)
         for name in (
-            *(*ANCHORS, "open answers anchored"),
+            *("no anchor", "anchor 2", "open answers anchored"),
             *("answer probability alone", "targets of the family"),
         )
     ),
@@ -138,7 +139,8 @@ def jobs_of(settings: Settings) -> tuple[list[Job], list[Job]]:
             words = (*_words(flags), *_trl_flags(settings, variant))
             folder = _folder(settings, variant, seed)
             if variant.apart:
-                second.append(Job(folder, words, arm=variant.name))
+                arm = variant.name if variant.flags == _NO_GRPO else ""
+                second.append(Job(folder, words, arm=arm))
                 continue
             source = settings.output_dir / _slug(f"warm start {variant.warm_start} {seed}")
             shared = {name: flags[name] for name in ("--seed", "--warm_start")}
@@ -177,13 +179,23 @@ def command_of(job: Job) -> list[str] | None:
     """Return the command that starts a run, or goes on with it; None if it is finished."""
     if (job.folder / "summary.json").exists():
         return None
-    source, target = job.warm_start_from, job.folder / "warm_start"
-    if source is not None and not target.exists():
-        shutil.copytree(source / "warm_start", target)
+    if job.warm_start_from is not None:
+        take_warm_start(job.warm_start_from, job.folder)
     resume = ("--resume",) if (job.folder / "run.json").exists() else ()
     words = ["--preset", "mini", "--output_dir", str(job.folder), *job.flags, *resume]
     code = f"from benchmarks.arms import train_arm; train_arm({job.arm!r}, 1, {words!r})"
     return [sys.executable, "-c", code]
+
+
+def take_warm_start(source: Path, folder: Path) -> None:
+    """Copy one run's warm start for another, unless it has one; a half copy has another name."""
+    target = folder / "warm_start"
+    if target.exists():
+        return
+    remove_unfinished(target)
+    unfinished = unfinished_name(target)
+    shutil.copytree(source / "warm_start", unfinished, dirs_exist_ok=True)
+    unfinished.rename(target)
 
 
 def run_all(jobs: list[Job], at_once: int) -> None:
@@ -195,31 +207,38 @@ def run_all(jobs: list[Job], at_once: int) -> None:
 def run_side_by_side(commands: dict[Path, list[str]], at_once: int) -> None:
     """Run a command for each folder, its words kept there; a failed one ends the call with them.
 
-    Where several GPUs are visible, each of those that run at once sees one of them.
+    The others are then told to stop, and waited for. Where several GPUs are visible, each of those
+    that run at once sees one of them.
     """
     waiting, running = list(commands), {}
     free = list(range(at_once))
-    while waiting or running:
-        while waiting and free:
-            folder, place = waiting.pop(0), free.pop(0)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "console.txt").open("ab") as console:
-                process = subprocess.Popen(
-                    commands[folder],
-                    cwd=ROOT,
-                    env=_environment(place),
-                    stdout=console,
-                    stderr=console,
-                )
-            running[folder] = place, process
-        for folder, (place, process) in list(running.items()):
-            if process.poll() is not None:
-                del running[folder]
-                free.append(place)
-                print(f"{folder.name}: exit {process.returncode}", file=sys.stderr, flush=True)
-                if process.returncode:
-                    raise SystemExit((folder / "console.txt").read_text()[-800:])
-        time.sleep(0.2)
+    try:
+        while waiting or running:
+            while waiting and free:
+                folder, place = waiting.pop(0), free.pop(0)
+                running[folder] = place, _started(commands[folder], folder, place)
+            for folder, (place, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[folder]
+                    free.append(place)
+                    print(f"{folder.name}: exit {process.returncode}", file=sys.stderr, flush=True)
+                    if process.returncode:
+                        raise SystemExit((folder / "console.txt").read_text()[-800:])
+            time.sleep(0.2)
+    finally:
+        left = [process for _, process in running.values()]
+        for process in left:
+            process.terminate()
+        for process in left:
+            process.wait()
+
+
+def _started(command: list[str], folder: Path, place: int) -> subprocess.Popen:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "console.txt").open("ab") as console:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=_environment(place), stdout=console, stderr=console
+        )
 
 
 def _environment(place: int) -> dict[str, str]:

@@ -15,7 +15,6 @@ targets, where KL counts) is changed in the training process (``benchmarks.arms`
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.method import mean_cell, paired_cell, run_side_by_side, visible_gpus
+from benchmarks.method import (
+    mean_cell,
+    paired_cell,
+    run_side_by_side,
+    take_warm_start,
+    visible_gpus,
+)
 from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.calibration import auroc, bootstrap_interval, brier, ece
 from grpo_ao.config import make_defaults
@@ -59,7 +64,10 @@ TRAIN = (
 
 @dataclass(frozen=True)
 class Arm:
-    """Flags of ``train.py``; ``warm`` names the arms that share a warm start."""
+    """Flags of ``train.py``; ``warm`` names the arms that share a warm start.
+
+    Without flags an arm is the recipe, or one of ``benchmarks.arms``.
+    """
 
     flags: str = ""
     warm: str = "recipe"
@@ -133,16 +141,17 @@ def commands(settings: Settings, first: bool) -> dict[Path, list[str]]:
             folder = folder_of(settings, name, seed)
             if (folder / "summary.json").exists():
                 continue
-            source = folder_of(settings, arm.warm, seed) / "warm_start"
-            if source.exists() and not (folder / "warm_start").exists():
-                shutil.copytree(source, folder / "warm_start")
+            source = folder_of(settings, arm.warm, seed)
+            if (source / "warm_start").exists():
+                take_warm_start(source, folder)
             words = [*shlex.split(f"{TRAIN} {settings.train} {arm.flags}"), "--seed", str(seed)]
             words += ["--model", settings.model, "--oracle_lora_path", settings.oracle]
             words += ["--questions", str(settings.questions)]
             words += ["--output_dir", str(folder)]
             words += ["--resume"] if (folder / "run.json").exists() else []
             share = -(-settings.jobs // max(1, len(visible_gpus())))
-            call = f"train_arm({name!r}, {share}, {words!r})"
+            change = "" if arm.flags or name == "recipe" else name
+            call = f"train_arm({change!r}, {share}, {words!r})"
             code = f"from benchmarks.arms import train_arm; {call}"
             found[folder] = [sys.executable, "-c", code]
     return found

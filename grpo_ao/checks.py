@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,16 +58,17 @@ def check_start(config: TrainConfig, processes: Processes, sharded: bool) -> Ora
         processes.device,
         load_in_4bit=config.load_in_4bit,
     )
-    _check_space(config, sources.adapter)
+    _check_space(config, sources.adapter_size)
     return sources
 
 
-def _check_space(config: TrainConfig, adapter: Path) -> None:
+def _check_space(config: TrainConfig, adapter_size: int) -> None:
     """Refuse a disk that lacks room for the checkpoints of GRPO that are still to be written.
 
-    Each holds the adapter, AdamW's two moments and, with a KL penalty, the reference.
+    Each holds the adapter, AdamW's two moments and, with a KL penalty, the reference, all of them
+    in float32, whatever the adapter was stored in.
     """
-    weights = sum(path.stat().st_size for path in adapter.glob("adapter_model.*"))
+    weights = 4 * adapter_size
     count = -(-config.max_steps // config.save_steps)
     count = min(count, config.trl.get("save_total_limit") or count)
     kept = sum(p.stat().st_size for p in config.output_dir.glob("checkpoints/*/*") if p.is_file())

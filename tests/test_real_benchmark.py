@@ -1,6 +1,9 @@
 """The benchmark on real text: its question set, its commands, and its table by hand."""
 
 import math
+import os
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.arms import family_means
-from benchmarks.method import run_side_by_side
+from benchmarks.arms import CHANGES, family_means, train_arm
+from benchmarks.method import Settings as MethodSettings
+from benchmarks.method import jobs_of, run_side_by_side, take_warm_start
 from benchmarks.real import (
     ARMS,
     Settings,
@@ -77,6 +81,51 @@ def test_each_of_the_runs_beside_each_other_sees_one_gpu_of_those_that_are_visib
         assert [console.read_text().strip() for console in consoles] == expected
         for console in consoles:
             console.unlink()
+
+
+def test_a_half_copied_warm_start_is_copied_again(tmp_path, monkeypatch):
+    source, folder = tmp_path / "source", tmp_path / "run"
+    (source / "warm_start").mkdir(parents=True)
+    (source / "warm_start" / "weights").write_text("weights")
+    copytree = shutil.copytree
+
+    def killed(given, target, **kwargs):
+        copytree(given, target, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take_warm_start(source, folder)
+    assert not (folder / "warm_start").exists()
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    take_warm_start(source, folder)
+    assert (folder / "warm_start" / "weights").read_text() == "weights"
+
+
+def test_a_run_that_fails_ends_those_beside_it(tmp_path):
+    sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    console = tmp_path / "sleeping" / "console.txt"
+    fails = f"import pathlib\nwhile not pathlib.Path({str(console)!r}).read_text(): pass\n1 / 0"
+    said = {"sleeping": sleeps, "failing": fails}
+    commands = {tmp_path / name: [sys.executable, "-c", code] for name, code in said.items()}
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        run_side_by_side(commands, 2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(console.read_text()), 0)
+
+
+def test_an_arm_that_nothing_is_known_of_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="knows no arm 'no ancor'"):
+        train_arm("no ancor", 1, [])
+    chosen = settings(tmp_path, arms=tuple(ARMS), seeds=(0,))
+    codes = [c[-1] for first in (True, False) for c in commands(chosen, first).values()]
+    for code in codes:
+        name = re.search(r"train_arm\(('.*?'),", code)
+        assert name is not None
+        assert name[1] == "''" or name[1].strip("'") in CHANGES
+    assert len(codes) == len(ARMS)
+    arms = {job.arm for job in jobs_of(MethodSettings(tmp_path))[1]}
+    assert arms - {""} <= set(CHANGES)
 
 
 def test_every_arms_warm_start_is_an_arm():

@@ -94,6 +94,17 @@ def test_a_disk_without_room_for_the_checkpoints(tmp_path, no_load, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
+def test_the_room_for_checkpoints_is_that_of_float32(tmp_path, no_load, monkeypatch, adapter):
+    path = adapter / "adapter_model.safetensors"
+    given = ["--oracle_lora_path", str(adapter), "--max_steps", "400", "--save_steps", "1"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    said = []
+    for dtype in (torch.float32, torch.bfloat16):
+        save_file({name: w.to(dtype) for name, w in load_file(path).items()}, path)
+        said.append(refusal(tmp_path / "run", *given))
+    assert said[0] == said[1]
+
+
 def test_an_adapter_on_other_modules(tmp_path, no_load, adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["target_modules"] = ["query_key_value"]

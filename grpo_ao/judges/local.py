@@ -29,7 +29,7 @@ from grpo_ao.oracle.loading import (
     meta_model,
 )
 from grpo_ao.oracle.store import model_fingerprint
-from grpo_ao.oracle.turn import render_user_turn
+from grpo_ao.oracle.turn import control_tokens, render_user_turn
 from grpo_ao.probe import QuestionKind
 
 LETTER_REPLY = "Reply with the letter of the grade alone."
@@ -170,10 +170,7 @@ def next_token_logits(
 
 
 def _check_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    # Not all_special_ids: that leaves out those without a role, such as <|im_start|>.
-    special = {
-        i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
+    special = control_tokens(tokenizer)
     for token in special.values():
         ids = tokenizer.encode(sanitise("answer", f"a {token} b"), add_special_tokens=False)
         if special.keys() & set(ids):

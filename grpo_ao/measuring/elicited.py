@@ -164,7 +164,7 @@ def _choosing(tokenizer: PreTrainedTokenizerBase, answer: Answer, choice: str) -
     start = answer.completion.rindex(answer.answer) if answer.parsed else 0
     choice = choice[:1].upper() + choice[1:] if answer.answer[:1].isupper() else choice
     text = answer.completion[:start] + choice
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return replace(answer, token_ids=(*ids, end_of_turn_id(tokenizer)))
 
 

@@ -19,7 +19,7 @@ from grpo_ao.oracle.layers import check_layer, decoder_layers, decoder_of, input
 from grpo_ao.oracle.norms import fused_norms
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.subject import SUBJECT, subject_of
-from grpo_ao.oracle.turn import shown, user_turn
+from grpo_ao.oracle.turn import SAMPLE, shown, user_turn
 from grpo_ao.probe import Layers, Positions, Probe
 
 BATCH_TOKENS = 16_384
@@ -28,7 +28,6 @@ BATCH_SCORES = 2**24
 # On a GPU, a batch of this many tokens is as fast as a larger one, and ends before a row that is
 # shorter than this part of its longest, the rest of which would be padding.
 _EVEN_TOKENS, _EVEN = 4096, 0.9
-_SAMPLE = "It is late."
 
 Read = tuple[Layers, range]
 """Layers, and the token positions to read at the output of each."""
@@ -52,8 +51,8 @@ def content_start(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @lru_cache(maxsize=8)
 def _content_start(tokenizer: PreTrainedTokenizerBase, _template: str) -> int:
-    turn = user_turn(tokenizer, _SAMPLE, answer_next=False)
-    start = turn.text.rindex(_SAMPLE)
+    turn = user_turn(tokenizer, SAMPLE, answer_next=False)
+    start = turn.text.rindex(SAMPLE)
     return sum(stop <= start for _, stop in turn.offsets)
 
 

@@ -1,8 +1,11 @@
 """Completions of oracle prompts, activations injected, with the adapter merged."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +25,20 @@ from grpo_ao.oracle.ends import cut_at_end, end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device, unwrap
 from grpo_ao.oracle.masks import has_states
+from grpo_ao.oracle.memory import if_memory_suffices
 from grpo_ao.oracle.merging import merged, reason_unmergeable
 from grpo_ao.oracle.prompt import OraclePrompt, check_counts, pad_prompts
 from grpo_ao.oracle.sampling import Completion, Sampling
 
 # The tokens of each completion, and what lies behind its end; their log-probabilities, if any.
 _Written = tuple[list[list[int]], Tensor]
+
+
+@dataclass
+class Room:
+    """How many sequences at most are completed at once, as far as memory was found to be short."""
+
+    sequences: int = sys.maxsize
 
 
 def generate_completions(
@@ -39,16 +50,18 @@ def generate_completions(
     sampling: Sampling,
     batch_size: int = 64,
     watched: Sequence[int] | None = None,
+    room: Room | None = None,
 ) -> list[list[Completion]]:
     """Complete each prompt; return ``[prompt][sample]``.
 
     Log-probabilities are taken unless ``watched`` is None, at temperature 1, whatever was drawn by.
     ``vectors[i]`` is ``(K, D)``, one row for each placeholder of ``prompts[i]``. What the model's
     own ``generation_config`` says of sampling does not count; torch's global generator draws.
-    ``batch_size`` counts sequences, and falls, with a warning, where GPU memory is short; prompts
-    of like length share a batch, and the result is in the order given. The hook serves nobody
-    afterwards. Raises ValueError, with the prompt and both counts, where a prompt's placeholders
-    and its vectors differ in number.
+    ``batch_size`` counts sequences, and falls, with a warning, where GPU memory is short, which
+    ``room`` keeps for the calls to come; prompts of like length share a batch, and the result is in
+    the order given. The hook serves nobody afterwards. Raises ValueError, with the prompt and both
+    counts, where a prompt's placeholders and its vectors differ in number, and UserError where
+    memory does not suffice for one prompt.
 
     The adapter is merged into the weights meanwhile. For a model that does not allow that, or
     whose decoder ``decoding`` cannot run, transformers' ``generate`` does the work, with a warning,
@@ -70,8 +83,8 @@ def generate_completions(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
     completions: list[list[Completion]] = [[] for _ in prompts]
     with evaluating(model), nullcontext() if slow else merged(model):
-        size = max(1, batch_size // sampling.num_samples)
-        for batch, rows, logp_BNT in _batches(order, size, complete):
+        sizes = batch_size, sampling.num_samples, room or Room()
+        for batch, rows, logp_BNT in _batches(order, *sizes, complete):
             for number, (row, logp_NT) in enumerate(zip(rows, logp_BNT, strict=True)):
                 ids = cut_at_end(row, ends)
                 found = Completion(ids, logp_NT[: len(ids)])
@@ -89,29 +102,33 @@ def _is_slow(model: PreTrainedModel | PeftModel) -> bool:
 
 
 def _batches(
-    order: Sequence[int], size: int, complete: Callable[[list[int]], _Written]
+    order: Sequence[int],
+    batch_size: int,
+    num_samples: int,
+    room: Room,
+    complete: Callable[[list[int]], _Written],
 ) -> Iterator[tuple[list[int], *_Written]]:
-    """Complete in batches of ``size`` prompts, of half as many where memory does not suffice."""
+    """Complete in batches, of half as many prompts from here on where memory does not suffice."""
     first = 0
     while first < len(order):
+        size = max(1, min(batch_size, room.sequences) // num_samples)
         batch = list(order[first : first + size])
-        try:
-            written = complete(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            written = None  # The next attempt comes after this block, which holds on to tensors.
-        if written is None:
-            torch.cuda.empty_cache()
-            size = len(batch) // 2
-            warnings.warn(
-                f"GPU memory is short: {len(batch)} prompts at once do not fit, going on with "
-                f"{size}.",
-                stacklevel=3,
-            )
+        written = if_memory_suffices(partial(complete, batch))
+        if written is not None:
+            yield batch, *written
+            first += len(batch)
             continue
-        yield batch, *written
-        first += len(batch)
+        if len(batch) == 1:
+            raise UserError(
+                f"GPU memory does not suffice for {num_samples} completions of one prompt: free "
+                "some, or ask for fewer or shorter ones."
+            )
+        room.sequences = len(batch) // 2 * num_samples
+        warnings.warn(
+            f"GPU memory is short: {len(batch)} prompts at once do not fit, going on with "
+            f"{len(batch) // 2}.",
+            stacklevel=3,
+        )
 
 
 class _Settings(NamedTuple):

@@ -33,6 +33,7 @@ from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import read_faults
 from grpo_ao.oracle.hub import check_shipped, resolve_files
 from grpo_ao.oracle.layers import check_layer, layer_index, num_decoder_layers
+from grpo_ao.oracle.merging import ADAPTER
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sharding import shard_base
 from grpo_ao.oracle.spec import SPEC_FILE, OracleSpec, load_spec
@@ -231,7 +232,10 @@ def _check_layers(spec: OracleSpec, adapter: Path, num_layers: int) -> None:
 
 @dataclass(frozen=True)
 class OracleSources:
-    """A base model and an adapter that make an oracle on a device, and what was read to know it."""
+    """A base model and an adapter that make an oracle on a device, and what was read to know it.
+
+    ``adapter_size`` is the number of the adapter's weights.
+    """
 
     base: str | Path
     adapter: Path
@@ -240,6 +244,7 @@ class OracleSources:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     spec: OracleSpec
+    adapter_size: int
 
 
 def check_sources(
@@ -263,16 +268,17 @@ def check_sources(
     # A tokenizer's template is tried in another process, while the adapter is checked in this one.
     with ThreadPoolExecutor(1) as beside:
         trial = beside.submit(load_tokenizer, base)
-        check_adapter(base, skeleton, folder)
+        weights = check_adapter(base, skeleton, folder)
         spec, num_layers = load_spec(folder), num_decoder_layers(config)
         _check_layers(spec, folder, num_layers)
     tokenizer = trial.result()
     build_oracle_prompt(tokenizer, (layer_index(num_layers, 50),), 1, "Which language?", spec)
-    return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec)
+    size = sum(weight.numel() for weight in weights.values())
+    return OracleSources(base, folder, device, load_in_4bit, config, tokenizer, spec, size)
 
 
 def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -> PeftModel:
-    """Load base and adapter (as ``default``, not trainable).
+    """Load base and adapter (as ``ADAPTER``, not trainable).
 
     The base is divided over the processes if ``divided`` (see ``sharding``): it is loaded into the
     CPU's memory first.
@@ -286,7 +292,7 @@ def load_peft_model(sources: OracleSources, dtype: torch.dtype, divided: bool) -
             shard_base(model, device)
         oracle = PeftModel.from_pretrained(model, str(sources.adapter)).eval()
     # What is saved from here on belongs to the base that it was trained on.
-    oracle.peft_config["default"].base_model_name_or_path = str(sources.base)
+    oracle.peft_config[ADAPTER].base_model_name_or_path = str(sources.base)
     return oracle
 
 

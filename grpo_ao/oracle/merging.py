@@ -16,11 +16,14 @@ from transformers import PreTrainedModel
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import decoder_of, unwrap
 
+ADAPTER = "default"
+"""PEFT's name of the oracle's adapter."""
 # What generation needs beside the weights: the cache and the logits.
 _HEADROOM_BYTES = 6e9
 
-# Pristine weights that do not fit on the GPU lie in pinned memory, which is slow to make: once.
-_PINNED: "WeakKeyDictionary[nn.Module, list[Tensor]]" = WeakKeyDictionary()
+# Weights of linear layers that do not fit on the GPU twice: pinned memory is slow to make, so that
+# it is made once a layer, whichever adapters come to lie on it.
+_PINNED: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
 
 
 class _Place(NamedTuple):
@@ -58,7 +61,7 @@ def reason_not_plain(config: LoraConfig) -> str | None:
 
 def reason_unmergeable(model: PreTrainedModel | PeftModel) -> str | None:
     """Return why the active adapter cannot be added into the weights; None if it can be."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
     if isinstance(config, LoraConfig) and (reason := reason_not_plain(config)):
         return reason
     if isinstance(unwrap(model).get_output_embeddings(), BaseTunerLayer):
@@ -97,12 +100,13 @@ def merged_if_possible(model: PreTrainedModel | PeftModel) -> AbstractContextMan
 @contextmanager
 def _merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     places = _places(model)
-    weights = [place.layer.get_base_layer().get_parameter("weight").data for place in places]
-    pristine = _pristine(unwrap(model), weights)
+    layers = [place.layer.get_base_layer() for place in places]
+    weights = [layer.get_parameter("weight").data for layer in layers]
+    pristine = _pristine(layers, weights)
     try:
-        for place, weight in zip(places, weights, strict=True):
+        for place, layer, weight in zip(places, layers, weights, strict=True):
             _add_adapter(place.layer, weight)
-            setattr(place.parent, place.name, place.layer.get_base_layer())
+            setattr(place.parent, place.name, layer)
         yield
     finally:
         for place, weight, kept in zip(places, weights, pristine, strict=True):
@@ -121,14 +125,15 @@ def _add_adapter(layer: BaseTunerLayer, weight: Tensor) -> None:
             weight.addmm_(b_OR, a_RI, alpha=layer.scaling[name])
 
 
-def _pristine(base: PreTrainedModel, weights: list[Tensor]) -> list[Tensor]:
-    """Copy the weights, to where there is room."""
+def _pristine(layers: list[nn.Module], weights: list[Tensor]) -> list[Tensor]:
+    """Copy the layers' weights, to where there is room."""
     needed = sum(weight.nbytes for weight in weights)
     if not weights or not weights[0].is_cuda or needed < _free_bytes(weights[0].device):
         return [weight.clone() for weight in weights]
-    if base not in _PINNED:
-        _PINNED[base] = [weight.cpu().pin_memory() for weight in weights]
-    return _PINNED[base]
+    for layer, weight in zip(layers, weights, strict=True):
+        if layer not in _PINNED:
+            _PINNED[layer] = weight.cpu().pin_memory()
+    return [_PINNED[layer] for layer in layers]
 
 
 def _free_bytes(device: torch.device) -> float:

@@ -16,7 +16,7 @@ from grpo_ao.epistemic import parse_oracle_output
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS, as_umask_says, write_faults
 from grpo_ao.oracle.activations import read_residuals
-from grpo_ao.oracle.generation import generate_completions
+from grpo_ao.oracle.generation import Room, generate_completions
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.hub import resolve_files
 from grpo_ao.oracle.injection import InjectionHook
@@ -37,7 +37,7 @@ from grpo_ao.oracle.loading import (
     default_dtype,
     load_peft_model,
 )
-from grpo_ao.oracle.merging import merged_if_possible
+from grpo_ao.oracle.merging import ADAPTER, merged_if_possible
 from grpo_ao.oracle.probabilities import completion_logp, probability_of
 from grpo_ao.oracle.prompt import OraclePrompt, build_oracle_prompt
 from grpo_ao.oracle.sampling import Completion, RolloutEngine, Rollouts, Sampling
@@ -87,6 +87,7 @@ class Oracle:
         self.num_layers = len(decoder_layers(model))
         self.spec = spec.for_model(self.num_layers)
         self.engine: RolloutEngine | None = None
+        self._room = Room()
         self.hook = InjectionHook().attach(model, spec.hook_onto_layer, spec.steering_coefficient)
 
     @classmethod
@@ -137,19 +138,19 @@ class Oracle:
         """
         folder = resolve_files(adapter, ADAPTER_FILES)
         self.detach()
-        self.model.delete_adapter("default")
-        self.model.load_adapter(str(folder), "default")
-        self.model.set_adapter("default")
+        self.model.delete_adapter(ADAPTER)
+        self.model.load_adapter(str(folder), ADAPTER)
+        self.model.set_adapter(ADAPTER)
         self.model.requires_grad_(False)
         return Oracle(self.model.eval(), self.tokenizer, load_spec(folder))
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Save the adapter ``default``, with ``ao_config.json`` beside it, each file as a whole."""
+        """Save the adapter, with ``ao_config.json`` beside it, each file as a whole."""
         folder = Path(folder)
         with write_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-                self.model.save_pretrained(unfinished, selected_adapters=["default"])
+                self.model.save_pretrained(unfinished, selected_adapters=[ADAPTER])
                 save_spec(self.spec, unfinished)
                 (Path(unfinished) / "README.md").unlink()  # PEFT's, with nothing but headings
                 for path in Path(unfinished).iterdir():
@@ -201,8 +202,7 @@ class Oracle:
         tokens among them: where whoever completes tells none, each completion is read once more.
         """
         if self.engine is None:
-            own = (self.model, self.tokenizer, self.hook)
-            found = generate_completions(*own, prompts, vectors, sampling, batch_size, watched)
+            found = self._generated(prompts, vectors, sampling, batch_size, watched)
         else:
             written = self.engine.rollouts(prompts, vectors, sampling).token_ids
             found = [[Completion(ids, torch.empty(len(ids), 0)) for ids in own] for own in written]
@@ -235,9 +235,20 @@ class Oracle:
         self, prompts: Sequence[OraclePrompt], vectors: Sequence[Tensor], sampling: Sampling
     ) -> Rollouts:
         """Complete all prompts at once with this process's own model, whatever ``engine`` is."""
-        own, size = (self.model, self.tokenizer, self.hook), len(prompts) * sampling.num_samples
-        found = generate_completions(*own, prompts, vectors, sampling, max(1, size))
+        size = max(1, len(prompts) * sampling.num_samples)
+        found = self._generated(prompts, vectors, sampling, size, None)
         return Rollouts([[completion.token_ids for completion in own] for own in found], None)
+
+    def _generated(
+        self,
+        prompts: Sequence[OraclePrompt],
+        vectors: Sequence[Tensor],
+        sampling: Sampling,
+        batch_size: int,
+        watched: Sequence[int] | None,
+    ) -> list[list[Completion]]:
+        own, asked = (self.model, self.tokenizer, self.hook), (prompts, vectors, sampling)
+        return generate_completions(*own, *asked, batch_size, watched, self._room)
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
         """Return what completions say: token ids as text, special tokens left out."""

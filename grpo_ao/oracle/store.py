@@ -111,9 +111,6 @@ class ActivationStore:
             raise KeyError(f"the activation store {self.path} holds no probe {probe_id!r}.")
         return self._file.get_tensor(self._keys[probe_id])
 
-    def __len__(self) -> int:
-        return len(self._keys)
-
 
 @dataclass(frozen=True)
 class SubjectReader:

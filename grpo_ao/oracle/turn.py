@@ -12,7 +12,8 @@ from grpo_ao.errors import UserError
 from grpo_ao.files import read_faults
 from grpo_ao.probe import stable_hash
 
-_SAMPLE = "It is late."
+SAMPLE = "It is late."
+"""A user's text by which it is seen what a chat template puts around one."""
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with its role and its content, as chat templates take them."""
 
@@ -35,9 +36,8 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
     """
     text = render_user_turn(tokenizer, content, answer_next)
     ordinary = _tokenised(tokenizer, text)
-    added = tokenizer.added_tokens_decoder
-    control = {i for i, token in added.items() if token.special}
-    if not any(added[i].content in content for i in control):
+    control = control_tokens(tokenizer)
+    if not any(token in content for token in control.values()):
         return ordinary
     start, stop = _content_span(tokenizer, text, answer_next)
     own = [
@@ -56,6 +56,12 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, content: str, answer_next: boo
     return plain
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokenizer's control tokens by id, those without a role (<|im_start|>) included."""
+    added = tokenizer.added_tokens_decoder
+    return {i: token.content for i, token in added.items() if token.special}
+
+
 def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> tuple[Turn, int]:
     """Render and tokenise messages; also return the token at which the first one's content begins.
 
@@ -67,7 +73,7 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> 
         raise UserError("a conversation is a list of messages, each with a role and its content.")
     _check_template(tokenizer)
     contents = [message["content"] for message in messages]
-    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    control = control_tokens(tokenizer).values()
     if found := [token for token in control if any(token in content for content in contents)]:
         raise UserError(f"a message holds the control token {found[0]}: leave it out.")
     try:
@@ -90,9 +96,9 @@ def check_template(tokenizer: PreTrainedTokenizerBase, base: object) -> None:
             raise UserError(
                 f"the chat template of {base} takes for ever, or gigabytes: give another."
             )
-        turn = user_turn(tokenizer, _SAMPLE, answer_next=True)
-        user_turn(tokenizer, _SAMPLE, answer_next=False)
-    if _SAMPLE not in turn.text:
+        turn = user_turn(tokenizer, SAMPLE, answer_next=True)
+        user_turn(tokenizer, SAMPLE, answer_next=False)
+    if SAMPLE not in turn.text:
         raise UserError(f"the chat template of {base} does not hold a user's text as it is.")
     if not turn.input_ids:
         raise UserError(f"the tokenizer of {base} makes no tokens of a text: fetch it anew.")
@@ -100,7 +106,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, base: object) -> None:
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash the tokens that the chat template and the tokenizer make of a turn as they are now."""
-    turn = user_turn(tokenizer, _SAMPLE, answer_next=True)
+    turn = user_turn(tokenizer, SAMPLE, answer_next=True)
     return stable_hash(turn.text, *map(str, turn.input_ids))
 
 

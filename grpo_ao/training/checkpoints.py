@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from grpo_ao.files import as_umask_says, mark_whole, why_not_whole
 from grpo_ao.oracle.layers import decoder_of, unwrap
+from grpo_ao.oracle.merging import ADAPTER
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import SPEC_FILE, save_spec
 from grpo_ao.processes import Processes
@@ -83,7 +84,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def make_trainable(oracle: Oracle) -> None:
-    """Let gradients reach the weights of the adapter ``default`` that a text passes through.
+    """Let gradients reach the weights of the oracle's adapter that a text passes through.
 
     An adapter of a multimodal model may have weights in the vision tower: no text reaches them.
     """
@@ -91,12 +92,12 @@ def make_trainable(oracle: Oracle) -> None:
     parts = [decoder_of(base), base.get_output_embeddings()]
     reached = {id(p) for part in parts if part is not None for p in part.parameters()}
     for name, parameter in oracle.model.named_parameters():
-        own = ".default." in name or name.endswith(".default")
+        own = f".{ADAPTER}." in name or name.endswith(f".{ADAPTER}")
         parameter.requires_grad_(own and id(parameter) in reached)
 
 
 def load_adapter(oracle: Oracle, folder: Path) -> None:
-    """Put the weights of a saved adapter into the adapter ``default``."""
+    """Put the weights of a saved adapter into the oracle's adapter."""
     device = next(oracle.model.parameters()).device
     weights = load_peft_weights(str(folder), device=str(device))
-    set_peft_model_state_dict(oracle.model, weights, adapter_name="default")
+    set_peft_model_state_dict(oracle.model, weights, adapter_name=ADAPTER)

@@ -20,6 +20,7 @@ from grpo_ao.oracle.activations import content_start, subject_token_ids
 from grpo_ao.oracle.ends import end_of_turn_id
 from grpo_ao.oracle.prompt import build_oracle_prompt, placeholder_id
 from grpo_ao.oracle.spec import OracleSpec
+from grpo_ao.oracle.turn import SAMPLE, control_tokens
 from grpo_ao.probes.items import Item
 from grpo_ao.training.packing import IGNORED
 
@@ -154,9 +155,9 @@ class Curriculum:
         context = [row_of[t] for t in plain if t in row_of and len(turns[row_of[t]]) > long]
         if not kept and not context:
             raise UserError(
-                f"no example is left to teach: of {len(every)} texts {self.left_out} have more "
-                f"than {max_tokens} tokens (see --max_tokens), or hold control tokens, and the "
-                "others are too short for context prediction."
+                f"no example is left: of {len(every)} texts {self.left_out} have more than "
+                f"{max_tokens} tokens (see --max_tokens), or hold control tokens, and the others "
+                "are too short for context prediction."
             )
         self._context_share = context_share if kept and context else float(not kept)
         self._context_N = np.array(context, dtype=np.int64)
@@ -174,7 +175,7 @@ class Curriculum:
         self._turns = Ragged.of(turns)
         space = " " if self._tagged else ""
         self._answers = list(dict.fromkeys(str(e.target) for e in kept))
-        said = _encoded(tokenizer, [space + answer for answer in self._answers])
+        said = _encoded(tokenizer, [space + answer for answer in self._answers], plain=True)
         self._said = Ragged.of(said, offset=len(self._turns.values))
         self.tokens = np.concatenate([self._turns.values, self._said.values])
         tags, numbers = _tags(tokenizer) if self._tagged else ([[]], [[]])
@@ -364,18 +365,22 @@ def _write_rows(
     _write(into_BL, column_B, rows.values, rows.starts[chosen], rows.lengths[chosen])
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], plain: bool = False
+) -> list[list[int]]:
+    """Tokenise texts; in ``plain`` ones nothing is a control token, however it is spelled."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=plain)
+    return encoded["input_ids"]
 
 
 def _subject_turns(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[list[list[int]], int]:
     """Tokenise texts as the subject reads them, and count the tokens that close the turn."""
-    sample = subject_token_ids(tokenizer, "It is late.")
-    content = _encoded(tokenizer, ["It is late."])[0]
+    sample = subject_token_ids(tokenizer, SAMPLE)
+    content = _encoded(tokenizer, [SAMPLE])[0]
     first = content_start(tokenizer)
     closing = len(sample) - first - len(content)
     before, after = sample[:first], sample[len(sample) - closing :]
@@ -406,6 +411,12 @@ def _prompt_pieces(
     before, after = whole[0].text.split(questions[0])
     texts = [before + question + after for question in questions]
     suffixes = [ids[whole[0].positions[-1] + 1 :] for ids in _encoded(tokenizer, texts)]
+    control = control_tokens(tokenizer).values()
+    for row, question in enumerate(questions):
+        if any(token in question for token in control):
+            layers = spec.act_layer_combinations[0]
+            alone = build_oracle_prompt(tokenizer, layers, len(layers), question, spec)
+            suffixes[row] = alone.input_ids[alone.positions[-1] + 1 :]
     placeholder = placeholder_id(tokenizer, spec.special_token)
     for row in range(0, len(questions), max(1, len(questions) // _CHECKED)):
         count, combination = 1 + row % _MOST_READ, row % len(prefixes)

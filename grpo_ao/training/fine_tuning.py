@@ -23,6 +23,7 @@ from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
 from grpo_ao.oracle.batches import batched
 from grpo_ao.oracle.layers import decoder_of, input_device
+from grpo_ao.oracle.memory import if_memory_suffices
 from grpo_ao.oracle.merging import merged_if_possible
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.probabilities import completion_logits
@@ -152,18 +153,16 @@ def _backward_in_memory(
     Also return how many tokens a pass may hold from here on. Processes that share a sharded model
     make the same passes, so that one of them cannot begin anew.
     """
-    try:
-        return _backward(processes, oracle, start, table, batch, most), most
-    except torch.OutOfMemoryError as error:
-        passes = passes_of(table, processes.share(batch), most)
-        if is_sharded(oracle.model) or max(map(len, passes)) == 1:
-            raise UserError(
-                "GPU memory does not suffice for the warm start: free some, or use --load_in_4bit."
-            ) from error
-    # Behind the block, which holds on to tensors. What is half done must not count.
+    loss = if_memory_suffices(lambda: _backward(processes, oracle, start, table, batch, most))
+    if loss is not None:
+        return loss, most
+    passes = passes_of(table, processes.share(batch), most)
+    if is_sharded(oracle.model) or max(map(len, passes)) == 1:
+        raise UserError(
+            "GPU memory does not suffice for the warm start: free some, or use --load_in_4bit."
+        )
     for parameter in start.trained:
-        parameter.grad = None
-    torch.cuda.empty_cache()
+        parameter.grad = None  # What is half done must not count.
     tokens = max(len(targets) * _length(table, targets[-1]) for targets in passes)
     warnings.warn(
         f"GPU memory is short: {tokens} tokens in a pass of the warm start do not fit, going on "

@@ -45,10 +45,12 @@ from grpo_ao.oracle.loading import (
     load_tokenizer,
     meta_model,
 )
+from grpo_ao.oracle.memory import if_memory_suffices
+from grpo_ao.oracle.merging import ADAPTER
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.spec import OracleSpec
 from grpo_ao.oracle.subject import check_subject, with_subject
-from grpo_ao.oracle.turn import template_digest, writes_the_date
+from grpo_ao.oracle.turn import SAMPLE, template_digest, writes_the_date
 from grpo_ao.probe import split_of
 from grpo_ao.probes.benchmarks import load_items
 from grpo_ao.probes.items import Item
@@ -109,10 +111,9 @@ def make_oracle(config: MakeOracleConfig) -> Path:
         spec = OracleSpec(act_layer_combinations=layers)
         with console.status("reading and tokenising the examples"):
             sources = Sources.load(config)
-            lessons, exam = (
-                curriculum(config, tokenizer, spec, examples, plain)
-                for examples, plain in ((sources.taught, sources.plain), (sources.heldout, []))
-            )
+            lessons = curriculum(config, tokenizer, spec, sources.taught, sources.plain)
+            sources.check_heldout()
+            exam = curriculum(config, tokenizer, spec, sources.heldout, [])
         console.print(sources.told(lessons.left_out))
         if folder is not None:
             data = {"examples": sources.digest(), "chat template": template_digest(tokenizer)}
@@ -146,7 +147,7 @@ def template_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
     It is read by the model and never injected; where it holds a date, so does all that is read.
     """
-    ids = subject_token_ids(tokenizer, "It is late.")
+    ids = subject_token_ids(tokenizer, SAMPLE)
     before = str(tokenizer.decode(ids[: content_start(tokenizer)]))
     dated = writes_the_date(tokenizer)
     if len(before.split()) <= 2 and not dated:
@@ -187,6 +188,14 @@ class Sources:
             raise UserError("the sources hold no example with a text of the training split.")
         taught_plain = [text for text in plain if is_taught(text, config.kept_share)]
         return cls(taught, taught_plain, heldout, list(untaught_examples(config, plain)))
+
+    def check_heldout(self) -> None:
+        """Raise UserError unless there is a question to measure the oracle by."""
+        if not self.heldout:
+            raise UserError(
+                "the sources hold no question with a text of the held-out split, by which the "
+                "oracle is measured: name --benchmarks or --questions as well, or give more texts."
+            )
 
     def told(self, left_out: int) -> str:
         """Say in a line what there is."""
@@ -313,17 +322,15 @@ class Making:
     def _learned(self, targets: int, batches: list[Batch]) -> torch.Tensor:
         """Add the gradient of a step, in smaller passes from here on where memory is short."""
         rows = max(len(batch.prompts_BL) for batch in batches)
-        try:
-            return learn(self.oracle, batches, targets)
-        except torch.OutOfMemoryError as error:
-            if rows == 1:
-                raise UserError(
-                    "GPU memory does not suffice for one example: use --gradient_checkpointing, or "
-                    "lower --max_tokens."
-                ) from error
-        # Behind the block, which holds on to tensors.
-        self.optimizer.zero_grad()
-        torch.cuda.empty_cache()
+        loss = if_memory_suffices(lambda: learn(self.oracle, batches, targets))
+        if loss is not None:
+            return loss
+        if rows == 1:
+            raise UserError(
+                "GPU memory does not suffice for one example: use --gradient_checkpointing, or "
+                "lower --max_tokens."
+            )
+        self.optimizer.zero_grad()  # What is half done must not count.
         self.halvings += 1
         note = f"GPU memory is short: {rows} examples in a pass do not fit, going on with half."
         self.console.print(headed("warning:", note))
@@ -378,23 +385,22 @@ class Making:
 
     def _resumed(self) -> int:
         """Load the checkpoint, if there is one, and return the number of steps that it has seen."""
-        path = self.folder / _CHECKPOINT
-        if not path.exists():
-            keep_rows(self.folder / "metrics.jsonl", lambda row: False)
-            return 0
-        with read_faults(f"the checkpoint {path}"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            set_peft_model_state_dict(self.oracle.model, state["adapter"])
-            self.optimizer.load_state_dict(state["optimizer"])
+        path, step = self.folder / _CHECKPOINT, 0
+        if path.exists():
+            with read_faults(f"the checkpoint {path}"):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                set_peft_model_state_dict(self.oracle.model, state["adapter"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            step = state["step"]
         if self.processes.is_main:
-            keep_rows(self.folder / "metrics.jsonl", lambda row: row["step"] <= state["step"])
-        return state["step"]
+            keep_rows(self.folder / "metrics.jsonl", lambda row: row["step"] <= step)
+        return step
 
     def _finish(self) -> Path:
         self.oracle.hook.clear()
         adapter = self.folder / "adapter"
         if self.processes.is_main:
-            self.oracle.model.peft_config["default"].base_model_name_or_path = self.config.model
+            self.oracle.model.peft_config[ADAPTER].base_model_name_or_path = self.config.model
             self.oracle.save_adapter(adapter)
             atomic_write_text(adapter / "README.md", card(self.config, self.folder))
         self.oracle.detach()

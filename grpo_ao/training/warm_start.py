@@ -143,7 +143,10 @@ def _target(
     teach_number: bool,
 ) -> Target:
     text, number = render_oracle_output(confidence, answer.answer), str(confidence)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # What an answer spells like a control token is none.
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     (tag,) = tag_lengths(tokenizer, [encoded["input_ids"]])
     first = text.index(number)
     weights, behind = [], 0
@@ -159,7 +162,9 @@ def _target(
     token_ids = [*encoded["input_ids"], end]
     origin_ids = token_ids
     if not answer.parsed:
-        origin_ids = [*tokenizer.encode(answer.answer, add_special_tokens=False), end]
+        own = answer.answer
+        ids = tokenizer.encode(own, add_special_tokens=False, split_special_tokens=True)
+        origin_ids = [*ids, end]
     partner_V = space_partners(tokenizer, len(tokenizer))
     kept = min(behind + 1, kept_tokens(token_ids, origin_ids, partner_V))
     kept = kept if answer.probe.kind in ANCHORED else 0

@@ -2,12 +2,14 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from grpo_ao.errors import UserError
 from grpo_ao.oracle.generation import generate_completions
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.prompt import build_oracle_prompt
 from grpo_ao.oracle.sampling import Sampling
 from grpo_ao.oracle.spec import OracleSpec
+from tests.rigs import make_oracle, planted_table
 from tests.tiny import ARCHITECTURES, WIDTH, tiny_peft, tiny_tokenizer, token_id
 
 END = token_id("<|im_end|>")
@@ -160,8 +162,26 @@ def test_batches_become_smaller_where_memory_is_short():
         assert complete(model, prompts, vectors, max_new_tokens=4) == expected
     handle.remove()
     unwrap(model).register_forward_pre_hook(nothing_fits)
-    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="completions of one prompt"):
         complete(model, prompts, vectors, max_new_tokens=4)
+
+
+def test_an_oracle_keeps_in_mind_how_many_sequences_fit():
+    oracle = make_oracle()
+    table, failed = planted_table(oracle, 8), []
+
+    def only_six_fit(_module, _args, kwargs):
+        if len(kwargs["input_ids"]) > 6:
+            failed.append(len(kwargs["input_ids"]))
+            raise torch.OutOfMemoryError
+
+    unwrap(oracle.model).register_forward_pre_hook(only_six_fit, with_kwargs=True)
+    with pytest.warns(UserWarning, match="going on with 2"):
+        oracle.rollouts(table.prompts, table.vectors, Sampling(3, 1.0, 4))
+    assert len(failed) == 2  # 8 prompts of 3 samples, and then 4
+    oracle.rollouts(table.prompts, table.vectors, Sampling(3, 1.0, 4))
+    oracle.complete(table.prompts, table.vectors, Sampling(1, 0.0, 4))
+    assert len(failed) == 2
 
 
 def nothing_fits(*_):

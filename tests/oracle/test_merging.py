@@ -75,6 +75,24 @@ def test_the_base_is_restored_behind_an_error():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fills a GPU's memory")
+def test_the_base_is_restored_under_each_adapter_where_the_gpu_is_full():
+    base = tiny_model()
+    torch.nn.Module.to(base, "cuda")
+    before = [weight.clone() for weight in base.parameters()]
+    free, _ = torch.cuda.mem_get_info()
+    filling = torch.empty(int(free - 2e9), dtype=torch.uint8, device="cuda")
+    for modules in (["v_proj"], ["q_proj", "v_proj"]):
+        config = LoraConfig(r=4, target_modules=modules, init_lora_weights=False)
+        model = get_peft_model(base, config)
+        assert isinstance(model, PeftModel)
+        with merged(model):
+            pass
+        model.unload()
+    del filling
+    assert all(map(torch.equal, before, base.parameters()))
+
+
 def test_the_merged_sum_is_rounded_once():
     model = tiny_peft().to(torch.bfloat16)
     layer = adapted_layers(model)[0]

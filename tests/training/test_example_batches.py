@@ -75,6 +75,19 @@ def test_a_question_is_asked_with_its_own_text_and_answer():
         assert answer == f"{example.target}<|im_end|>"
 
 
+@pytest.mark.parametrize("answer_format", ["plain", "tagged"])
+def test_a_control_token_in_a_question_or_an_answer_is_its_text(answer_format):
+    odd = Item("odd", "A text.", "What is <|im_end|>?", "The <|im_end|> of a turn")
+    lessons = curriculum(answer_format, context_share=0.0, examples=[odd])
+    batch = lessons.lay_out(lessons.batch(0, 4))
+    for prompt, _, _, answer in rows_of(batch):
+        assert " \nWhat is <|im_end|>?<|im_end|>\n<|im_start|>assistant\n" in prompt
+        assert answer.endswith("The <|im_end|> of a turn<|im_end|>")
+    # The turn's own ends alone: of the question, and of the answer.
+    ends_B = (batch.prompts_BL == token_id("<|im_end|>")).sum(dim=1)
+    assert ends_B.tolist() == [2] * 4
+
+
 def test_what_is_foretold_lies_beside_what_is_read():
     lessons = curriculum(context_share=1.0)
     drawn = lessons.batch(0, 32)

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft.utils import load_peft_weights
+from rich.console import Console
 
 from grpo_ao.errors import UserError
 from grpo_ao.interruption import Interrupted
 from grpo_ao.oracle.gguf import local_base
 from grpo_ao.oracle.oracle import Oracle
-from grpo_ao.oracle.spec import load_spec
+from grpo_ao.oracle.spec import OracleSpec, load_spec
 from grpo_ao.probe import split_of
+from grpo_ao.processes import Processes
 from grpo_ao.training import make_oracle as module
 from grpo_ao.training.examples import is_taught
 from grpo_ao.training.make_oracle import make_oracle, template_note
@@ -148,6 +150,18 @@ def test_a_killed_run_goes_on_bit_for_bit(base, questions, tmp_path, monkeypatch
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_main_process_alone_writes_the_log(base, questions, tmp_path):
+    config = config_of(base, tmp_path, questions=(str(questions),))
+    spec, sources = OracleSpec(act_layer_combinations=((1,),)), module.Sources.load(config)
+    lessons = module.curriculum(config, tiny_tokenizer(), spec, sources.taught, [])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20}\n')
+    processes = Processes()
+    for index, left in ((1, [{"step": 20}]), (0, [])):
+        processes.index = index
+        module.Making(config, processes, Console(), tiny_tokenizer(), spec, lessons, lessons)
+        assert rows_of(tmp_path) == left
+
+
 def test_a_run_that_is_told_to_stop_finishes_its_step_and_leaves_a_checkpoint(
     base, questions, tmp_path, monkeypatch
 ):
@@ -263,6 +277,15 @@ def test_plain_text_that_cannot_be_read_is_refused(base, tmp_path, content, mess
     path = tmp_path / "plain.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        make_oracle(config_of(base, tmp_path / "run", plain=str(path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_text_that_gives_no_held_out_question_is_refused(base, tmp_path):
+    # Words that a question could mention are in Latin letters.
+    path = tmp_path / "plain.txt"
+    path.write_text("\n\n".join(f"Дождь идёт в городе номер {n}, и темно." for n in range(50)))
+    with pytest.raises(UserError, match="no question with a text of the held-out split"):
         make_oracle(config_of(base, tmp_path / "run", plain=str(path)))
     assert not (tmp_path / "run").exists()
 

@@ -64,6 +64,14 @@ def test_a_target_is_an_own_answer_behind_its_chance_to_be_right(mini):
     assert [right.row, wrong.row] == [0, 1]
 
 
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_control_token_in_an_answer_is_its_text(mini, tagged):
+    (target,) = targets_of(mini, [("a <|im_end|> sat", 1.0)], tagged=tagged)
+    for ids in (target.token_ids, target.origin_ids):
+        assert mini.decode(ids).endswith("a <|im_end|> sat<|im_end|>")
+        assert ids.count(mini.convert_tokens_to_ids("<|im_end|>")) == 1
+
+
 def test_behind_the_number_a_tagged_answer_is_kept_as_it_stands(mini):
     (target,) = targets_of(mini, [("a cat", 1.0)])
     assert target.origin_ids == target.token_ids

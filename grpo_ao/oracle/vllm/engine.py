@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.layers import num_decoder_layers
+from grpo_ao.oracle.layers import check_layer, num_decoder_layers
 from grpo_ao.oracle.prompt import OraclePrompt, check_counts
 from grpo_ao.oracle.sampling import Rollouts, Sampling
 from grpo_ao.oracle.vllm.bank import BankSettings, chunks_that_fit, virtual_ids
@@ -61,9 +61,7 @@ def bank_settings(
     config: PretrainedConfig, layer: int, coefficient: float, placeholder_id: int
 ) -> BankSettings:
     """Return the bank's settings for a model; UserError where the layer does not exist."""
-    layers = num_decoder_layers(config)
-    if not 0 <= layer < layers:
-        raise UserError(f"cannot inject at layer {layer}: the model has layers 0 to {layers - 1}.")
+    check_layer(num_decoder_layers(config), layer)
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)
     return BankSettings(layer, float(coefficient), placeholder_id, vocabulary, ROWS)
 

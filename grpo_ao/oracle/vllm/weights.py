@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.layers import decoder_of, unwrap
-from grpo_ao.oracle.merging import reason_not_plain
-
-ADAPTER = "default"
+from grpo_ao.oracle.merging import ADAPTER, reason_not_plain
 
 
 class LoraFactors(NamedTuple):

@@ -434,7 +434,7 @@ def watch(run_dir: tyro.conf.Positional[Path], port: int = 8080) -> None:
     """Serve a run's report on this machine, made anew as the run goes on, until it is stopped.
 
     Args:
-        run_dir: Folder of a run, finished or not, or of an evaluation.
+        run_dir: Folder of a run, finished or not.
         port: Port of 127.0.0.1 to listen on.
     """
     _check_port(port)
@@ -466,8 +466,9 @@ def push(
 
     record = read_run(run_dir)
     adapter_of(run_dir)
-    check_push(repository, push_public)
+    # Nothing is made on the Hub for a run of which no card can be written.
     write_card(record, headline_of(record), repository)
+    check_push(repository, push_public)
     print(push_adapter(run_dir, repository, push_public))
 
 

@@ -421,7 +421,7 @@ def compare(folders: tyro.conf.Positional[tuple[Path, ...]], html: Path | None =
     from grpo_ao.report.tables_page import Part, write_tables
 
     answers = paired(answers_of(folders))
-    tables = comparison(answers, differing_in_seed(folders))
+    tables = comparison(answers, differing_in_seed(folders, answers))
     note = f"{len(next(iter(answers.values())))} questions, 95 % intervals by bootstrap over texts."
     if html is not None:
         print(write_tables(html, "Comparison", note, [Part("", tables)]))

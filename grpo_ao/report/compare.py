@@ -149,10 +149,15 @@ def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> Table:
     return Table("Mean ± standard deviation over seeds", columns, rows)
 
 
-def differing_in_seed(folders: Sequence[Path]) -> list[list[str]]:
-    """Return the names of runs that differ in their seed alone, of each sort two or more."""
+def differing_in_seed(folders: Sequence[Path], answers: Answers) -> list[list[str]]:
+    """Return the names of runs that differ in their seed alone, of each sort two or more.
+
+    ``answers`` are those of ``answers_of``: a run that has none from after training is left out.
+    """
     groups: dict[str, list[str]] = {}
     for folder in folders:
+        if str(folder) not in answers:
+            continue
         config = read_run_json(folder)["config"]
         if "seed" in config:  # an evaluation has none
             same = {name: value for name, value in config.items() if name not in _OWN_SETTINGS}

@@ -94,13 +94,25 @@ def test_sources_of_confidence_are_compared_where_both_have_them():
     assert by_title["Confidence, mean"] == "+0.250 [0.250, 0.250]"
 
 
-def test_seeds_have_a_mean_and_a_deviation(runs):
+def number_seeds(runs) -> None:
     for seed, run in enumerate(runs):
         record = read_json(run / "run.json")
         record["config"] |= {"seed": seed, "output_dir": str(run)}
         (run / "run.json").write_text(json.dumps(record))
+
+
+def test_a_run_under_way_is_no_seed_beside_those_that_have_ended(runs, tmp_path):
+    begun = [make_run(tmp_path / name, finished=False) for name in ("c", "d")]
+    number_seeds([*runs, *begun])
+    assert differing_in_seed(begun, answers_of(begun)) == []
+    folders = [*begun, *runs]
+    assert differing_in_seed(folders, answers_of(folders)) == [[str(run) for run in runs]]
+
+
+def test_seeds_have_a_mean_and_a_deviation(runs):
+    number_seeds(runs)
     names = [[str(run) for run in runs]]
-    assert differing_in_seed(runs) == names
+    assert differing_in_seed(runs, answers_of(runs)) == names
     own = [a for a in heldout_answers(seed=1, knows=False) if a.confidence is not None]
     answers = dict(zip(names[0], (own, surer(own, 0.02)), strict=True))
     seeds = next(t for t in comparison(answers, names, draws=20) if t.title.startswith("Mean"))

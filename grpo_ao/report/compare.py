@@ -4,7 +4,8 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+
+import numpy as np
 
 from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
@@ -143,7 +144,8 @@ def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> Table:
     rows = {}
     for name, group in groups.items():
         values = [[measured[metric]["value"] for measured in group] for metric in _METRICS]
-        cells = [f"{number(mean(of))} ± {number(stdev(of))}" for of in values]
+        found = [(float(np.mean(of)), float(np.std(of, ddof=1))) for of in values]
+        cells = [f"{number(middle)} ± {number(deviation)}" for middle, deviation in found]
         rows[name] = [str(len(group)), *cells]
     columns = ["runs", "seeds", *(TITLES[metric] for metric in _METRICS)]
     return Table("Mean ± standard deviation over seeds", columns, rows)

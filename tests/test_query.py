@@ -193,9 +193,14 @@ def test_a_killed_command_goes_on_behind_its_last_answer(tmp_path, questions):
         ('{"text": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
         ('{"text": " ", "question": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
         ("", "has no rows"),
+        (
+            '{"text": "a", "question": "b", "answer": "c", "layers": [2]}',
+            r"row 1 of .* has columns of the names that the answer's have \(layers, answer\)",
+        ),
     ],
 )
-def test_rows_that_cannot_be_asked_are_one_sentence(tmp_path, line, message):
+def test_rows_that_cannot_be_asked_are_one_sentence(tmp_path, monkeypatch, line, message):
+    monkeypatch.setattr("grpo_ao.oracle.oracle.load_peft_model", None)
     path = tmp_path / "questions.jsonl"
     path.write_text(line)
     with pytest.raises(SystemExit, match=message):

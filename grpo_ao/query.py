@@ -120,6 +120,13 @@ def _given(row: Any, name: str) -> Row:
             f"{name} has columns of the names that the answer's have ({', '.join(taken)}): rename "
             "or drop them."
         )
+    try:
+        json.dumps(sound)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} holds a value that cannot be written as JSON ({error}): make it a text or a "
+            "number."
+        ) from error
     return sound
 
 

@@ -360,6 +360,11 @@ class JudgeCheck(JudgeFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model is not None and self.judge != "local":
+            raise UserError(
+                f"--model is the base of the judge `local`, and --judge is {self.judge}: an "
+                "endpoint's model is named by --judge_model."
+            )
         check_numbers(self, may_be_zero=PRICES)
 
 

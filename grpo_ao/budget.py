@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from peft import LoraConfig, PeftModel
-from rich.console import Console
 from rich.table import Table
 
 from grpo_ao.config import TrainConfig
@@ -148,7 +147,7 @@ def hours(config: TrainConfig, work: Work, times: Times) -> dict[str, float]:
 def show_budget(config: TrainConfig, times: Times | None) -> None:
     """Print the tables; hours only where times are given."""
     work = work_of(config)
-    console = Console()
+    console = terminal(stderr=False)
     console.print(work_table(work))
     console.print(bytes_table(config, work))
     if times is None:

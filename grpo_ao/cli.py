@@ -530,7 +530,7 @@ def vllm_serve(
     extra = _vllm_section(config) if config else {}
     address = (host, port)
     server = start_server(model, oracle_lora_path, address, gpu_memory, max_model_len, extra)
-    print(f"serving rollouts of {model} at http://{host}:{port}")
+    print(f"serving rollouts of {model} at http://{host}:{port}", flush=True)
     server.serve_forever()
 
 

@@ -74,7 +74,7 @@ def paired(answers: Answers) -> dict[str, list[Answer]]:
 
 
 def _probe(answer: Answer) -> Hashable:
-    return answer.probe.family, answer.probe.id
+    return answer.probe.key
 
 
 def _question(answer: Answer) -> Hashable:

@@ -5,10 +5,10 @@ from the flags, bytes from the shapes. Hours are derived from times that you giv
 card at hand (``--step_seconds`` and so on, see docs/running_at_8b.md); a run is what tells them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from peft import LoraConfig, PeftModel
-from rich.console import Console
 from rich.table import Table
 
 from grpo_ao.config import TrainConfig
@@ -23,17 +23,17 @@ from grpo_ao.oracle.loading import (
     load_tokenizer,
     meta_model,
 )
-from grpo_ao.prepare import probes_of_run
-from grpo_ao.probe import Positions
-from grpo_ao.run import CHECKED, SAMPLED_PROBES
+from grpo_ao.prepare import probes_of_run, questions_asked
+from grpo_ao.probe import Probe
+from grpo_ao.run import CHECKED, CONTROL_PROBES, SAMPLED_PROBES
 from grpo_ao.terminal import terminal
 
 
 class Work(NamedTuple):
-    """What a run does: counts by name, the layers that it reads, completions outside of GRPO."""
+    """What a run does: counts by name, the vectors that it keeps, completions outside of GRPO."""
 
     counts: dict[str, int]
-    layers_read: int
+    vectors_kept: int
     outside: int
 
 
@@ -43,7 +43,7 @@ def work_of(config: TrainConfig) -> Work:
     probes, benchmarks = probes_of_run(config, texts, terminal())
     train, heldout = [*probes.warm_start, *probes.grpo], probes.heldout
     validations = 1 + -(-config.max_steps // config.save_steps) if config.max_steps else 0
-    asked = min(config.warm_start_probes, len(probes.warm_start))
+    asked = min(questions_asked(config)[0], len(probes.warm_start))
     checks = (2 if asked else 0) + (1 if config.max_steps else 0)
     measurements = 2 + 2 * config.initial_eval + measures_warm_start(config)
     graded = {
@@ -51,6 +51,8 @@ def work_of(config: TrainConfig) -> Work:
         "completions to check the oracle": checks * min(CHECKED, len(train)),
         "completions to measure before and after": len(heldout) * measurements
         + validations * len(probes.validation),
+        # Another text's, and noise.
+        "completions on other activations": 2 * min(len(heldout), CONTROL_PROBES),
     }
     ungraded = {
         "completions for the baselines": min(len(heldout), SAMPLED_PROBES) * AGREEMENT_SAMPLES,
@@ -66,8 +68,15 @@ def work_of(config: TrainConfig) -> Work:
         "completions in GRPO": grpo,
         "grades at most (an answer graded before is free)": sum(graded.values()) + grpo,
     }
-    layers_read = sum(len(p.layers) for p in [*train, *heldout])
-    return Work(counts, layers_read, sum((graded | ungraded).values()))
+    stores = (train, probes.validation, heldout, benchmarks)
+    kept = sum(vectors_of(texts, stored) for stored in stores)
+    return Work(counts, kept, sum((graded | ungraded).values()))
+
+
+def vectors_of(texts: SubjectTexts, probes: Sequence[Probe]) -> int:
+    """Count the vectors in the store of these probes, which has what several read once."""
+    reads = {(probe.text, probe.layers, probe.positions): probe for probe in probes}
+    return sum(len(p.layers) * len(texts.positions_read(p)) for p in reads.values())
 
 
 def times_benchmarked(config: TrainConfig) -> int:
@@ -103,7 +112,6 @@ def bytes_table(config: TrainConfig, work: Work) -> Table:
     """Lay out the bytes that weights, optimizer, checkpoints and activations take."""
     base, adapter = parameter_counts(config)
     width = hidden_width(load_config(config.model))
-    count = Positions.parse(config.positions).count or 0
     copies = 2 if config.kl_penalty else 1  # the adapter `ref` is saved with each checkpoint
     table = Table("", "GB", title="derived from the shapes")
     for name, size in (
@@ -112,7 +120,7 @@ def bytes_table(config: TrainConfig, work: Work) -> Table:
         ("adapter as sent to an inference engine, bfloat16", 2 * adapter),
         ("optimizer state (AdamW), float32", 8 * adapter),
         ("one checkpoint on disk", 4 * adapter * copies + 8 * adapter),
-        ("activations on disk, bfloat16", work.layers_read * count * width * 2),
+        ("activations on disk, bfloat16", work.vectors_kept * width * 2),
     ):
         table.add_row(name, f"{size / 1e9:.3f}")
     return table
@@ -139,7 +147,7 @@ def hours(config: TrainConfig, work: Work, times: Times) -> dict[str, float]:
 def show_budget(config: TrainConfig, times: Times | None) -> None:
     """Print the tables; hours only where times are given."""
     work = work_of(config)
-    console = Console()
+    console = terminal(stderr=False)
     console.print(work_table(work))
     console.print(bytes_table(config, work))
     if times is None:

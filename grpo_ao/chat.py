@@ -27,6 +27,8 @@ from grpo_ao.errors import UserError
 _LOG = logging.getLogger(__name__)
 OPENROUTER = "https://openrouter.ai/api/v1"
 OPENROUTER_KEY = "OPENROUTER_API_KEY"
+TRIAL_ATTEMPTS = 3
+"""Of a trial: an endpoint that is not there is reported after seconds, not after all attempts."""
 _LONGEST_REPLY = 1_000_000  # bytes
 _MOST_HUNG = 3  # attempts of one request that hang while the endpoint answers others
 _SHORTEST_SECRET = 8  # characters; what is shorter ("none") may be an ordinary word of a reply

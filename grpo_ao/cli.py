@@ -360,6 +360,11 @@ class JudgeCheck(JudgeFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model is not None and self.judge != "local":
+            raise UserError(
+                f"--model is the base of the judge `local`, and --judge is {self.judge}: an "
+                "endpoint's model is named by --judge_model."
+            )
         check_numbers(self, may_be_zero=PRICES)
 
 
@@ -421,7 +426,7 @@ def compare(folders: tyro.conf.Positional[tuple[Path, ...]], html: Path | None =
     from grpo_ao.report.tables_page import Part, write_tables
 
     answers = paired(answers_of(folders))
-    tables = comparison(answers, differing_in_seed(folders))
+    tables = comparison(answers, differing_in_seed(folders, answers))
     note = f"{len(next(iter(answers.values())))} questions, 95 % intervals by bootstrap over texts."
     if html is not None:
         print(write_tables(html, "Comparison", note, [Part("", tables)]))
@@ -434,7 +439,7 @@ def watch(run_dir: tyro.conf.Positional[Path], port: int = 8080) -> None:
     """Serve a run's report on this machine, made anew as the run goes on, until it is stopped.
 
     Args:
-        run_dir: Folder of a run, finished or not, or of an evaluation.
+        run_dir: Folder of a run, finished or not.
         port: Port of 127.0.0.1 to listen on.
     """
     _check_port(port)
@@ -466,8 +471,9 @@ def push(
 
     record = read_run(run_dir)
     adapter_of(run_dir)
-    check_push(repository, push_public)
+    # Nothing is made on the Hub for a run of which no card can be written.
     write_card(record, headline_of(record), repository)
+    check_push(repository, push_public)
     print(push_adapter(run_dir, repository, push_public))
 
 
@@ -524,7 +530,7 @@ def vllm_serve(
     extra = _vllm_section(config) if config else {}
     address = (host, port)
     server = start_server(model, oracle_lora_path, address, gpu_memory, max_model_len, extra)
-    print(f"serving rollouts of {model} at http://{host}:{port}")
+    print(f"serving rollouts of {model} at http://{host}:{port}", flush=True)
     server.serve_forever()
 
 

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -28,7 +28,7 @@ from grpo_ao.files import (
 )
 from grpo_ao.judges.flags import CHANGEABLE, PRICES, JudgeFlags
 from grpo_ao.numbers import check_numbers
-from grpo_ao.probe import Positions, parse_layers
+from grpo_ao.probe import Positions, format_layers, parse_layers
 from grpo_ao.probes.names import BENCHMARKS, Suite, check_benchmarks
 
 Destination = Literal["none", "wandb", "tensorboard", "trackio"]
@@ -48,10 +48,17 @@ def _check_reading(config: "TrainConfig | EvalConfig", positions: tuple[str, ...
         raise UserError(f"--layer_percents must lie between 1 and 99, got {percents}.")
     if config.layers and percents:
         raise UserError("--layers and --layer_percents say the same: give one.")
-    for spec in () if config.layers == ("all",) else config.layers:
-        parse_layers(spec)
-    for spec in positions:
-        Positions.parse(spec)
+    layers = [] if config.layers == ("all",) else [parse_layers(spec) for spec in config.layers]
+    _check_named_once("--layers", [format_layers(read) for read in layers])
+    _check_named_once("--layer_percents", percents)
+    _check_named_once("--positions", [str(Positions.parse(spec)) for spec in positions])
+
+
+def _check_named_once(flag: str, values: Sequence[object]) -> None:
+    """Refuse what is named twice: it would be asked once more and counted twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{flag} names {value} twice: give it once.")
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,7 @@ class TrainConfig(RolloutFlags, JudgeFlags):
         super().__post_init__()
         _check_numbers(self)
         _check_reading(self, (self.positions,))
+        _check_named_once("--benchmarks", self.benchmarks)
         if self.benchmarks:
             check_benchmarks(self.benchmarks)
         if self.tag_outcome == "group" and self.credit == "joint":
@@ -393,6 +401,7 @@ class EvalConfig(RolloutFlags):
     def __post_init__(self) -> None:
         _check_numbers(self)
         check_benchmarks(self.benchmarks)
+        _check_named_once("--benchmarks", self.benchmarks)
         if not self.positions:
             raise UserError("--positions names none.")
         _check_reading(self, self.positions)

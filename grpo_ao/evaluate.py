@@ -13,7 +13,7 @@ from grpo_ao.answer import Answer
 from grpo_ao.checks import check_rollouts, date_warning
 from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
-from grpo_ao.files import RunFolder, holds_run
+from grpo_ao.files import RunFolder, Stopwatch, holds_run
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.again import Controls
 from grpo_ao.measuring.ask import Asking, ask
@@ -40,7 +40,7 @@ from grpo_ao.probes.benchmarks import groups, load_items
 from grpo_ao.probes.items import probes_of
 from grpo_ao.probes.limits import ProbeLimits, readable
 from grpo_ao.probes.load import data_digest
-from grpo_ao.processes import Processes
+from grpo_ao.processes import Processes, device_name
 from grpo_ao.report.tables import SHOWN, in_short, oracle_tables, own_parts, write_results
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import PhaseProgress, Reporter, make_reporter
@@ -75,6 +75,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     folder = _open_folder(config, data)
     reporter = make_reporter(config.report_to, folder.path, config.settings())
     progress = PhaseProgress(console)
+    stopwatch = Stopwatch(folder.path / "run.json", started)
     oracle = Oracle.load(sources[0])
     table = _table(config, oracle, probes, texts, subjects, progress)
     engine = _engine(config, oracle, table)
@@ -87,8 +88,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         answers[name] = _ask(config, oracle, name, table, progress)
         if config.controls:
             controlled[name] = _controlled(config, oracle, name, table, answers[name], progress)
+        stopwatch.keep(progress.seconds(), device_name(device))
     pooled = groups(config.suite, list(dict.fromkeys(probe.family for probe in probes)))
-    seconds = time.perf_counter() - started
+    seconds = stopwatch.seconds
     metrics = write_results(
         folder.path, config.settings(), answers, pooled, seconds, controlled, progress.track
     )

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -116,12 +117,23 @@ def remove_unfinished(path: Path) -> None:
 
     Another run may be writing it now.
     """
-    begun = f"{UNFINISHED}{platform.node()}-"
-    for left_behind in path.parent.glob(f"{begun}*-{path.name}"):
-        try:
-            os.kill(int(left_behind.name.removeprefix(begun).partition("-")[0]), 0)
-        except ProcessLookupError:
+    host, name = re.escape(platform.node()), re.escape(path.name)
+    for left_behind in path.parent.glob(f"{UNFINISHED}*"):
+        # The name of another machine may begin with this one's.
+        named = re.fullmatch(rf"{re.escape(UNFINISHED)}{host}-(\d+)-{name}", left_behind.name)
+        if named and not _runs(int(named[1])):
             shutil.rmtree(left_behind, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Say whether a process of this machine runs, of whatever user."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def as_umask_says(path: Path) -> None:

@@ -19,6 +19,7 @@ from inspect_ai.scorer import SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from grpo_ao.answer import Answer
+from grpo_ao.errors import UserError
 from grpo_ao.judges.reference import ReferenceJudge
 from grpo_ao.measuring.ask import graded
 from grpo_ao.measuring.metrics import SUMMARY, Columns, metric_values
@@ -52,6 +53,8 @@ def activation_oracle(
     Without ``base`` and ``oracle_lora_path`` it is the mini oracle; ``layers``, ``positions`` and
     ``subject_lora`` are those of ``Oracle.ask``.
     """
+    if (base is None) != (oracle_lora_path is None):
+        raise UserError("give both base and oracle_lora_path, or neither for the mini oracle.")
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         oracle = _loaded(base, oracle_lora_path)
@@ -132,13 +135,14 @@ def oracle(
     data_dir: str | None = None,
 ) -> Task:
     """Ask an oracle the benchmarks: the mini world's without ``base``, else the paper's."""
+    asked = activation_oracle(base, oracle_lora_path, layers, positions, subject_lora)
     names = [benchmarks] if isinstance(benchmarks, str) else benchmarks
     folder = None if data_dir is None else Path(data_dir)
     suite = "mini" if base is None else "paper"
     items = load_items(suite, names, num_contexts, folder, _subject(subject_lora))
     return Task(
         dataset=MemoryDataset([_sample(item) for item in items]),
-        solver=activation_oracle(base, oracle_lora_path, layers, positions, subject_lora),
+        solver=asked,
         scorer=informativeness(),
     )
 

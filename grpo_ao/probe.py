@@ -134,6 +134,11 @@ class Probe:
         return stable_hash(*parts, *filter(None, (self.subject,)))
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Family and id, which tell a probe from all others: two benchmarks may ask the same."""
+        return self.family, self.id
+
+    @property
     def text_key(self) -> str:
         """What near-equal texts share: probes about them are split, counted and drawn together."""
         return text_key(self.text)

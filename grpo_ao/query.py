@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,10 @@ PACKAGED = {
 _MAX_NEW_TOKENS = 64
 # Rows that are asked together and appended: what a killed command loses at most.
 _CHUNK = 64
+
+# What stands beside an input's own columns.
+_WHERE = ("layers", "positions", "subject")
+_COLUMNS = (*_WHERE, *(field.name for field in fields(OracleAnswer)))
 
 Row = dict[str, Any]
 
@@ -99,12 +104,30 @@ def _rows(request: AskConfig) -> list[Row]:
     if request.input is None:
         return [_sound({"text": request.text, "question": request.question}, "what is asked")]
     rows = [
-        _sound(row, f"row {number} of {request.input}")
+        _given(row, f"row {number} of {request.input}")
         for number, row in read_foreign_rows(request.input)
     ]
     if not rows:
         raise UserError(f"{request.input} has no rows.")
     return rows
+
+
+def _given(row: Any, name: str) -> Row:
+    """Return an input's row, to which the answer's columns can be added."""
+    sound = _sound(row, name)
+    if taken := [column for column in _COLUMNS if column in sound]:
+        raise UserError(
+            f"{name} has columns of the names that the answer's have ({', '.join(taken)}): rename "
+            "or drop them."
+        )
+    try:
+        json.dumps(sound)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} holds a value that cannot be written as JSON ({error}): make it a text or a "
+            "number."
+        ) from error
+    return sound
 
 
 def _sound(row: Any, name: str) -> Row:
@@ -149,7 +172,7 @@ def _answered(path: Path, rows: Sequence[Row]) -> int:
 def _tell(
     request: AskConfig, whom: Whom, rows: Sequence[Row], answers: Sequence[OracleAnswer]
 ) -> None:
-    where = {"layers": list(whom.layers), "positions": whom.positions, "subject": whom.subject}
+    where = dict(zip(_WHERE, (list(whom.layers), whom.positions, whom.subject), strict=True))
     found = [
         row | where | vars(answer) | {"read": list(answer.read)}
         for row, answer in zip(rows, answers, strict=True)

@@ -1,7 +1,6 @@
 """What a user sees of a run under way: progress, and the loggers (wandb, TensorBoard, trackio)."""
 
 import importlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from grpo_ao.errors import UserError, first_line
+from grpo_ao.files import read_json
 from grpo_ao.terminal import progress_bar
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def _opened(destination: str, folder: Path, config: dict) -> Reporter:
         os.environ.setdefault("WANDB_DIR", str(folder))
         record = folder / "run.json"
         if record.exists():
-            own = json.loads(record.read_text()).get("id")
+            own = read_json(record).get("id")
             settings |= {"id": os.environ.get("WANDB_RUN_ID", own), "resume": "allow"}
     return ModuleReporter(importlib.import_module(destination), **settings)
 

@@ -11,6 +11,7 @@ from grpo_ao.cli import main, parse_train_config
 from grpo_ao.config import (
     MINI_WEIGHTS,
     PRESETS,
+    EvalConfig,
     TrainConfig,
     load_config_file,
     make_defaults,
@@ -212,6 +213,22 @@ def test_flags_that_cannot_be_are_refused(capsys, arguments, said):
 def test_settings_that_cannot_be_are_refused_by_the_flags_name(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"positions": ("last:20", "last:20")}, "--positions names last:20 twice"),
+        ({"positions": ("token@-1", "last:1")}, "--positions names token@-1 twice"),
+        ({"benchmarks": ("sst2", "ner", "sst2")}, "--benchmarks names sst2 twice"),
+        ({"layers": ("2", "2")}, "--layers names 2 twice"),
+        ({"layers": ("2,3", "3,2")}, "--layers names 2,3 twice"),
+        ({"layer_percents": (25, 25)}, "--layer_percents names 25 twice"),
+    ],
+)
+def test_what_an_evaluation_would_count_twice_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        EvalConfig(**settings)
 
 
 # The file

@@ -20,7 +20,7 @@ from grpo_ao.cli import main, parse_eval_config
 from grpo_ao.config import EVAL_PRESETS, EvalConfig
 from grpo_ao.errors import UserError
 from grpo_ao.evaluate import evaluate
-from grpo_ao.files import MINI_WEIGHTS, read_jsonl
+from grpo_ao.files import MINI_WEIGHTS, atomic_write_json, read_json, read_jsonl
 from grpo_ao.measuring import ask as asking
 from grpo_ao.oracle.activations import SubjectTexts, extract_activations
 from grpo_ao.oracle.hub import adapter_names
@@ -317,7 +317,10 @@ def test_other_settings_are_not_mixed_with_the_rows_that_are_there(
     before = (tmp_path / "out" / "rows.jsonl").read_text()
     with pytest.raises(ValueError, match=r"'max_new_tokens' was 24 .* is 20 now.*--output_dir"):
         evaluate(flags(tmp_path, model=str(base), max_new_tokens=20))
-    evaluate(flags(tmp_path, model=str(base), batch_size=7))
+    record = read_json(tmp_path / "out" / "run.json")
+    atomic_write_json(tmp_path / "out" / "run.json", record | {"seconds": record["seconds"] + 5000})
+    metrics = evaluate(flags(tmp_path, model=str(base), batch_size=7))
+    assert metrics["seconds"] >= 5000  # of all processes
     assert (tmp_path / "out" / "rows.jsonl").read_text() == before
     template = base / "chat_template.jinja"
     template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())

@@ -34,6 +34,7 @@ from grpo_ao.files import (
     read_json,
     read_jsonl,
     record_activations,
+    remove_unfinished,
     text_digest,
     write_faults,
     written_whole,
@@ -283,6 +284,20 @@ def test_an_existing_run_is_refused_and_resume_is_offered(tmp_path):
 def test_a_folder_with_other_files_is_no_run(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert RunFolder(tmp_path, resume=False).path == tmp_path
+
+
+def test_what_others_may_be_writing_is_left_alone(tmp_path, monkeypatch):
+    def kill(process: int, _: int) -> None:
+        raise PermissionError if process == 7 else ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(platform, "node", lambda: "train")
+    of_others = ["train-7-a.json", "train-0-12-a.json", "train-12-b-a.json", "train-0-8-9-a.json"]
+    for name in [*of_others, "train-12-a.json"]:
+        (tmp_path / f"{UNFINISHED}{name}").mkdir()
+    remove_unfinished(tmp_path / "a.json")
+    left = {path.name.removeprefix(UNFINISHED) for path in tmp_path.iterdir()}
+    assert left == set(of_others)
 
 
 def test_what_a_killed_start_left_unfinished_is_taken_away(tmp_path):

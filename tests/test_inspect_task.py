@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS
 from grpo_ao.oracle.oracle import Oracle
 from tests.tiny import add_adapter
@@ -53,3 +54,10 @@ def test_questions_of_ones_own_are_asked_too(tmp_path):
     assert score.metadata["subject"] == "subject/adapter"
     assert score.value == float("housing" in score.answer)
     assert score.metadata["family"] == "topics"
+
+
+@pytest.mark.parametrize("given", ["base", "oracle_lora_path"])
+def test_half_of_an_oracle_is_not_the_mini_one(monkeypatch, given):
+    monkeypatch.setattr("grpo_ao.inspect_task.load_items", None)  # which may fetch the paper's
+    with pytest.raises(UserError, match="give both base and oracle_lora_path, or neither"):
+        oracle(**{given: "some/name"})

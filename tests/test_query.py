@@ -5,10 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import Table
+from pyarrow.parquet import write_table
 from transformers import AutoModelForCausalLM
 
 from grpo_ao.cli import main
@@ -193,13 +196,27 @@ def test_a_killed_command_goes_on_behind_its_last_answer(tmp_path, questions):
         ('{"text": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
         ('{"text": " ", "question": "a"}', "row 1 of .* needs a 'text' and a 'question'"),
         ("", "has no rows"),
+        (
+            '{"text": "a", "question": "b", "answer": "c", "layers": [2]}',
+            r"row 1 of .* has columns of the names that the answer's have \(layers, answer\)",
+        ),
     ],
 )
-def test_rows_that_cannot_be_asked_are_one_sentence(tmp_path, line, message):
+def test_rows_that_cannot_be_asked_are_one_sentence(tmp_path, monkeypatch, line, message):
+    monkeypatch.setattr("grpo_ao.oracle.oracle.load_peft_model", None)
     path = tmp_path / "questions.jsonl"
     path.write_text(line)
     with pytest.raises(SystemExit, match=message):
         main(["ask", "--input", str(path)])
+
+
+def test_a_value_that_json_lacks_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("grpo_ao.oracle.oracle.load_peft_model", None)
+    asked = {"text": TEXT, "question": QUESTION}
+    rows = [asked | {"at": None}, asked | {"at": datetime(2026, 1, 2, tzinfo=UTC)}]
+    write_table(Table.from_pylist(rows[::-1]), tmp_path / "rows.parquet")
+    with pytest.raises(SystemExit, match=r"row 1 of .* \(Object of type datetime is not JSON"):
+        main(["ask", "--input", str(tmp_path / "rows.parquet")])
 
 
 def test_nothing_is_said_but_the_answer():

@@ -5,15 +5,20 @@ import json
 import logging
 from collections.abc import Sequence
 
-from grpo_ao.chat import ChatEndpoint, ChatSettings, Connection, EndpointError, explain
+from grpo_ao.chat import (
+    TRIAL_ATTEMPTS,
+    ChatEndpoint,
+    ChatSettings,
+    Connection,
+    EndpointError,
+    explain,
+)
 from grpo_ao.chat_completion import ReplyError, Usage, content_of, usage_of
 from grpo_ao.judges.protocol import Grade, GradeRequest, JudgeError, Keep, discard
 from grpo_ao.judges.replies import JSON_REMINDER, JSON_REPLY, grade_schema, parse_grade
 from grpo_ao.judges.rubric import TRIAL, judge_prompt, rubric_version
 
 _LOG = logging.getLogger(__name__)
-# An endpoint that is not there is reported after seconds, not after all attempts of a grade.
-_TRIAL_ATTEMPTS = 3
 _LONGEST_RAW = 2_000
 
 
@@ -47,7 +52,7 @@ class ApiJudge:
         Raises, in one sentence, ChatError for a missing key, JudgeError for a refused one, an
         unknown model, an endpoint that is not there, and a model whose replies are no grades.
         """
-        async with self._endpoint.connect(_TRIAL_ATTEMPTS) as connection:
+        async with self._endpoint.connect(TRIAL_ATTEMPTS) as connection:
             try:
                 grade = await self._ask(connection, TRIAL)
             except EndpointError as failure:

@@ -66,7 +66,7 @@ def ask(
     size = (_CHUNK_WITH_AGREEMENT if how.agreement else _CHUNK) * processes.count
     chunks = _chunks(table, size if path else max(1, len(table)))
     done = _answered(path, label, table, chunks, how.num_samples, processes) if path else {}
-    missing = [chunk for chunk in chunks if _key(table.probes[chunk[0]]) not in done]
+    missing = [chunk for chunk in chunks if table.probes[chunk[0]].key not in done]
     progress(len(table) - sum(map(len, missing)))
     for chunk in missing:
         with together(oracle.model):
@@ -76,22 +76,17 @@ def ask(
             append_jsonl(path, [{**label, **answer.to_row()} for answer in answers])
         done |= _by_probe(answers)
         progress(len(chunk))
-    return [answer for probe in table.probes for answer in done[_key(probe)]]
+    return [answer for probe in table.probes for answer in done[probe.key]]
 
 
 def _chunks(table: ProbeTable, size: int) -> list[list[int]]:
     """Divide the rows of a table, each probe once, into what is asked together."""
-    rows = list({_key(probe): row for row, probe in enumerate(table.probes)}.values())
+    rows = list({probe.key: row for row, probe in enumerate(table.probes)}.values())
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def _key(probe: Probe) -> tuple[str, str]:
-    # Two benchmarks may ask the same.
-    return probe.family, probe.id
-
-
 def _by_probe(answers: Sequence[Answer]) -> dict[tuple[str, str], list[Answer]]:
-    return {key: list(own) for key, own in groupby(answers, lambda answer: _key(answer.probe))}
+    return {key: list(own) for key, own in groupby(answers, lambda answer: answer.probe.key)}
 
 
 def _answered(
@@ -110,7 +105,7 @@ def _answered(
         rows = [row for row, _ in own]
         found = _by_probe([answer for _, answer in own])
         whole = {key for key, answers in found.items() if len(answers) == num_samples}
-        keys = [{_key(table.probes[row]) for row in chunk} for chunk in chunks]
+        keys = [{table.probes[row].key for row in chunk} for chunk in chunks]
         kept = set().union(*(chunk for chunk in keys if chunk <= whole))
         if processes.is_main and not found.keys() <= kept:
             again = {probe_id for _, probe_id in found.keys() - kept}
@@ -169,8 +164,8 @@ def _answers(oracle: Oracle, table: ProbeTable, rows: Sequence[int], how: Asking
     if sampled:
         torch.manual_seed(seed + 1)
         others = complete(oracle, table, sampled, 1.0, how.max_new_tokens, AGREEMENT_SAMPLES, size)
-        found = {_key(own[0].probe): own for own in others}
-        answers = [_with_agreement(answer, found.get(_key(answer.probe))) for answer in answers]
+        found = {own[0].probe.key: own for own in others}
+        answers = [_with_agreement(answer, found.get(answer.probe.key)) for answer in answers]
     return answers
 
 

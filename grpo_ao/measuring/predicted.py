@@ -1,8 +1,9 @@
 """Confidences that are predicted without asking the oracle: a stated one has to be better.
 
 Whether an answer is right can be predicted from the family of its question, from the question's
-words, or from the activations by a linear probe. Predictors are fitted on other texts than those
-whose answers they predict (five folds, by hash of the text).
+words, or from the activations by a linear probe. Words and activations predict by what is fitted
+on other texts than those whose answers are predicted (five folds, by hash of the text); a family's
+mean is that of the same answers, and so the best that could be said of the family alone.
 """
 
 from collections.abc import Callable, Sequence

@@ -74,7 +74,8 @@ class OracleSpec:
             return self
         percents = self.other.get("layer_combinations") or [[percent] for percent in DEPTHS]
         layers = (rising([layer_index(num_layers, p) for p in combo]) for combo in percents)
-        return replace(self, act_layer_combinations=tuple(layers))
+        # In a shallow model two depths may be one layer.
+        return replace(self, act_layer_combinations=tuple(dict.fromkeys(layers)))
 
     def layers(
         self, num_layers: int, named: Sequence[str] = (), percents: Sequence[int] = ()
@@ -88,7 +89,7 @@ class OracleSpec:
             return tuple((layer,) for layer in range(num_layers))
         chosen = [parse_layers(layers) for layers in named]
         chosen += [(layer_index(num_layers, percent),) for percent in percents]
-        found = tuple(chosen) or self.for_model(num_layers).act_layer_combinations
+        found = tuple(dict.fromkeys(chosen)) or self.for_model(num_layers).act_layer_combinations
         for layer in chain(*found):
             check_layer(num_layers, layer)
         return found

@@ -16,7 +16,7 @@ import fsspec
 from datasets import load_dataset
 from pydantic import Field, TypeAdapter, ValidationError
 
-from grpo_ao.errors import UserError
+from grpo_ao.errors import UserError, first_line
 from grpo_ao.files import read_faults
 from grpo_ao.probe import drawn_from
 
@@ -327,10 +327,14 @@ _TRUTH_FILES = ("sp_en_trans", "cities", "smaller_than", "larger_than", "compani
 def _network(benchmark: str) -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, OSError) as error:
+    except UserError:
+        raise
+    # The network, broken downloads, data sets that were changed: each library has its own types.
+    except Exception as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
-            f"the data of {benchmark} could not be fetched ({type(error).__name__}): check the "
-            "network, give a folder with the data as --data_dir, or name other --benchmarks."
+            f"the data of {benchmark} could not be fetched ({said}): check the network, give a "
+            "folder with the data as --data_dir, or name other --benchmarks."
         ) from error
 
 

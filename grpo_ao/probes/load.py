@@ -93,8 +93,12 @@ class ProbeLoader:
     def _of_mini_world(
         self, asked: Asked, train_texts: int | None, own: Sequence[Probe]
     ) -> RunProbes:
+        held_out = {probe.text_key for probe in own}
+
         def made(split: Split, count: int) -> list[Probe]:
-            return mini_probes(split, count, self.layers, self.positions)
+            more = PER_TEXT * len(held_out)  # in place of those that may be left out
+            probes = mini_probes(split, count + more, self.layers, self.positions)
+            return [probe for probe in probes if probe.text_key not in held_out][:count]
 
         train = max(1, asked.warm_start + asked.grpo)
         most = min(train, PER_TEXT * (train_texts or sys.maxsize))

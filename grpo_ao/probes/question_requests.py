@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from grpo_ao.chat import (
+    TRIAL_ATTEMPTS,
     ChatEndpoint,
     ChatError,
     ChatSettings,
@@ -21,7 +22,6 @@ from grpo_ao.probes.question_prompt import Outcome, questions_prompt, write_ques
 from grpo_ao.probes.sources import LeftOut, SourceText
 from grpo_ao.terminal import progress_bar
 
-_TRIAL_ATTEMPTS = 3
 # So many texts one after the other without a reply: the endpoint is gone.
 _GONE = 20
 
@@ -60,7 +60,7 @@ class QuestionRequests:
         --max_cost.
         """
         endpoint = ChatEndpoint(self.settings)
-        async with endpoint.connect(_TRIAL_ATTEMPTS) as connection:
+        async with endpoint.connect(TRIAL_ATTEMPTS) as connection:
             trial = self._priced(await write_questions(connection, todo[0], self.language))
         if trial.failure is not None:
             raise ChatError(explain(trial.failure, self.settings)) from trial.failure

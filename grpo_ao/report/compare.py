@@ -4,7 +4,8 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+
+import numpy as np
 
 from grpo_ao.answer import Answer, read_answer_rows
 from grpo_ao.errors import UserError
@@ -73,7 +74,7 @@ def paired(answers: Answers) -> dict[str, list[Answer]]:
 
 
 def _probe(answer: Answer) -> Hashable:
-    return answer.probe.family, answer.probe.id
+    return answer.probe.key
 
 
 def _question(answer: Answer) -> Hashable:
@@ -143,16 +144,22 @@ def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> Table:
     rows = {}
     for name, group in groups.items():
         values = [[measured[metric]["value"] for measured in group] for metric in _METRICS]
-        cells = [f"{number(mean(of))} ± {number(stdev(of))}" for of in values]
+        found = [(float(np.mean(of)), float(np.std(of, ddof=1))) for of in values]
+        cells = [f"{number(middle)} ± {number(deviation)}" for middle, deviation in found]
         rows[name] = [str(len(group)), *cells]
     columns = ["runs", "seeds", *(TITLES[metric] for metric in _METRICS)]
     return Table("Mean ± standard deviation over seeds", columns, rows)
 
 
-def differing_in_seed(folders: Sequence[Path]) -> list[list[str]]:
-    """Return the names of runs that differ in their seed alone, of each sort two or more."""
+def differing_in_seed(folders: Sequence[Path], answers: Answers) -> list[list[str]]:
+    """Return the names of runs that differ in their seed alone, of each sort two or more.
+
+    ``answers`` are those of ``answers_of``: a run that has none from after training is left out.
+    """
     groups: dict[str, list[str]] = {}
     for folder in folders:
+        if str(folder) not in answers:
+            continue
         config = read_run_json(folder)["config"]
         if "seed" in config:  # an evaluation has none
             same = {name: value for name, value in config.items() if name not in _OWN_SETTINGS}

@@ -171,8 +171,8 @@ def _read_alike(
     answers: Sequence[Answer], controls: Mapping[str, Sequence[Answer]]
 ) -> dict[str, Sequence[Answer]]:
     """Return the answers to what was asked again: on its own text, then under each control."""
-    again = {(a.probe.family, a.probe.id) for others in controls.values() for a in others}
-    own = [answer for answer in answers if (answer.probe.family, answer.probe.id) in again]
+    again = {answer.probe.key for others in controls.values() for answer in others}
+    own = [answer for answer in answers if answer.probe.key in again]
     return {OWN_TEXT: own, **controls}
 
 

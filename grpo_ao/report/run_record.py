@@ -76,10 +76,12 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run, whether it is finished, under way or was killed.
 
-    Raises UserError if ``folder`` holds no run.
+    Raises UserError if ``folder`` holds no run, and for the folder of another command.
     """
     if not holds_run(folder):
         raise UserError(f"there is no run in {folder}: it holds no run.json.")
+    run = read_run_json(folder)
+    _check_command(folder, run["config"])
     rows = read_jsonl(folder / "metrics.jsonl")
     names = [(when, mode) for when in WHEN for mode in MODES]
     heldout = {f"{w} {m}": read_answers(heldout_path(folder, w, m)) for w, m in names}
@@ -87,7 +89,7 @@ def read_run(folder: Path) -> RunRecord:
     whole = max(map(len, heldout.values()))
     return RunRecord(
         folder=folder,
-        run=read_run_json(folder),
+        run=run,
         status=_status(folder),
         summary=_read_json(folder / "summary.json"),
         steps=[row for row in rows if "alert" not in row],
@@ -98,6 +100,16 @@ def read_run(folder: Path) -> RunRecord:
         warm_start=_read_json(folder / "warm_start" / "summary.json"),
         evaluations=_evaluations(folder / "eval"),
     )
+
+
+def _check_command(folder: Path, config: dict[str, Any]) -> None:
+    """Raise UserError where it was not ``train`` that wrote the folder's settings."""
+    if "max_steps" in config:
+        return
+    what = "make-oracle, of which there is no report"
+    if "num_contexts" in config:
+        what = "an evaluation, of which `grpo-ao report` makes tables once it has ended"
+    raise UserError(f"{folder} is the folder of {what}: name that of a run of `grpo-ao train`.")
 
 
 def heldout_path(folder: Path, when: str, mode: str) -> Path:

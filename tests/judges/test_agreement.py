@@ -195,6 +195,13 @@ def test_the_command_with_an_endpoint(capsys, monkeypatch):
     assert KEY not in printed
 
 
+def test_the_base_of_the_judge_local_beside_another_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["judge-check", "--model", "some/model"])
+    framed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "--judge is api: an endpoint's model is named by --judge_model" in framed
+
+
 def test_the_command_says_in_one_sentence_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     with pytest.raises(SystemExit, match=r"error: .*OPENROUTER_API_KEY is not set"):

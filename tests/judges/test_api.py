@@ -379,6 +379,14 @@ def test_a_hanging_endpoint_is_given_up_inside_a_batch(judge_at):
         run(judge, *answers(200))
         # The next batch is tried once more, not for another while.
         assert len(endpoint.seen) - before <= 8
+
+
+def test_an_endpoint_that_was_given_up_is_used_again_once_it_answers(judge_at):
+    with serving(in_turn(grade("A", delay=30.0))) as endpoint:
+        # One attempt alone is left to it, which a busy machine may answer late.
+        judge = judge_at(endpoint, timeout=4.0, patience=1.2)
+        (found,) = run(judge, *answers(1))
+        assert "given up after 1.2 s without a reply" in str(found.reason)
         endpoint.behaviour = by_number
         assert run(judge, *answers(1))[0].score == 1
 

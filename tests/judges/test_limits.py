@@ -89,9 +89,9 @@ class Outage:
         return grade("AE"[request.number % 2])
 
 
-@pytest.fixture(scope="module")
-def outage(tmp_path_factory) -> Iterator[tuple[Path, Outage, Endpoint]]:
-    folder = tmp_path_factory.mktemp("outage") / "run"
+@pytest.fixture
+def outage(tmp_path) -> Iterator[tuple[Path, Outage, Endpoint]]:
+    folder = tmp_path / "run"
     behaviour = Outage(folder / "metrics.jsonl", after=1)
     with serving(behaviour) as endpoint:
         yield folder, behaviour, endpoint
@@ -132,9 +132,7 @@ def test_an_outage_of_the_judge_ends_in_a_checkpoint_and_the_run_goes_on_after_i
     assert [row["step"] for row in steps] == list(range(1, 13))
     assert all(row["unscored"] <= 0.2 for row in steps)
 
-
-def test_the_record_names_the_judge_and_another_cannot_resume(outage):
-    folder, _, endpoint = outage
+    # The record names the judge, and another cannot go on.
     record = json.loads((folder / "run.json").read_text())
     assert (record["judge"]["judge"], record["judge"]["endpoint"]) == ("api", endpoint.base_url)
     assert record["judge"]["rubric"] == rubric_version()

@@ -79,6 +79,11 @@ def test_layers_are_those_that_are_named_else_those_of_the_adapter():
         spec.layers(8)
 
 
+def test_depths_that_are_one_layer_are_read_once():
+    assert OracleSpec().layers(6, percents=(25, 30, 50)) == ((1,), (3,))
+    assert OracleSpec().layers(2) == ((0,), (1,))
+
+
 def test_an_adapter_that_is_trained_on_other_layers_names_them_alone(tmp_path):
     write(tmp_path, PUBLIC)
     spec = load_spec(tmp_path)

@@ -7,6 +7,8 @@ from typing import get_args
 
 import fsspec
 import pytest
+from aiohttp import ClientPayloadError, ServerDisconnectedError
+from datasets.exceptions import DatasetGenerationError
 
 from grpo_ao.errors import UserError
 from grpo_ao.probe import Positions, Split, split_of
@@ -486,10 +488,20 @@ def test_without_a_folder_the_wordings_are_those_of_the_repository(repository):
         load_templates("ner", None)
 
 
-def test_no_network_is_one_sentence(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("offline"),
+        ClientPayloadError("offline"),
+        ServerDisconnectedError("offline"),
+        DatasetGenerationError("offline"),
+    ],
+)
+def test_no_network_is_one_sentence(monkeypatch, error):
     def fail(*_, **__):
-        raise ConnectionError("offline")
+        raise error
 
     monkeypatch.setattr(benchmark_sources, "load_dataset", fail)
-    with pytest.raises(UserError, match=r"data of sst2 could not be fetched.*--data_dir"):
+    name = type(error).__name__
+    with pytest.raises(UserError, match=rf"of sst2 could not be fetched \({name}: offline\): .*"):
         load_contexts("sst2", None)

@@ -213,6 +213,25 @@ def test_the_mini_world_has_probes_enough_for_every_stage():
     assert alone.grpo == []
 
 
+def test_texts_that_are_held_out_are_in_no_stage_of_the_mini_world(tmp_path):
+    config = dataclasses.replace(
+        make_defaults("mini", None),
+        warm_start_probes=12,
+        max_steps=2,
+        questions_per_step=5,
+        validation_probes=8,
+    )
+    asked, _ = probes_of(config, quiet())
+    texts = {probe.text for part in asked[:3] for probe in part[:4]}
+    path = tmp_path / "heldout.jsonl"
+    rows = [{"wildchat_question": text, "oracle_questions": ["Is it so?"]} for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    probes, _ = probes_of(dataclasses.replace(config, heldout=str(path)), quiet())
+    assert {probe.text for probe in probes.heldout} == texts
+    assert not texts & {probe.text for part in probes[:3] for probe in part}
+    assert list(map(len, probes[:3])) == [12, 10, 8]
+
+
 def test_stages_never_share_a_text(questions):
     mini = dataclasses.replace(
         make_defaults("mini", None), warm_start_probes=10, max_steps=3, questions_per_step=5

@@ -229,6 +229,14 @@ def test_a_push_takes_the_adapter_with_card_figure_and_spec(run_folder, hub, cap
     assert '"me/oracle"' in (run_folder / "adapter" / "README.md").read_text()
 
 
+def test_no_repository_is_made_for_a_run_of_which_there_is_no_card(run_folder, hub, monkeypatch):
+    monkeypatch.setattr("grpo_ao.report.headline.headline_of", lambda _: None)  # which takes long
+    (run_folder / "adapter" / "README.md").mkdir()
+    with pytest.raises(IsADirectoryError):
+        main(["push", str(run_folder), "me/oracle"])
+    assert hub.made == []
+
+
 def test_a_repository_is_private_unless_it_is_to_be_public(run_folder, hub):
     main(["push", str(run_folder), "me/oracle"])
     assert not hub.public

@@ -13,6 +13,7 @@ from grpo_ao.files import append_jsonl, read_json
 from grpo_ao.probe import Positions
 from grpo_ao.report import compare
 from grpo_ao.report.compare import answers_of, comparison, differing_in_seed, paired
+from grpo_ao.report.formats import NONE
 from tests.report.made_run import heldout_answers, make_run
 
 
@@ -94,13 +95,25 @@ def test_sources_of_confidence_are_compared_where_both_have_them():
     assert by_title["Confidence, mean"] == "+0.250 [0.250, 0.250]"
 
 
-def test_seeds_have_a_mean_and_a_deviation(runs):
+def number_seeds(runs) -> None:
     for seed, run in enumerate(runs):
         record = read_json(run / "run.json")
         record["config"] |= {"seed": seed, "output_dir": str(run)}
         (run / "run.json").write_text(json.dumps(record))
+
+
+def test_a_run_under_way_is_no_seed_beside_those_that_have_ended(runs, tmp_path):
+    begun = [make_run(tmp_path / name, finished=False) for name in ("c", "d")]
+    number_seeds([*runs, *begun])
+    assert differing_in_seed(begun, answers_of(begun)) == []
+    folders = [*begun, *runs]
+    assert differing_in_seed(folders, answers_of(folders)) == [[str(run) for run in runs]]
+
+
+def test_seeds_have_a_mean_and_a_deviation(runs):
+    number_seeds(runs)
     names = [[str(run) for run in runs]]
-    assert differing_in_seed(runs) == names
+    assert differing_in_seed(runs, answers_of(runs)) == names
     own = [a for a in heldout_answers(seed=1, knows=False) if a.confidence is not None]
     answers = dict(zip(names[0], (own, surer(own, 0.02)), strict=True))
     seeds = next(t for t in comparison(answers, names, draws=20) if t.title.startswith("Mean"))
@@ -110,6 +123,16 @@ def test_seeds_have_a_mean_and_a_deviation(runs):
     middle = np.mean(graded) + 0.01
     assert cells["seeds"] == "2"
     assert cells["Confidence, mean"] == f"{middle:.3f} ± {0.02 / 2**0.5:.3f}"
+
+
+def test_a_metric_that_one_seed_lacks_has_a_dash():
+    own = [a for a in heldout_answers(seed=1, knows=False) if a.probe.kind == "closed"]
+    right = [replace(a, informativeness=1.0) for a in own]  # of which there is no AUROC
+    tables = comparison({"a": own, "b": right}, [["a", "b"]], draws=20)
+    seeds = next(table for table in tables if table.title.startswith("Mean"))
+    cells = dict(zip(seeds.columns[1:], seeds.rows["a, b"], strict=True))
+    assert cells["AUROC"] == f"{NONE} ± {NONE}"
+    assert NONE not in cells["Confidence, mean"]
 
 
 def test_the_command_prints_its_tables_or_writes_a_page(runs, tmp_path, capsys, monkeypatch):

@@ -1,11 +1,15 @@
 import fcntl
+from dataclasses import asdict
 
 import pytest
 
+from grpo_ao.cli import main
+from grpo_ao.config import EvalConfig
 from grpo_ao.errors import UserError
-from grpo_ao.files import read_jsonl
+from grpo_ao.files import RunFolder, read_jsonl
 from grpo_ao.report.run_record import read_run
 from grpo_ao.report.tables import benchmark_tables, when
+from grpo_ao.training.make_oracle_config import make_oracle_preset
 from tests.report.made_run import (
     benchmark_metrics,
     heldout_answers,
@@ -55,6 +59,23 @@ def test_evaluations_come_in_the_order_of_training(tmp_path):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no run in .*: it holds no run\.json"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (EvalConfig().settings(), "an evaluation, of which `grpo-ao report` makes tables"),
+        (asdict(make_oracle_preset("smollm2-135m")), "make-oracle, of which there is no report"),
+    ],
+)
+@pytest.mark.parametrize("command", [["report"], ["watch"], ["push", "me/oracle"]])
+def test_a_folder_of_another_command_is_named(tmp_path, monkeypatch, command, config, named):
+    monkeypatch.setattr("grpo_ao.report.card.check_push", None)  # which makes the repository
+    folder = RunFolder(tmp_path / "other", resume=False)
+    folder.write_record(config, {})
+    write_json(folder.path / "adapter" / "adapter_config.json", {})
+    with pytest.raises(SystemExit, match=f"error: {folder.path} is the folder of {named}"):
+        main([command[0], str(folder.path), *command[1:]])
 
 
 def test_without_evaluations_there_are_no_tables():

@@ -1,6 +1,8 @@
 """The reward as TRL calls it, and the limit on what a judge leaves ungraded."""
 
 import asyncio
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from trl.trainer.utils import is_async_callable
@@ -126,13 +128,16 @@ def begun_and_asked(ahead, begun_with, asked_for):
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_what_was_begun_is_graded_once_and_waited_for(ahead):
+def test_what_was_begun_is_graded_once_and_waited_for(ahead, monkeypatch):
+    ticks = count()  # each look at the clock is one
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr("grpo_ao.training.rewarding.time", clock)
     completions = ["[epistemic status: 100] Yes", "[epistemic status: 100] No"]
     rewards, judge, reward = begun_and_asked(ahead, completions, completions)
     assert rewards == [1.0, -0.5]
     assert judge.batches == 1
     assert [row.completion for row in reward.last] == completions
-    assert reward.seconds_waited > 0.01
+    assert reward.seconds_waited == 1
 
 
 def test_rewards_of_other_completions_than_were_begun_are_refused():

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -38,8 +40,12 @@ _POSITIONS = ("token@-3", "window:50@-1")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run begins with: its probes, and its judge unless that is the model itself."""
+    """What a run begins with: its probes, and its judge unless that is the model itself.
 
+    ``lock`` keeps other processes out of the run's folder until it is left.
+    """
+
+    lock: AbstractContextManager[Any]
     processes: Processes
     console: Console
     sharded: bool
@@ -75,7 +81,8 @@ def prepare(config: TrainConfig) -> Prepared:
         if folder is not None:
             data = _digests(probes, benchmarks, texts)
             _record(config, folder, data, judge)
-    return Prepared(processes, console, sharded, sources, texts, probes, benchmarks, judge)
+    found = (processes, console, sharded, sources, texts, probes, benchmarks, judge)
+    return Prepared(folder or nullcontext(), *found)
 
 
 def grades_file(config: TrainConfig) -> Path:

@@ -85,18 +85,20 @@ def run(config: TrainConfig) -> dict:
     started = time.perf_counter()
     avoid_cudnn_attention()
     config = dataclasses.replace(config, model=str(local_base(config.model)))
-    this = Run(config, prepare(config), started)
-    if config.initial_eval:
-        this.measure("before")
-    if config.warm_start != "none":
-        this.warm_start(config.warm_start)
-        if config.initial_eval and config.max_steps:
-            this.measure("warm start", modes=("greedy",))
-    if config.max_steps:
-        this.grpo()
-    this.save_adapter()
-    this.measure("after")
-    return this.report()
+    prepared = prepare(config)
+    with prepared.lock:
+        this = Run(config, prepared, started)
+        if config.initial_eval:
+            this.measure("before")
+        if config.warm_start != "none":
+            this.warm_start(config.warm_start)
+            if config.initial_eval and config.max_steps:
+                this.measure("warm start", modes=("greedy",))
+        if config.max_steps:
+            this.grpo()
+        this.save_adapter()
+        this.measure("after")
+        return this.report()
 
 
 def avoid_cudnn_attention() -> None:

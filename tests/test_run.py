@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from grpo_ao.checks import warnings_of
-from grpo_ao.cli import main
+from grpo_ao.cli import main, parse_train_config
 from grpo_ao.config import MINI_WEIGHTS, TrainConfig, make_defaults
+from grpo_ao.errors import UserError
+from grpo_ao.files import RunFolder
 from grpo_ao.oracle.loading import OracleSources, check_sources
+from grpo_ao.prepare import prepare
 from tests.tiny import config_of_8b
 
 ADAPTER = MINI_WEIGHTS / "oracle"
@@ -156,6 +159,14 @@ def test_short_texts_are_read_as_far_as_they_go_and_counted(tmp_path, no_load, c
 def test_a_refused_start_leaves_no_run_behind(tmp_path, no_load):
     refusal(tmp_path / "run", "--positions", "last:500", "--strict_positions")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_others_out_of_its_folder_until_it_ends(tmp_path):
+    folder = tmp_path / "run"
+    prepared = prepare(parse_train_config([*SMALL, "--output_dir", str(folder)]))
+    with prepared.lock, pytest.raises(UserError, match="another process is running"):
+        RunFolder(folder, resume=True)
+    assert RunFolder(folder, resume=True).path == folder
 
 
 AWAY = """

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from grpo_ao.checks import check_start, warnings_of
+from grpo_ao.checks import check_questions, check_start, warnings_of
 from grpo_ao.config import TrainConfig, changeable_names
 from grpo_ao.files import RunFolder, record_judge
 from grpo_ao.judges.factory import with_cache
@@ -24,7 +24,7 @@ from grpo_ao.oracle.loading import OracleSources, load_config
 from grpo_ao.oracle.turn import template_digest
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import load_items
-from grpo_ao.probes.division import few_texts, shortage
+from grpo_ao.probes.division import few_lessons, few_texts, shortage
 from grpo_ao.probes.items import probes_of
 from grpo_ao.probes.limits import ProbeLimits, readable
 from grpo_ao.probes.load import Asked, ProbeLoader, RunProbes, data_digest
@@ -68,6 +68,7 @@ def prepare(config: TrainConfig) -> Prepared:
         sources = check_start(config, processes, sharded)
         texts = SubjectTexts(sources.tokenizer)
         probes, benchmarks = probes_of_run(config, texts, console)
+        check_questions(config, processes, len(probes.warm_start), len(probes.grpo))
         everything = [*chain(*probes)]
         if config.judge == "reference":
             check_references(everything)
@@ -97,9 +98,12 @@ def questions_asked(config: TrainConfig) -> tuple[int, int]:
 
 
 def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
-    found = (len(probes.warm_start), len(probes.grpo))
-    stages = zip(("the warm start", "GRPO"), questions_asked(config), found, strict=True)
-    warnings = [*(shortage(*stage) for stage in stages), few_texts(probes.heldout)]
+    warm_start, grpo = questions_asked(config)
+    warnings = [
+        few_lessons(warm_start, len(probes.warm_start)),
+        shortage(grpo, len(probes.grpo)),
+        few_texts(probes.heldout),
+    ]
     return [warning for warning in warnings if warning]
 
 

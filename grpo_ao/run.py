@@ -361,8 +361,11 @@ class Run:
             self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
         )
         selection.begin()
-        if done < config.max_steps:
-            # Where all steps are made, TRL would make one more before it stops.
+        if checkpoint is not None and done >= config.max_steps:
+            # TRL would make one more step before it stops.
+            load_adapter(self.oracle, checkpoint)
+            selection.compare(done)
+        else:
             self._make_steps(checkpoint, done, selection)
         self.ships = selection.restore()
         if self.ships == WARM_START:
@@ -393,11 +396,12 @@ class Run:
                 self.monitor,
                 config.max_unscored,
                 [
-                    selection,
+                    # Before those that measure: they do it behind a checkpoint that is whole.
+                    StopCallback(come, self.processes),
                     CheckpointCallback(self.oracle, self.processes, self._keep_time),
                     ProgressCallback(self.progress),
+                    selection,
                     BenchmarkCallback(self.measure_benchmarks, config.eval_steps),
-                    StopCallback(come, self.processes),
                 ],
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

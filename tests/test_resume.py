@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo_ao.cli import main
+from grpo_ao import run as run_module
+from grpo_ao.cli import main, parse_train_config
+from grpo_ao.judges.protocol import JudgeError
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -114,6 +116,31 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(uninterrupted, tmp_path, mom
     assert steps(folder) == steps(uninterrupted)
     for summary in ("before", "after"):
         assert result(folder)[summary] == result(uninterrupted)[summary]
+
+
+def test_a_validation_that_cannot_be_made_costs_no_step(tmp_path, monkeypatch):
+    folder, ask, resume = tmp_path / "run", run_module.ask, []
+    flags = "--preset mini --warm_start none --no_initial_eval --eval_probes 4 --max_steps 3"
+    flags += " --validation_probes 4 --save_steps 2 --questions_per_step 2 --num_generations 2"
+    flags += f" --output_dir {folder}"
+    # The last step's too: behind it, no step is made on resuming.
+    for step in (2, 3):
+
+        def fail(*of, step=step, **how):
+            if of[-1] is not None and of[-1].name == f"step_{step:06d}.jsonl":
+                raise JudgeError("no credit left")
+            return ask(*of, **how)
+
+        monkeypatch.setattr(run_module, "ask", fail)
+        with pytest.raises(JudgeError, match="no credit left"):
+            run_module.run(parse_train_config([*flags.split(), *resume]))
+        assert (folder / "checkpoints" / f"checkpoint-{step}" / "complete.json").is_file()
+        resume = ["--resume"]
+    monkeypatch.undo()
+    run_module.run(parse_train_config([*flags.split(), *resume]))
+    asked = {path.stem: lines(path) for path in (folder / "validation").iterdir()}
+    assert asked == {"step_000000": 4, "step_000002": 4, "step_000003": 4}
+    assert [row["step"] for row in steps(folder) if "alert" not in row] == [1, 2, 3]
 
 
 def result(folder: Path) -> dict:

@@ -241,14 +241,28 @@ class Monitor:
 
 
 class BenchmarkCallback(TrainerCallback):
-    """Calls ``measure`` every ``eval_steps`` steps, but not at the last: that is ``after``."""
+    """Calls ``measure`` every ``eval_steps`` steps, but not at the last: that is ``after``.
+
+    Where the step has a checkpoint, that is written first, for measuring takes long. ``measure``
+    does nothing of what it has done.
+    """
 
     def __init__(self, measure: Callable[[str], None], eval_steps: int) -> None:
         self._measure = measure
         self._eval_steps = eval_steps
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Measure the step that a run goes on from."""
+        if state.global_step:
+            self.on_save(args, state, control)
+
     def on_step_end(self, args, state, control, **kwargs):
-        """Measure the adapter that this step made."""
+        """Measure the adapter that this step made, where no checkpoint will be written."""
+        if not control.should_save:
+            self.on_save(args, state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Measure the adapter that this step made, if it is time to."""
         step = state.global_step
         if step % self._eval_steps == 0 and step < state.max_steps:
             self._measure(f"step_{step:06d}")

@@ -53,7 +53,8 @@ class Selection(TrainerCallback):
 
     ``ask`` answers the validation probes with the oracle as it is now and keeps the answers under
     the step that it is given: a run that is resumed finds those of the best there. Every
-    ``every`` steps, and after the last, the oracle is asked and compared.
+    ``every`` steps, and after the last, the oracle is asked and compared, once the checkpoint is
+    whole: asking may take long, or end the run. Where it did, the step is asked when it is resumed.
     """
 
     def __init__(
@@ -85,11 +86,18 @@ class Selection(TrainerCallback):
             self._keep(0)
         self._best = Columns.of(self._ask(self.best_step))
 
-    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object):
-        """Keep the adapter that this step made if it is better than the best so far."""
-        step = state.global_step
-        if step % self._every and step < state.max_steps:
-            return
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object):
+        """Compare the step that a run goes on from."""
+        if state.global_step:
+            self.on_save(args, state, control)
+
+    def on_save(self, args: object, state: TrainerState, control: object, **kwargs: object):
+        """Compare the adapter that this step made, if it is time to."""
+        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
+            self.compare(state.global_step)
+
+    def compare(self, step: int) -> None:
+        """Keep the adapter, which ``step`` made, if it is better than the best so far."""
         found = Columns.of(self._ask(step))
         if is_better(found, self._best):
             self._best = found

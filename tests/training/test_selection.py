@@ -97,7 +97,7 @@ def go_through(folder, oracle, stated, resume_at=0):
             if parameter.requires_grad:
                 parameter.data += 1.0
         state = TrainerState(global_step=step, max_steps=5)
-        selection.on_step_end(None, state, TrainerControl())
+        selection.on_save(None, state, TrainerControl())
     return selection, asked
 
 
@@ -134,3 +134,20 @@ def test_a_resumed_run_compares_with_the_best_before_it(tmp_path):
     assert asked == [2, 4, 5]
     assert selection.restore() == "GRPO, step 2"
     assert json.loads((tmp_path / "complete.json").read_text())["step"] == 2
+
+
+def test_a_resumed_run_compares_the_step_that_it_goes_on_from_first(tmp_path):
+    oracle, state = make_oracle(), TrainerState(global_step=2, max_steps=5)
+    asked = []
+
+    def ask(step):
+        asked.append(step)
+        return answers_stating({0: 90, 2: 52}[step])
+
+    selection = Selection(oracle, Processes(), tmp_path, ask, every=2)
+    selection.begin()
+    selection.on_train_begin(None, TrainerState(global_step=0, max_steps=5), TrainerControl())
+    assert asked == [0]
+    selection.on_train_begin(None, state, TrainerControl())
+    assert asked == [0, 2]
+    assert selection.restore() == "GRPO, step 2"

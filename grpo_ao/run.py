@@ -355,8 +355,9 @@ class Run:
         if checkpoint is None:
             self._check_parse_rate()
         done = 0 if checkpoint is None else step_of(checkpoint)
-        if self.processes.is_main:
-            self.monitor = self._monitor(done)
+        with self.processes.main_first():  # which drops what the others then do not find
+            if self.processes.is_main:
+                self.monitor = self._monitor(done)
         selection = Selection(
             self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
         )

@@ -82,6 +82,8 @@ class Selection(TrainerCallback):
                     "it, or delete the folder, to choose among the steps that are still to come."
                 )
             self.best_step = read_json(mark)["step"]
+            # Its answers may have to be asked anew. GRPO goes on from its checkpoint's adapter.
+            load_adapter(self._oracle, self._folder)
         else:
             self._keep(0)
         self._best = Columns.of(self._ask(self.best_step))

@@ -151,3 +151,17 @@ def test_a_resumed_run_compares_the_step_that_it_goes_on_from_first(tmp_path):
     selection.on_train_begin(None, state, TrainerControl())
     assert asked == [0, 2]
     assert selection.restore() == "GRPO, step 2"
+
+
+def test_the_best_so_far_is_asked_anew_with_its_own_adapter(tmp_path):
+    first = make_oracle()
+    start, asked = adapter_weights(first), []
+    go_through(tmp_path, first, {0: 90, 2: 52, 4: 80, 5: 70})
+    oracle = make_oracle()
+
+    def ask(step):
+        asked.append((step, moved_by(oracle, start)))
+        return answers_stating(52)
+
+    Selection(oracle, Processes(), tmp_path, ask, every=2).begin()
+    assert asked == [(2, pytest.approx(2.0, abs=1e-5))]

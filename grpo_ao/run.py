@@ -184,9 +184,9 @@ class Run:
 
         After training, ask some of the probes again on another text's activations and on noise.
         """
-        given = {}
+        given, agreement = {}, SAMPLED_PROBES if when == "after" else 0
         for mode in modes:
-            path, how = heldout_path(self.folder, when, mode), self._how(when, mode)
+            path, how = heldout_path(self.folder, when, mode), self._how(mode, agreement)
             given[mode] = self._ask(f"measuring {when}, {mode}", self.heldout_table, how, path)
         if when == "after":
             self._ask_controls(given["greedy"])
@@ -214,11 +214,11 @@ class Run:
                 bar.advance,
             ).readings(_CONTROLS)
 
-    def _how(self, when: str, mode: str) -> Asking:
+    def _how(self, mode: str, agreement: int = 0) -> Asking:
         how = Asking(self.config.max_new_tokens, seed=self.config.seed)
         if mode == "sampled":
             return how._replace(temperature=self.config.temperature)
-        return how._replace(probabilities=True, agreement=SAMPLED_PROBES * (when == "after"))
+        return how._replace(probabilities=True, agreement=agreement)
 
     def _ask(
         self, phase: str, table: ProbeTable, how: Asking, path: Path | None = None
@@ -269,7 +269,7 @@ class Run:
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""
         part = self.train_table.part(range(min(CHECKED, len(self.train_table))))
-        return summary(Columns.of(self._ask(name, part, self._how(name, "sampled"))))
+        return summary(Columns.of(self._ask(name, part, self._how("sampled"))))
 
     # Training
 
@@ -304,7 +304,7 @@ class Run:
         rng = random.Random(f"warm start {config.seed}")
         size = min(config.warm_start_probes, len(self.warm_start_rows))
         rows = sorted(rng.sample(self.warm_start_rows, size))
-        how = self._how("", "greedy")._replace(batch_size=_WARM_START_BATCH)
+        how = self._how("greedy")._replace(batch_size=_WARM_START_BATCH)
         return rows, self._ask(
             "answering for the warm start", self.train_table.part(rows), how, path
         )

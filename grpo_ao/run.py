@@ -65,7 +65,7 @@ from grpo_ao.training.checkpoints import (
 from grpo_ao.training.fine_tuning import Start, fine_tune
 from grpo_ao.training.monitor import BenchmarkCallback, Monitor
 from grpo_ao.training.rewarding import CalibratedReward
-from grpo_ao.training.selection import WARM_START, Selection
+from grpo_ao.training.selection import Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.warm_start import make_targets, parts
 
@@ -76,6 +76,8 @@ SAMPLED_PROBES = 400
 CONTROL_PROBES = 300
 _CONTROLS: tuple[Control, ...] = ("same_family", "noise")
 _WARM_START_BATCH = 512
+# What a run ships of which no step of GRPO is better.
+UNTRAINED, WARM_START = "adapter as it was", "warm start"
 # How the names of phases begin that are repeated after training.
 _BEFORE = "measuring before"
 
@@ -121,7 +123,7 @@ class Run:
     def __init__(self, config: TrainConfig, prepared: Prepared, started: float) -> None:
         self.config = config
         self.folder = config.output_dir
-        self.ships = "the adapter as it was"
+        self.ships = UNTRAINED if config.warm_start == "none" else WARM_START
         self.processes = prepared.processes
         self.console = prepared.console
         self.progress = PhaseProgress(self.console)
@@ -368,12 +370,14 @@ class Run:
             selection.compare(done)
         else:
             self._make_steps(checkpoint, done, selection)
-        self.ships = selection.restore()
-        if self.ships == WARM_START:
+        found = selection.restore()
+        if found is None:
             self.console.print(
-                "no step of GRPO was better than the warm start on validation texts, so the warm "
-                "start is what this run ships: lower --lr, or give GRPO more questions."
+                f"no step of GRPO was better than the {self.ships} on validation texts, so that is "
+                "what this run ships: lower --lr, or give GRPO more questions."
             )
+        else:
+            self.ships = found
 
     def _make_steps(self, checkpoint: Path | None, done: int, selection: Selection) -> None:
         config = self.config
@@ -474,7 +478,7 @@ class Run:
     def _calibrated_by(self) -> str | None:
         """Say what taught the confidence: "" if nothing did, None if the adapter is as it was."""
         config = self.config
-        by_grpo = config.max_steps > 0 and self.ships != WARM_START
+        by_grpo = self.ships not in (UNTRAINED, WARM_START)
         if by_grpo and (config.reward is not None or config.calibration_lambda > 0):
             return f"grpo_ao {__version__}: {self.ships}"
         if config.warm_start == "measured":

@@ -20,7 +20,6 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import COMPLETE, load_adapter, mark_adapter
 
-WARM_START = "warm start"
 # Of the paired difference in informativeness, in standard errors.
 _NOISE = 2.0
 
@@ -112,7 +111,7 @@ class Selection(TrainerCallback):
             mark_adapter(self._folder, step=step)
         self._processes.wait()
 
-    def restore(self) -> str:
-        """Put the best adapter into the oracle; return what it is, for whoever reads of the run."""
+    def restore(self) -> str | None:
+        """Put the best adapter into the oracle; return which step of GRPO it is, None if none."""
         load_adapter(self._oracle, self._folder)
-        return f"GRPO, step {self.best_step}" if self.best_step else WARM_START
+        return f"GRPO, step {self.best_step}" if self.best_step else None

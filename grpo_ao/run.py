@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from grpo_ao import __version__
 from grpo_ao.answer import Answer
 from grpo_ao.checks import trainer_config
@@ -64,6 +62,7 @@ from grpo_ao.training.checkpoints import (
 )
 from grpo_ao.training.fine_tuning import Start, fine_tune
 from grpo_ao.training.monitor import BenchmarkCallback, Monitor
+from grpo_ao.training.passes import avoid_cudnn_attention
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.selection import Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
@@ -101,16 +100,6 @@ def run(config: TrainConfig) -> dict:
         this.save_adapter()
         this.measure("after")
         return this.report()
-
-
-def avoid_cudnn_attention() -> None:
-    """Take another of torch's attention kernels in this process.
-
-    On Hopper, from torch 2.11 on, cuDNN's backward gives NaN where a mask is given, the length is
-    64 modulo 128 and a query (one in left padding) sees no key: PyTorch issue 196678. One such
-    batch makes the whole adapter NaN.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Run:

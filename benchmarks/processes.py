@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.step import SHAPES, Work, make_oracle, make_table, measure_steps
 from grpo_ao.processes import Processes, take_over_fsdp
-from grpo_ao.run import avoid_cudnn_attention
+from grpo_ao.training.passes import avoid_cudnn_attention
 
 
 def main() -> None:

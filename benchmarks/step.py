@@ -57,11 +57,11 @@ from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.probe import Layers, Positions, Probe
 from grpo_ao.processes import Processes
 from grpo_ao.reward import reward_rule
-from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.tracking import Reporter
 from grpo_ao.training.checkpoints import make_trainable
 from grpo_ao.training.fine_tuning import Start, Target, fine_tune
 from grpo_ao.training.monitor import Monitor
+from grpo_ao.training.passes import avoid_cudnn_attention
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import OracleGRPOTrainer
 

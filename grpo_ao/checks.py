@@ -102,6 +102,29 @@ def check_processes(config: TrainConfig, processes: int) -> None:
         )
 
 
+def check_questions(config: TrainConfig, processes: Processes, warm_start: int, grpo: int) -> None:
+    """Refuse a stage with too few questions, whose numbers are given: it would do nothing.
+
+    TRL's sampler drops a batch that is not full, and with it the only one of a small set.
+    """
+    if config.warm_start != "none" and not warm_start:
+        raise UserError(
+            "the question set is too small to be divided between the warm start, which gets no "
+            "question, and GRPO: give a larger one, or leave the warm start out by "
+            "--warm_start none."
+        )
+    if not config.max_steps:
+        return
+    args = trainer_config(config, processes)
+    at_once = (args.generation_batch_size or 0) // config.num_generations
+    if grpo < at_once:
+        also = "" if at_once == config.questions_per_step else " or the batch in the section trl:"
+        raise UserError(
+            f"GRPO has {grpo} questions and asks {at_once} at once, so that it would make no step: "
+            f"give a larger question set, or lower --questions_per_step{also}."
+        )
+
+
 def trainer_config(config: TrainConfig, processes: Processes) -> GRPOConfig:
     """Translate our configuration into TRL's; the section ``trl`` adds to it.
 

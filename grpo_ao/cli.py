@@ -51,6 +51,13 @@ _SCRIPTS = {
     "fetch_wildchat_questions.py": "questions",
 }
 
+_OUT_OF_MEMORY = (
+    "the GPU's memory is full: see with nvidia-smi that no other process holds it, or ask for less "
+    "of it, as far as this command has these settings, by a lower --questions_per_step or "
+    "--batch_size, by a lower per_device_train_batch_size with more gradient_accumulation_steps in "
+    "the section trl:, or by --load_in_4bit."
+)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``grpo-ao COMMAND ...``."""
@@ -101,6 +108,8 @@ def _errors_told() -> Iterator[None]:
         # A file's name may hold a line break.
         raise SystemExit(f"error: {' '.join(str(error).split())}" if said else 1) from error
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise SystemExit(f"error: {_OUT_OF_MEMORY}" if said else 1) from error
         error.add_note(
             "This is a fault of grpo_ao, not of yours: please report it with the lines above at "
             f"{_issues()}. A run or an evaluation goes on where it was: the same command, with "
@@ -217,9 +226,12 @@ def _take(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def parse_train_config(arguments: list[str], prog: str = "grpo-ao train") -> TrainConfig:
+def parse_train_config(
+    arguments: list[str],
+    prog: str = "grpo-ao train",
+    what: str = "Train a calibrated activation oracle with GRPO.",
+) -> TrainConfig:
     """Read the flags of a training run; ``--resume FOLDER`` has those of its start."""
-    what = "Train a calibrated activation oracle with GRPO."
     folder, arguments = _take_run(arguments)
     if folder is None:
         return _parse_config(TrainConfig, PRESETS, arguments, prog, what)
@@ -295,7 +307,8 @@ def budget(arguments: list[str]) -> None:
         raise UserError(
             "give all of --step_seconds, --completions_per_second and --fine_tune_seconds, or none."
         )
-    config = parse_train_config(arguments, "grpo-ao budget")
+    what = " ".join((budget.__doc__ or "").split())
+    config = parse_train_config(arguments, "grpo-ao budget", what)
     with _importing():
         from grpo_ao.budget import Times, show_budget
 

@@ -402,7 +402,7 @@ class Stopwatch:
 
 
 class RunFolder:
-    """A run's folder, locked by this process until it ends.
+    """A run's folder, locked by this process until the block ends, or the process.
 
     Nothing is written before ``write_record``: a start that is refused leaves no folder behind.
     Raises UserError if a run is there and ``resume`` is not given, if there is none to resume, if
@@ -420,6 +420,13 @@ class RunFolder:
             raise _unusable(path, error.strerror or "it cannot be written") from error
         except RuntimeError as error:  # pathlib's, of a symbolic link that leads to itself
             raise _unusable(path, str(error)) from error
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _check(self, resume: bool) -> None:
         record = self.path / "run.json"

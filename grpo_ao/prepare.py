@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from grpo_ao.checks import check_start, warnings_of
+from grpo_ao.checks import check_questions, check_start, warnings_of
 from grpo_ao.config import TrainConfig, changeable_names
 from grpo_ao.files import RunFolder, record_judge
 from grpo_ao.judges.factory import with_cache
@@ -22,7 +24,7 @@ from grpo_ao.oracle.loading import OracleSources, load_config
 from grpo_ao.oracle.turn import template_digest
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.probes.benchmarks import load_items
-from grpo_ao.probes.division import few_texts, shortage
+from grpo_ao.probes.division import few_lessons, few_texts, shortage
 from grpo_ao.probes.items import probes_of
 from grpo_ao.probes.limits import ProbeLimits, readable
 from grpo_ao.probes.load import Asked, ProbeLoader, RunProbes, data_digest
@@ -38,8 +40,12 @@ _POSITIONS = ("token@-3", "window:50@-1")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run begins with: its probes, and its judge unless that is the model itself."""
+    """What a run begins with: its probes, and its judge unless that is the model itself.
 
+    ``lock`` keeps other processes out of the run's folder until it is left.
+    """
+
+    lock: AbstractContextManager[Any]
     processes: Processes
     console: Console
     sharded: bool
@@ -62,6 +68,7 @@ def prepare(config: TrainConfig) -> Prepared:
         sources = check_start(config, processes, sharded)
         texts = SubjectTexts(sources.tokenizer)
         probes, benchmarks = probes_of_run(config, texts, console)
+        check_questions(config, processes, len(probes.warm_start), len(probes.grpo))
         everything = [*chain(*probes)]
         if config.judge == "reference":
             check_references(everything)
@@ -75,7 +82,8 @@ def prepare(config: TrainConfig) -> Prepared:
         if folder is not None:
             data = _digests(probes, benchmarks, texts)
             _record(config, folder, data, judge)
-    return Prepared(processes, console, sharded, sources, texts, probes, benchmarks, judge)
+    found = (processes, console, sharded, sources, texts, probes, benchmarks, judge)
+    return Prepared(folder or nullcontext(), *found)
 
 
 def grades_file(config: TrainConfig) -> Path:
@@ -90,9 +98,12 @@ def questions_asked(config: TrainConfig) -> tuple[int, int]:
 
 
 def _shortages(config: TrainConfig, probes: RunProbes) -> list[str]:
-    found = (len(probes.warm_start), len(probes.grpo))
-    stages = zip(("the warm start", "GRPO"), questions_asked(config), found, strict=True)
-    warnings = [*(shortage(*stage) for stage in stages), few_texts(probes.heldout)]
+    warm_start, grpo = questions_asked(config)
+    warnings = [
+        few_lessons(warm_start, len(probes.warm_start)),
+        shortage(grpo, len(probes.grpo)),
+        few_texts(probes.heldout),
+    ]
     return [warning for warning in warnings if warning]
 
 

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from grpo_ao import __version__
 from grpo_ao.answer import Answer
 from grpo_ao.checks import trainer_config
@@ -65,8 +63,9 @@ from grpo_ao.training.checkpoints import (
 )
 from grpo_ao.training.fine_tuning import Start, fine_tune
 from grpo_ao.training.monitor import BenchmarkCallback, Monitor
+from grpo_ao.training.passes import avoid_cudnn_attention
 from grpo_ao.training.rewarding import CalibratedReward
-from grpo_ao.training.selection import WARM_START, Selection
+from grpo_ao.training.selection import Selection
 from grpo_ao.training.trainer import OracleGRPOTrainer
 from grpo_ao.training.warm_start import make_targets, parts
 
@@ -77,6 +76,8 @@ SAMPLED_PROBES = 400
 CONTROL_PROBES = 300
 _CONTROLS: tuple[Control, ...] = ("same_family", "noise")
 _WARM_START_BATCH = 512
+# What a run ships of which no step of GRPO is better.
+UNTRAINED, WARM_START = "adapter as it was", "warm start"
 # How the names of phases begin that are repeated after training.
 _BEFORE = "measuring before"
 
@@ -86,28 +87,20 @@ def run(config: TrainConfig) -> dict:
     started = time.perf_counter()
     avoid_cudnn_attention()
     config = dataclasses.replace(config, model=str(local_base(config.model)))
-    this = Run(config, prepare(config), started)
-    if config.initial_eval:
-        this.measure("before")
-    if config.warm_start != "none":
-        this.warm_start(config.warm_start)
-        if config.initial_eval and config.max_steps:
-            this.measure("warm start", modes=("greedy",))
-    if config.max_steps:
-        this.grpo()
-    this.save_adapter()
-    this.measure("after")
-    return this.report()
-
-
-def avoid_cudnn_attention() -> None:
-    """Take another of torch's attention kernels in this process.
-
-    On Hopper, from torch 2.11 on, cuDNN's backward gives NaN where a mask is given, the length is
-    64 modulo 128 and a query (one in left padding) sees no key: PyTorch issue 196678. One such
-    batch makes the whole adapter NaN.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    prepared = prepare(config)
+    with prepared.lock:
+        this = Run(config, prepared, started)
+        if config.initial_eval:
+            this.measure("before")
+        if config.warm_start != "none":
+            this.warm_start(config.warm_start)
+            if config.initial_eval and config.max_steps:
+                this.measure("warm start", modes=("greedy",))
+        if config.max_steps:
+            this.grpo()
+        this.save_adapter()
+        this.measure("after")
+        return this.report()
 
 
 class Run:
@@ -120,7 +113,7 @@ class Run:
     def __init__(self, config: TrainConfig, prepared: Prepared, started: float) -> None:
         self.config = config
         self.folder = config.output_dir
-        self.ships = "the adapter as it was"
+        self.ships = UNTRAINED if config.warm_start == "none" else WARM_START
         self.processes = prepared.processes
         self.console = prepared.console
         self.progress = PhaseProgress(self.console)
@@ -183,9 +176,9 @@ class Run:
 
         After training, ask some of the probes again on another text's activations and on noise.
         """
-        given = {}
+        given, agreement = {}, SAMPLED_PROBES if when == "after" else 0
         for mode in modes:
-            path, how = heldout_path(self.folder, when, mode), self._how(when, mode)
+            path, how = heldout_path(self.folder, when, mode), self._how(mode, agreement)
             given[mode] = self._ask(f"measuring {when}, {mode}", self.heldout_table, how, path)
         if when == "after":
             self._ask_controls(given["greedy"])
@@ -213,11 +206,11 @@ class Run:
                 bar.advance,
             ).readings(_CONTROLS)
 
-    def _how(self, when: str, mode: str) -> Asking:
+    def _how(self, mode: str, agreement: int = 0) -> Asking:
         how = Asking(self.config.max_new_tokens, seed=self.config.seed)
         if mode == "sampled":
             return how._replace(temperature=self.config.temperature)
-        return how._replace(probabilities=True, agreement=SAMPLED_PROBES * (when == "after"))
+        return how._replace(probabilities=True, agreement=agreement)
 
     def _ask(
         self, phase: str, table: ProbeTable, how: Asking, path: Path | None = None
@@ -268,7 +261,7 @@ class Run:
     def _check_oracle(self, name: str) -> dict[str, float]:
         """Measure parse rate and accuracy on a part of the training probes."""
         part = self.train_table.part(range(min(CHECKED, len(self.train_table))))
-        return summary(Columns.of(self._ask(name, part, self._how(name, "sampled"))))
+        return summary(Columns.of(self._ask(name, part, self._how("sampled"))))
 
     # Training
 
@@ -303,7 +296,7 @@ class Run:
         rng = random.Random(f"warm start {config.seed}")
         size = min(config.warm_start_probes, len(self.warm_start_rows))
         rows = sorted(rng.sample(self.warm_start_rows, size))
-        how = self._how("", "greedy")._replace(batch_size=_WARM_START_BATCH)
+        how = self._how("greedy")._replace(batch_size=_WARM_START_BATCH)
         return rows, self._ask(
             "answering for the warm start", self.train_table.part(rows), how, path
         )
@@ -354,21 +347,27 @@ class Run:
         if checkpoint is None:
             self._check_parse_rate()
         done = 0 if checkpoint is None else step_of(checkpoint)
-        if self.processes.is_main:
-            self.monitor = self._monitor(done)
+        with self.processes.main_first():  # which drops what the others then do not find
+            if self.processes.is_main:
+                self.monitor = self._monitor(done)
         selection = Selection(
             self.oracle, self.processes, self.folder / "best", self._validate, config.save_steps
         )
         selection.begin()
-        if done < config.max_steps:
-            # Where all steps are made, TRL would make one more before it stops.
+        if checkpoint is not None and done >= config.max_steps:
+            # TRL would make one more step before it stops.
+            load_adapter(self.oracle, checkpoint)
+            selection.compare(done)
+        else:
             self._make_steps(checkpoint, done, selection)
-        self.ships = selection.restore()
-        if self.ships == WARM_START:
+        found = selection.restore()
+        if found is None:
             self.console.print(
-                "no step of GRPO was better than the warm start on validation texts, so the warm "
-                "start is what this run ships: lower --lr, or give GRPO more questions."
+                f"no step of GRPO was better than the {self.ships} on validation texts, so that is "
+                "what this run ships: lower --lr, or give GRPO more questions."
             )
+        else:
+            self.ships = found
 
     def _make_steps(self, checkpoint: Path | None, done: int, selection: Selection) -> None:
         config = self.config
@@ -392,11 +391,12 @@ class Run:
                 self.monitor,
                 config.max_unscored,
                 [
-                    selection,
+                    # Before those that measure: they do it behind a checkpoint that is whole.
+                    StopCallback(come, self.processes),
                     CheckpointCallback(self.oracle, self.processes, self._keep_time),
                     ProgressCallback(self.progress),
+                    selection,
                     BenchmarkCallback(self.measure_benchmarks, config.eval_steps),
-                    StopCallback(come, self.processes),
                 ],
             )
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -468,7 +468,7 @@ class Run:
     def _calibrated_by(self) -> str | None:
         """Say what taught the confidence: "" if nothing did, None if the adapter is as it was."""
         config = self.config
-        by_grpo = config.max_steps > 0 and self.ships != WARM_START
+        by_grpo = self.ships not in (UNTRAINED, WARM_START)
         if by_grpo and (config.reward is not None or config.calibration_lambda > 0):
             return f"grpo_ao {__version__}: {self.ships}"
         if config.warm_start == "measured":

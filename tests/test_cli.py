@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +49,29 @@ def test_an_unknown_command_is_refused_with_the_known_ones():
         SystemExit, match="no command trian: choose from train, evaluate, budget, ask"
     ):
         main(["trian"])
+
+
+def test_the_help_of_budget_names_the_flags_of_its_own(capsys):
+    with pytest.raises(SystemExit):
+        main(["budget", "--help"])
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", capsys.readouterr().out).split())
+    assert "Show what a run asks of machine, disk and judge" in shown
+    assert "Train a calibrated" not in shown
+    for flag in ("--step_seconds", "--completions_per_second", "--fine_tune_seconds"):
+        assert flag in shown
+
+
+def test_a_gpu_whose_memory_is_full_is_one_sentence(monkeypatch):
+    def fill(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setitem(COMMANDS, "ask", fill)
+    with pytest.raises(SystemExit) as caught:
+        main(["ask"])
+    said = str(caught.value.code)
+    assert said.startswith("error: the GPU's memory is full")
+    for setting in ("--questions_per_step", "gradient_accumulation_steps", "--load_in_4bit"):
+        assert setting in said
 
 
 @pytest.mark.parametrize("command", COMMANDS)

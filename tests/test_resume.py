@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo_ao.cli import main
+from grpo_ao import run as run_module
+from grpo_ao.cli import main, parse_train_config
+from grpo_ao.judges.protocol import JudgeError
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -114,6 +116,32 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(uninterrupted, tmp_path, mom
     assert steps(folder) == steps(uninterrupted)
     for summary in ("before", "after"):
         assert result(folder)[summary] == result(uninterrupted)[summary]
+
+
+def test_a_validation_that_cannot_be_made_costs_no_step(tmp_path, monkeypatch):
+    folder, ask = tmp_path / "run", run_module.ask
+    flags = "--preset mini --warm_start none --no_initial_eval --eval_probes 4 --max_steps 2"
+    flags += " --validation_probes 4 --save_steps 2 --questions_per_step 2 --num_generations 2"
+    flags += f" --output_dir {folder}"
+
+    def fail(*of, **how):
+        if of[-1] is not None and of[-1].name == "step_000002.jsonl":
+            raise JudgeError("no credit left")
+        return ask(*of, **how)
+
+    monkeypatch.setattr(run_module, "ask", fail)
+    with pytest.raises(JudgeError, match="no credit left"):
+        run_module.run(parse_train_config(flags.split()))
+    assert (folder / "checkpoints" / "checkpoint-2" / "complete.json").is_file()
+    monkeypatch.undo()
+    # All steps are made: what is left is to ask the last.
+    run_module.run(parse_train_config([*flags.split(), "--resume"]))
+    asked = {path.stem: lines(path) for path in (folder / "validation").iterdir()}
+    assert asked == {"step_000000": 4, "step_000002": 4}
+    assert [row["step"] for row in steps(folder) if "alert" not in row] == [1, 2]
+    best = json.loads((folder / "best" / "complete.json").read_text())["step"]
+    # There is no warm start that could be what ships.
+    assert result(folder)["ships"] == (f"GRPO, step {best}" if best else "adapter as it was")
 
 
 def result(folder: Path) -> dict:

@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from grpo_ao.checks import warnings_of
-from grpo_ao.cli import main
+from grpo_ao.cli import main, parse_train_config
 from grpo_ao.config import MINI_WEIGHTS, TrainConfig, make_defaults
+from grpo_ao.errors import UserError
+from grpo_ao.files import RunFolder
 from grpo_ao.oracle.loading import OracleSources, check_sources
+from grpo_ao.prepare import prepare
 from tests.tiny import config_of_8b
 
 ADAPTER = MINI_WEIGHTS / "oracle"
@@ -150,6 +153,33 @@ def test_a_question_set_that_is_too_small_to_hold_texts_out(tmp_path, no_load):
     assert "probes of 1 train, 0 validation, 0 heldout texts" in said
 
 
+def of_training_texts(tmp_path: Path, count: int) -> list[str]:
+    """Flags of a question set in which ``count`` questions are there to train on."""
+    row = {"questions": ["Late?"], "answers": ["No"]}
+    path = questions(tmp_path, *({"text": text, **row} for text in TEXTS))
+    return ["--questions", path, "--num_prompts", str(count)]
+
+
+def test_fewer_questions_than_a_step_of_grpo_asks(tmp_path, no_load):
+    few = of_training_texts(tmp_path, 5)
+    said = refusal(tmp_path / "run", *few, "--questions_per_step", "6")
+    assert "GRPO has 5 questions and asks 6 at once, so that it would make no step" in said
+    assert said.endswith("or lower --questions_per_step.")
+    trl = tmp_path / "trl.yaml"
+    trl.write_text("trl:\n  steps_per_generation: 3\n")
+    said = refusal(tmp_path / "run", *few, "--config", str(trl))
+    assert "asks 6 at once" in said
+    assert said.endswith("or lower --questions_per_step or the batch in the section trl:.")
+    assert "the weights were loaded" in refusal(tmp_path / "run", *few)
+
+
+def test_a_warm_start_without_questions(tmp_path, no_load):
+    few = of_training_texts(tmp_path, 2)
+    said = refusal(tmp_path / "run", *few, "--warm_start", "measured", "--warm_start_probes", "1")
+    assert "the warm start, which gets no question" in said
+    assert "--warm_start none" in said
+
+
 def test_more_positions_than_every_text_has(tmp_path, no_load):
     said = refusal(tmp_path / "run", "--positions", "last:500", "--strict_positions")
     assert "of the 500 positions of 'last:500'" in said
@@ -167,6 +197,14 @@ def test_short_texts_are_read_as_far_as_they_go_and_counted(tmp_path, no_load, c
 def test_a_refused_start_leaves_no_run_behind(tmp_path, no_load):
     refusal(tmp_path / "run", "--positions", "last:500", "--strict_positions")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_others_out_of_its_folder_until_it_ends(tmp_path):
+    folder = tmp_path / "run"
+    prepared = prepare(parse_train_config([*SMALL, "--output_dir", str(folder)]))
+    with prepared.lock, pytest.raises(UserError, match="another process is running"):
+        RunFolder(folder, resume=True)
+    assert RunFolder(folder, resume=True).path == folder
 
 
 AWAY = """

@@ -30,14 +30,25 @@ def divide(probes: Sequence[Probe], warm_start: int, grpo: int) -> tuple[list[in
     return sorted(first), [row for row, key in enumerate(keys) if key not in taken]
 
 
-def shortage(stage: str, needed: int, found: int) -> str | None:
-    """Return a warning where a stage asks more questions than it has; None where they suffice."""
+def shortage(needed: int, found: int) -> str | None:
+    """Return a warning where GRPO asks more questions than it has; None where they suffice."""
     if needed <= found:
         return None
     return (
-        f"{stage} asks {needed} questions but has texts for {found}, so that each is asked "
+        f"GRPO asks {needed} questions but has texts for {found}, so that each is asked "
         f"{needed / max(1, found):.1f} times: confidence then follows the accuracy on known "
         "questions, which is higher than that on new ones. Give a larger question set, or ask less."
+    )
+
+
+def few_lessons(needed: int, found: int) -> str | None:
+    """Return a warning where the warm start, which asks each question once, has too few."""
+    if needed <= found:
+        return None
+    return (
+        f"the warm start has texts for {found} of the {needed} questions that it is to ask "
+        "(--warm_start_probes): it asks and teaches these alone, each once. Give a larger question "
+        "set, or lower --warm_start_probes."
     )
 
 

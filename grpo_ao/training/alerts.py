@@ -8,7 +8,7 @@ from statistics import mean, median, pstdev
 Metrics = dict[str, float | int | None]
 WINDOW = 10
 _AGAINST_COLLAPSE = (
-    "start from a measured warm start, lower --lr, or raise the entropy_coef of trl:"
+    "start from a measured warm start, lower --lr, or raise entropy_coef in the section trl:"
 )
 
 

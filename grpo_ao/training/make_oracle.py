@@ -70,7 +70,7 @@ from grpo_ao.training.examples import (
     question_set_examples,
 )
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
-from grpo_ao.training.passes import fast_passes
+from grpo_ao.training.passes import avoid_cudnn_attention, fast_passes
 from grpo_ao.training.supervised import (
     accuracy,
     check_head,
@@ -95,7 +95,7 @@ def make_oracle(config: MakeOracleConfig) -> Path:
     """
     processes = Processes()
     console = terminal(quiet=not processes.is_main)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    avoid_cudnn_attention()
     check_destinations(config.report_to)
     with processes.main_first():
         folder = RunFolder(config.output_dir, config.resume) if processes.is_main else None

@@ -1,6 +1,7 @@
 """Watch a run: metrics of every step, alerts, reliability diagrams, sample rollouts."""
 
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,21 @@ from transformers import TrainerCallback
 from grpo_ao.answer import Answer
 from grpo_ao.calibration import auroc, brier, ece
 from grpo_ao.discrimination import within_family_auroc
-from grpo_ao.files import append_jsonl, keep_rows, read_faults, read_jsonl, write_faults
+from grpo_ao.files import (
+    append_jsonl,
+    keep_rows,
+    read_faults,
+    read_json,
+    read_jsonl,
+    why_not_whole,
+    write_faults,
+)
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.report.plots import Panel, reliability_diagram, save
 from grpo_ao.terminal import headed, terminal
 from grpo_ao.tracking import Reporter
 from grpo_ao.training.alerts import Metrics, check_alerts, greedy_collapse, series
+from grpo_ao.training.checkpoints import COMPLETE
 
 _ECE_WINDOW = 2000
 _WINDOW = ("confidence", "informativeness", "family")
@@ -70,9 +80,27 @@ def _mean(values) -> float:
 
 
 def cut_back(folder: Path, step: int) -> None:
-    """Drop the rows of a run's logs that are of later steps than ``step``."""
+    """Drop what is there of later steps than ``step``, which are made again with other weights.
+
+    Rows of a run's logs, answers to validation probes, measurements on the benchmarks, and the best
+    adapter, if it is of such a step.
+    """
     for path in _logs(folder):
         keep_rows(path, lambda row: row["step"] <= step)
+    for path in folder.glob("validation/step_*.jsonl"):
+        if _step_of(path) > step:
+            path.unlink()
+    for path in folder.glob("eval/step_*"):
+        if _step_of(path) > step:
+            shutil.rmtree(path)
+    mark = folder / "best" / COMPLETE
+    if why_not_whole(mark) is None and read_json(mark)["step"] > step:
+        mark.unlink()
+        shutil.rmtree(mark.parent)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def _logs(folder: Path) -> tuple[Path, Path, Path]:
@@ -82,9 +110,9 @@ def _logs(folder: Path) -> tuple[Path, Path, Path]:
 class Monitor:
     """Writes a run's ``metrics.jsonl``, ``rollouts.jsonl``, ``run.log``, ``plots/`` and alerts.
 
-    ``resume_at`` is the step of the checkpoint that a run goes on from: rows of later steps are
-    dropped, since those steps are made again. Every ``log_every`` steps it prints a line, and keeps
-    it in ``run.log``; ``seconds_left`` tells of a step how long the run goes on after it.
+    ``resume_at`` is the step of the checkpoint that a run goes on from: what is there of later
+    steps is dropped (``cut_back``). Every ``log_every`` steps it prints a line, and keeps it in
+    ``run.log``; ``seconds_left`` tells of a step how long the run goes on after it.
     """
 
     def __init__(
@@ -241,14 +269,28 @@ class Monitor:
 
 
 class BenchmarkCallback(TrainerCallback):
-    """Calls ``measure`` every ``eval_steps`` steps, but not at the last: that is ``after``."""
+    """Calls ``measure`` every ``eval_steps`` steps, but not at the last: that is ``after``.
+
+    Where the step has a checkpoint, that is written first, for measuring takes long. ``measure``
+    does nothing of what it has done.
+    """
 
     def __init__(self, measure: Callable[[str], None], eval_steps: int) -> None:
         self._measure = measure
         self._eval_steps = eval_steps
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Measure the step that a run goes on from."""
+        if state.global_step:
+            self.on_save(args, state, control)
+
     def on_step_end(self, args, state, control, **kwargs):
-        """Measure the adapter that this step made."""
+        """Measure the adapter that this step made, where no checkpoint will be written."""
+        if not control.should_save:
+            self.on_save(args, state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Measure the adapter that this step made, if it is time to."""
         step = state.global_step
         if step % self._eval_steps == 0 and step < state.max_steps:
             self._measure(f"step_{step:06d}")

@@ -31,3 +31,13 @@ def fast_passes(oracle: Oracle, compiled: bool = False) -> Iterator[None]:
 def autocast(device: torch.device) -> torch.autocast:
     """Return what one pass runs in: it keeps copies of the weights, which a step makes stale."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def avoid_cudnn_attention() -> None:
+    """Take another of torch's attention kernels in this process.
+
+    On Hopper, from torch 2.11 on, cuDNN's backward gives NaN where a mask is given, the length is
+    64 modulo 128 and a query (one in left padding) sees no key: PyTorch issue 196678. One such
+    batch makes the whole adapter NaN.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)

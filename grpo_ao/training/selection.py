@@ -20,7 +20,6 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.processes import Processes
 from grpo_ao.training.checkpoints import COMPLETE, load_adapter, mark_adapter
 
-WARM_START = "warm start"
 # Of the paired difference in informativeness, in standard errors.
 _NOISE = 2.0
 
@@ -53,7 +52,8 @@ class Selection(TrainerCallback):
 
     ``ask`` answers the validation probes with the oracle as it is now and keeps the answers under
     the step that it is given: a run that is resumed finds those of the best there. Every
-    ``every`` steps, and after the last, the oracle is asked and compared.
+    ``every`` steps, and after the last, the oracle is asked and compared, once the checkpoint is
+    whole: asking may take long, or end the run. Where it did, the step is asked when it is resumed.
     """
 
     def __init__(
@@ -81,15 +81,24 @@ class Selection(TrainerCallback):
                     "it, or delete the folder, to choose among the steps that are still to come."
                 )
             self.best_step = read_json(mark)["step"]
+            # Its answers may have to be asked anew. GRPO goes on from its checkpoint's adapter.
+            load_adapter(self._oracle, self._folder)
         else:
             self._keep(0)
         self._best = Columns.of(self._ask(self.best_step))
 
-    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object):
-        """Keep the adapter that this step made if it is better than the best so far."""
-        step = state.global_step
-        if step % self._every and step < state.max_steps:
-            return
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object):
+        """Compare the step that a run goes on from."""
+        if state.global_step:
+            self.on_save(args, state, control)
+
+    def on_save(self, args: object, state: TrainerState, control: object, **kwargs: object):
+        """Compare the adapter that this step made, if it is time to."""
+        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
+            self.compare(state.global_step)
+
+    def compare(self, step: int) -> None:
+        """Keep the adapter, which ``step`` made, if it is better than the best so far."""
         found = Columns.of(self._ask(step))
         if is_better(found, self._best):
             self._best = found
@@ -102,7 +111,7 @@ class Selection(TrainerCallback):
             mark_adapter(self._folder, step=step)
         self._processes.wait()
 
-    def restore(self) -> str:
-        """Put the best adapter into the oracle; return what it is, for whoever reads of the run."""
+    def restore(self) -> str | None:
+        """Put the best adapter into the oracle; return which step of GRPO it is, None if none."""
         load_adapter(self._oracle, self._folder)
-        return f"GRPO, step {self.best_step}" if self.best_step else WARM_START
+        return f"GRPO, step {self.best_step}" if self.best_step else None

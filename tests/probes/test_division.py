@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_ao.probe import Positions, Probe
-from grpo_ao.probes.division import divide, few_texts, shortage
+from grpo_ao.probes.division import divide, few_lessons, few_texts, shortage
 
 
 def probes_about(texts):
@@ -53,11 +53,19 @@ def test_no_text_is_asked_in_both(texts, warm_start, grpo):
 
 
 def test_a_shortage_says_what_it_means():
-    assert shortage("GRPO", 120, 120) is None
-    said = shortage("GRPO", 300, 120)
+    assert shortage(120, 120) is None
+    said = shortage(300, 120)
     assert said is not None
-    assert "asks 300 questions but has texts for 120" in said
+    assert "GRPO asks 300 questions but has texts for 120" in said
     assert "2.5 times" in said
+
+
+def test_a_warm_start_with_too_few_questions_asks_each_once():
+    assert few_lessons(120, 120) is None
+    said = few_lessons(300, 120)
+    assert said is not None
+    assert "texts for 120 of the 300 questions" in said
+    assert "each once" in said
 
 
 def test_few_held_out_texts_are_told_by_their_number():

@@ -3,12 +3,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from grpo_ao.answer import Answer
-from grpo_ao.files import read_jsonl
+from grpo_ao.files import mark_whole, read_jsonl
 from grpo_ao.probe import Positions, Probe
 from grpo_ao.tracking import Reporter
-from grpo_ao.training.monitor import Monitor, step_metrics
+from grpo_ao.training.monitor import BenchmarkCallback, Monitor, step_metrics
 
 PROBE = Probe("A text.", "Is it?", "closed", (18,), Positions(20), "Yes", "topic")
 
@@ -333,3 +334,41 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_last_one(tmp_path, capsys)
 def test_an_alert_is_in_the_log(tmp_path):
     monitor_at(tmp_path).say(7, "unscored", "The judge is away.")
     assert "alert at step 7: The judge is away." in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.parametrize("best", [2, 4])
+def test_what_later_steps_left_is_dropped_where_a_run_goes_on_before_them(tmp_path, best):
+    for step in (0, 2, 4):
+        for path in (f"validation/step_{step:06d}.jsonl", f"eval/step_{step:06d}/rows.jsonl"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+    (tmp_path / "eval" / "before").mkdir()
+    (tmp_path / "best").mkdir()
+    mark_whole(tmp_path / "best" / "complete.json", [], step=best)
+    monitor_at(tmp_path, resume_at=3)
+    kept = {
+        part: sorted(path.stem for path in (tmp_path / part).iterdir())
+        for part in ("validation", "eval")
+    }
+    assert kept["validation"] == ["step_000000", "step_000002"]
+    assert kept["eval"] == ["before", "step_000000", "step_000002"]
+    assert (tmp_path / "best").exists() == (best == 2)
+
+
+def test_benchmarks_are_asked_behind_the_checkpoint_where_there_is_one():
+    measured = []
+    callback = BenchmarkCallback(measured.append, eval_steps=2)
+
+    def go(event, step, saves=False):
+        of = (TrainingArguments(), TrainerState(global_step=step, max_steps=6))
+        getattr(callback, event)(*of, TrainerControl(should_save=saves))
+        return [*measured]
+
+    assert go("on_train_begin", 0) == go("on_step_end", 1) == []
+    assert go("on_step_end", 2, saves=True) == []
+    assert go("on_save", 2, saves=True) == ["step_000002"]
+    assert go("on_save", 3, saves=True) == ["step_000002"]
+    assert go("on_step_end", 4) == ["step_000002", "step_000004"]
+    assert len(go("on_step_end", 6) + go("on_save", 6)) == 4
+    # What a run goes on from may have been left unmeasured.
+    assert go("on_train_begin", 4)[2:] == ["step_000004"]

@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState
 from grpo_ao.answer import Answer
 from grpo_ao.measuring.metrics import Columns
 from grpo_ao.processes import Processes
-from grpo_ao.training.selection import WARM_START, Selection, is_better, squared_errors
+from grpo_ao.training.selection import Selection, is_better, squared_errors
 from tests.rigs import adapter_weights, make_oracle, probe
 
 NAN = float("nan")
@@ -97,7 +97,7 @@ def go_through(folder, oracle, stated, resume_at=0):
             if parameter.requires_grad:
                 parameter.data += 1.0
         state = TrainerState(global_step=step, max_steps=5)
-        selection.on_step_end(None, state, TrainerControl())
+        selection.on_save(None, state, TrainerControl())
     return selection, asked
 
 
@@ -122,7 +122,7 @@ def test_the_warm_start_is_restored_where_nothing_is_better(tmp_path):
     start = adapter_weights(oracle)
     selection, _ = go_through(tmp_path, oracle, {0: 55, 2: 60, 4: 80, 5: 70})
     assert moved_by(oracle, start) == pytest.approx(5.0, abs=1e-5)
-    assert selection.restore() == WARM_START
+    assert selection.restore() is None
     for name, weight in adapter_weights(oracle).items():
         torch.testing.assert_close(weight, start[name])
 
@@ -134,3 +134,34 @@ def test_a_resumed_run_compares_with_the_best_before_it(tmp_path):
     assert asked == [2, 4, 5]
     assert selection.restore() == "GRPO, step 2"
     assert json.loads((tmp_path / "complete.json").read_text())["step"] == 2
+
+
+def test_a_resumed_run_compares_the_step_that_it_goes_on_from_first(tmp_path):
+    oracle, state = make_oracle(), TrainerState(global_step=2, max_steps=5)
+    asked = []
+
+    def ask(step):
+        asked.append(step)
+        return answers_stating({0: 90, 2: 52}[step])
+
+    selection = Selection(oracle, Processes(), tmp_path, ask, every=2)
+    selection.begin()
+    selection.on_train_begin(None, TrainerState(global_step=0, max_steps=5), TrainerControl())
+    assert asked == [0]
+    selection.on_train_begin(None, state, TrainerControl())
+    assert asked == [0, 2]
+    assert selection.restore() == "GRPO, step 2"
+
+
+def test_the_best_so_far_is_asked_anew_with_its_own_adapter(tmp_path):
+    first = make_oracle()
+    start, asked = adapter_weights(first), []
+    go_through(tmp_path, first, {0: 90, 2: 52, 4: 80, 5: 70})
+    oracle = make_oracle()
+
+    def ask(step):
+        asked.append((step, moved_by(oracle, start)))
+        return answers_stating(52)
+
+    Selection(oracle, Processes(), tmp_path, ask, every=2).begin()
+    assert asked == [(2, pytest.approx(2.0, abs=1e-5))]

@@ -19,9 +19,9 @@ from grpo_ao.oracle.layers import decoder_layers, unwrap
 from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sampling import Rollouts
 from grpo_ao.reward import reward_rule
-from grpo_ao.run import avoid_cudnn_attention
 from grpo_ao.training import trainer as trainer_module
 from grpo_ao.training.correction import Mode
+from grpo_ao.training.passes import avoid_cudnn_attention
 from grpo_ao.training.rewarding import CalibratedReward
 from grpo_ao.training.trainer import ROUNDS, OracleGRPOTrainer, rows_dataset
 from tests.rigs import (

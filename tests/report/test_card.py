@@ -162,6 +162,10 @@ def test_the_card_says_whether_a_step_of_grpo_is_in_what_ships(run_folder):
     text = written(run_folder)
     assert "\n\nIt is the warm start" in text and "trained with GRPO" not in text
     assert "taught it of greedy answers.\n- " in text and "answers sampled at" not in text
+    write_json(run_folder / "summary.json", summary | {"ships": "adapter as it was"})
+    text = written(run_folder)
+    assert "as it was, measured by a run of grpo_ao: no step of GRPO was better" in text
+    assert "trained with GRPO" not in text and "answers sampled at" not in text
 
 
 def test_every_table_of_the_card_is_whole(run_folder):

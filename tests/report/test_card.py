@@ -1,4 +1,5 @@
 import re
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from grpo_ao.cli import main
 from grpo_ao.errors import UserError
 from grpo_ao.files import MINI_WEIGHTS
-from grpo_ao.report import card
+from grpo_ao.report import card, headline
 from grpo_ao.report.card import check_push, push_adapter, write_card
 from grpo_ao.report.headline import METRICS, headline_of
 from grpo_ao.report.run_record import read_run
@@ -81,6 +82,7 @@ def hub(monkeypatch):
 def use(monkeypatch, hub: FakeHub) -> FakeHub:
     monkeypatch.setattr(card, "HfApi", lambda: hub)
     monkeypatch.setattr(card, "get_token", lambda: "hf_token")
+    monkeypatch.setattr(headline, "headline_of", partial(headline_of, draws=20))
     return hub
 
 

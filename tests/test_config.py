@@ -308,7 +308,7 @@ def test_an_empty_file_or_section_changes_nothing(write, text):
             "seed": st.integers(0, 2**31 - 1),
             "num_prompts": st.none() | st.integers(1, 10**6),
             "lr": st.floats(1e-12, 1.0),
-            "layer_percents": st.lists(st.integers(1, 99), min_size=1).map(tuple),
+            "layer_percents": st.lists(st.integers(1, 99), min_size=1, unique=True).map(tuple),
             "credit": st.sampled_from(["joint", "split"]),
             "warm_start": st.sampled_from(["measured", "random", "none"]),
             "resume": st.booleans(),

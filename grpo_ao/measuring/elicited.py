@@ -195,7 +195,7 @@ def _last_logits(oracle: Oracle, table: ProbeTable) -> Float[Tensor, "probes voc
     ids_BL, mask_BL = pad_prompts(table.prompts, pad)
     injection = table.injection(range(len(table)), padded_length=ids_BL.shape[1])
     device = input_device(oracle.model)
-    with oracle.hook.serving(injection.to(device)):
+    with oracle.hook.serving(injection):
         logits_BLV = oracle.model(
             input_ids=ids_BL.to(device),
             attention_mask=mask_BL.to(device),

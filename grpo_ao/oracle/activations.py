@@ -162,13 +162,16 @@ def subject_on(model: PreTrainedModel | PeftModel) -> AbstractContextManager[Non
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run without dropout and without gradients inside the block."""
-    was_training = model.training
-    model.eval()
+    # Not eval() and train(), which visit each module by way of its parents, in five times as long.
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def extract_activations(

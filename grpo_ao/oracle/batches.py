@@ -32,3 +32,10 @@ def padded(
 def mask_of(rows: Sequence[Sequence[int]], *, left: bool = False) -> Int64[Tensor, "rows length"]:
     """Return the attention mask of rows that are ``padded``: 1 at their own tokens, else 0."""
     return padded([[1] * len(row) for row in rows], 0, left=left)
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy to a device; to a GPU from pinned memory, so that nobody waits for what runs there."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

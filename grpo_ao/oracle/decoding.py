@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device
+from grpo_ao.oracle.layers import decoder_layers, decoder_of, input_device, mixes_experts
 from grpo_ao.oracle.masks import MaskArgument, mask_argument, reason_unmaskable
 from grpo_ao.oracle.probabilities import watched_logp
 from grpo_ao.oracle.sampling import Sampling
@@ -85,8 +85,10 @@ def reason_undecodable(model: PreTrainedModel) -> str | None:
     config = decoder_of(model).config
     if getattr(config, "num_kv_shared_layers", 0):
         return "its layers share keys and values"
-    if config.model_type == "gpt_oss" and input_device(model).type == "cuda":
-        return "a step of it asks the GPU how many tokens its experts have, as no graph can"
+    on_gpu, dtype = input_device(model).type == "cuda", decoder_of(model).dtype
+    if on_gpu and mixes_experts(model) and dtype != torch.bfloat16:
+        # transformers multiplies them in a loop then, in compiled code.
+        return "its experts are not in bfloat16, and ask the GPU how many tokens each has"
     return reason_unmaskable(model)
 
 

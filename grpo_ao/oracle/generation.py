@@ -20,6 +20,7 @@ from transformers import (
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
+from grpo_ao.oracle.batches import moved
 from grpo_ao.oracle.decoding import Decoder, decode_attention, reason_undecodable
 from grpo_ao.oracle.ends import cut_at_end, end_token_ids, pad_token_id
 from grpo_ao.oracle.injection import Injection, InjectionHook
@@ -156,14 +157,14 @@ def _read(
     """Read each prompt once, with its activations, at the positions that ``generate`` gives."""
     input_ids_BL, mask_BL = pad_prompts(prompts, settings.pad_id)
     device = input_device(model)
-    input_ids_BL, mask_BL = input_ids_BL.to(device), mask_BL.to(device)
+    input_ids_BL, mask_BL = moved(input_ids_BL, device), moved(mask_BL, device)
     injection = Injection.of(prompts, vectors, input_ids_BL.shape[1])
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
     base = unwrap(model)
     # Without the config layers of sliding attention keep all of a prompt, too; but it takes the
     # config to make caches of states.
     cache = DynamicCache(config=base.config) if has_states(base) else DynamicCache()
-    with hook.serving(injection.to(device)):
+    with hook.serving(injection):
         base(
             input_ids=input_ids_BL[:, :-1],
             attention_mask=mask_BL[:, :-1],

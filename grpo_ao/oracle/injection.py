@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from grpo_ao.errors import UserError
-from grpo_ao.oracle.batches import padded
+from grpo_ao.oracle.batches import moved, padded
 from grpo_ao.oracle.layers import check_layer, decoder_layers
 from grpo_ao.oracle.prompt import OraclePrompt, check_counts
 
@@ -35,14 +35,27 @@ def inject(
     row, or a vector has no direction (zero or not finite).
     """
     _check_shapes(resid_BLD, vectors_BKD, positions_BK)
-    _check_values(vectors_BKD, positions_BK, resid_BLD.shape[1])
-    row_N, slot_N = torch.nonzero(positions_BK >= 0, as_tuple=True)
-    column_N = positions_BK[row_N, slot_N]
-    h_ND = resid_BLD[row_N, column_N]
-    v_ND = vectors_BKD[row_N, slot_N].float()
-    unit_ND = v_ND / v_ND.norm(dim=-1, keepdim=True)
-    delta_ND = coefficient * h_ND.float().norm(dim=-1, keepdim=True) * unit_ND
-    return resid_BLD.index_put((row_N, column_N), h_ND + delta_ND.to(h_ND.dtype))
+    length = resid_BLD.shape[1]
+    if _checked(vectors_BKD, positions_BK) >= length:
+        raise ValueError(f"a position to inject at is outside of the {length} tokens of its row.")
+    return _injected(resid_BLD, vectors_BKD, positions_BK, coefficient)
+
+
+def _injected(
+    resid_BLD: Float[Tensor, "batch seq width"],
+    vectors_BKD: Float[Tensor, "batch slots width"],
+    positions_BK: Int64[Tensor, "batch slots"],
+    coefficient: int | float,
+) -> Float[Tensor, "batch seq width"]:
+    """Compute ``inject``, without a question that the CPU waits for: a CUDA graph may hold it."""
+    used_BK1 = (positions_BK >= 0)[..., None]
+    # An unused slot adds zero to the first token.
+    place_BKD = positions_BK.clamp(min=0)[..., None].expand_as(vectors_BKD)
+    h_BKD = resid_BLD.gather(1, place_BKD)
+    v_BKD = vectors_BKD.float()
+    unit_BKD = (v_BKD / v_BKD.norm(dim=-1, keepdim=True)).where(used_BK1, 0.0)
+    delta_BKD = coefficient * h_BKD.float().norm(dim=-1, keepdim=True) * unit_BKD
+    return resid_BLD.scatter_add(1, place_BKD, delta_BKD.to(resid_BLD.dtype))
 
 
 def _check_shapes(resid_BLD: Tensor, vectors_BKD: Tensor, positions_BK: Tensor) -> None:
@@ -54,17 +67,19 @@ def _check_shapes(resid_BLD: Tensor, vectors_BKD: Tensor, positions_BK: Tensor) 
         )
 
 
-def _check_values(vectors_BKD: Tensor, positions_BK: Tensor, length: int) -> None:
+def _checked(vectors_BKD: Tensor, positions_BK: Tensor) -> int:
+    """Check the values of what is to be injected; return the last position, -1 without any."""
+    if not positions_BK.numel():
+        return -1
     used_BK = positions_BK >= 0
     v_norm_BK = vectors_BKD.float().norm(dim=-1)
     sorted_BK = positions_BK.sort(dim=-1).values
-    outside = (positions_BK >= length) | (positions_BK < -1)
     repeated = (sorted_BK[:, 1:] == sorted_BK[:, :-1]) & (sorted_BK[:, 1:] >= 0)
     no_direction = used_BK & ~(v_norm_BK.isfinite() & (v_norm_BK > 0))
-    facts = torch.stack([outside.any(), repeated.any(), no_direction.any()])
-    is_outside, is_repeated, is_directionless = facts.tolist()  # one transfer for the three
-    if is_outside:
-        raise ValueError(f"a position to inject at is outside of the {length} tokens of its row.")
+    facts = [positions_BK.max(), positions_BK.min(), repeated.any(), no_direction.any()]
+    last, first, is_repeated, is_directionless = torch.stack(facts).tolist()  # one transfer for all
+    if first < -1:
+        raise ValueError("a position to inject at is outside of its row.")
     if is_repeated:
         raise ValueError("a position to inject at is given twice in one row.")
     if is_directionless:
@@ -72,6 +87,7 @@ def _check_values(vectors_BKD: Tensor, positions_BK: Tensor, length: int) -> Non
             "an activation to inject is zero or not finite, and so has no direction: the model's "
             "weights or its number format are at fault."
         )
+    return last
 
 
 class Injection(NamedTuple):
@@ -105,7 +121,7 @@ class Injection(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Injection":
         """Return the injection on ``device``."""
-        return Injection(self.positions_BK.to(device), self.vectors_BKD.to(device))
+        return Injection(*(moved(tensor, device) for tensor in self))
 
 
 def _stack_vectors(rows: Sequence[Tensor]) -> Float[Tensor, "batch slots width"]:
@@ -161,14 +177,18 @@ class InjectionHook:
 
     @property
     def bound(self) -> Injection | None:
-        """What the hook serves now."""
-        return self._injection
+        """What the hook serves now; None while it is silenced."""
+        return None if self._suspended else self._injection
 
     def bind(self, injection: Injection) -> None:
-        """Serve these rows until the next ``bind`` or ``clear``; without slots, inject nothing."""
+        """Serve these rows until the next ``bind`` or ``clear``; without slots, inject nothing.
+
+        They are checked where they are, and move to the layer's device with the first pass. Raises
+        ValueError where a position is given twice in a row or a vector has no direction.
+        """
         if self._handle is None:
             raise ValueError("attach the injection hook to a model before binding rows to it.")
-        last = int(injection.positions_BK.max()) if injection.positions_BK.numel() else -1
+        last = _checked(injection.vectors_BKD, injection.positions_BK)
         if last == 0:
             raise ValueError(
                 "a batch whose placeholders end at the first token cannot be told from a cached "
@@ -214,7 +234,8 @@ class InjectionHook:
             )
         if injection.positions_BK.device != resid_BLD.device:
             injection = self._injection = injection.to(resid_BLD.device)
-        return inject(resid_BLD, injection.vectors_BKD, injection.positions_BK, self.coefficient)
+        _check_shapes(resid_BLD, injection.vectors_BKD, injection.positions_BK)
+        return _injected(resid_BLD, injection.vectors_BKD, injection.positions_BK, self.coefficient)
 
 
 def _hook_on(model: PreTrainedModel | PeftModel) -> InjectionHook | None:

@@ -34,6 +34,12 @@ def input_device(model: PreTrainedModel | PeftModel) -> torch.device:
     return torch.device(decoder_of(model).device)
 
 
+def mixes_experts(model: PreTrainedModel | PeftModel) -> bool:
+    """Return whether each token of the decoder goes to some of its experts."""
+    config = decoder_of(model).config
+    return any(getattr(config, name, 0) for name in ("num_experts", "num_local_experts"))
+
+
 def num_decoder_layers(config: PreTrainedConfig) -> int:
     """Return the number of decoder layers; of a multimodal model, those of its text part."""
     return int(config.get_text_config(decoder=True).num_hidden_layers)

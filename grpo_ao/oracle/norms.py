@@ -4,7 +4,7 @@ transformers writes a norm as eight operations, six of which read and write all 
 torch has one kernel for it, which rounds once where transformers rounds twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -26,7 +26,13 @@ def fused_norms(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     What computes something else (a norm of Gemma's adds 1 to its weight) is left alone.
     """
-    norms = rms_norms(model) if input_device(model).type == "cuda" else []
+    with fused(rms_norms(model) if input_device(model).type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def fused(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Compute these of ``rms_norms`` by torch's kernel inside the block."""
     for norm in norms:
         norm.forward = partial(fused_norm, norm)
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpo_ao.oracle.activations import evaluating
-from grpo_ao.oracle.batches import mask_of, padded
+from grpo_ao.oracle.batches import mask_of, moved, padded
 from grpo_ao.oracle.injection import Injection, InjectionHook
 from grpo_ao.oracle.layers import input_device
 from grpo_ao.oracle.merging import merged_if_possible
@@ -65,15 +65,16 @@ def completion_logits(
     prompt_BL, mask_BL = pad_prompts(prompts, 0)
     tail_BC, tail_mask_BC = padded(completions, 0), mask_of(completions)
     device = input_device(model)
-    hook.bind(Injection.of(prompts, vectors, prompt_BL.shape[1]).to(device))
+    hook.bind(Injection.of(prompts, vectors, prompt_BL.shape[1]))
+    written_N = torch.nn.functional.pad(tail_mask_BC, (0, 1)).flatten().nonzero()[:, 0]
+    written_N = moved(written_N, device)
     logits_BCV = model(
-        input_ids=torch.cat([prompt_BL, tail_BC], dim=1).to(device),
-        attention_mask=torch.cat([mask_BL, tail_mask_BC], dim=1).to(device),
+        input_ids=moved(torch.cat([prompt_BL, tail_BC], dim=1), device),
+        attention_mask=moved(torch.cat([mask_BL, tail_mask_BC], dim=1), device),
         logits_to_keep=tail_BC.shape[1] + 1,
         use_cache=False,
     ).logits
-    written_N = torch.nn.functional.pad(tail_mask_BC, (0, 1)).flatten().nonzero()[:, 0]
-    return logits_BCV.flatten(0, 1)[written_N.to(device)]
+    return logits_BCV.flatten(0, 1)[written_N]
 
 
 def watched_logp(

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from grpo_ao.errors import UserError
 from grpo_ao.oracle.activations import evaluating
-from grpo_ao.oracle.batches import batched
+from grpo_ao.oracle.batches import batched, moved
 from grpo_ao.oracle.layers import decoder_of, input_device
 from grpo_ao.oracle.memory import if_memory_suffices
 from grpo_ao.oracle.merging import merged_if_possible
@@ -31,7 +31,7 @@ from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.oracle.table import ProbeTable
 from grpo_ao.processes import Processes
 from grpo_ao.training.anchor import space_partners
-from grpo_ao.training.passes import autocast, fast_passes
+from grpo_ao.training.passes import FastPasses, autocast
 
 # Of the divergence from the starting oracle, beside those of the tokens in `warm_start`.
 ANCHOR_WEIGHT = 4.0
@@ -86,7 +86,8 @@ def fine_tune(
         lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / 10),
     )
     rng = random.Random(f"fine tune {seed}")
-    with fast_passes(oracle), evaluating(oracle.model), torch.enable_grad():
+    fast = FastPasses(oracle, captured=True)
+    with fast, evaluating(oracle.model), torch.enable_grad():
         for batch in islice(batches(targets, batch_size, rng), steps):
             loss, most = _backward_in_memory(processes, oracle, start, table, batch, most)
             processes.sum_gradients(trained)
@@ -244,18 +245,19 @@ def loss_of(
     """
     # Float32 weights are merged without a loss, so that the divergence begins at zero all the same.
     exact = decoder_of(oracle.model).dtype == torch.float32
+    device = input_device(oracle.model)
     # One at least, since processes that share a sharded model make the same passes.
     held = [target for target in targets if target.kept] or targets[:1]
     with start.put_back(), merged_if_possible(oracle.model) if exact else nullcontext():
-        tails = _tails(accumulate(len(target.origin_ids) for target in held), held)
+        tails = _tails(accumulate(len(target.origin_ids) for target in held), held, device)
         origins = [target.origin_ids for target in held]
         start_KV = _carried_over(oracle, _log_probs(oracle, table, held, origins)[tails], held)
+    # Here and in what moves to the GPU nothing waits for the pass under way.
+    ids_N = moved(torch.tensor([i for t in targets for i in t.token_ids]), device)
+    weight_N = moved(torch.tensor([w for t in targets for w in t.weights]), device)
+    tails = _tails(accumulate(len(target.token_ids) for target in targets), targets, device)
     log_probs_NV = _log_probs(oracle, table, targets, [t.token_ids for t in targets])
-    device = log_probs_NV.device
-    ids_N = torch.tensor([i for t in targets for i in t.token_ids], device=device)
-    weight_N = torch.tensor([w for t in targets for w in t.weights], device=device)
     cross_N = -log_probs_NV.gather(1, ids_N[:, None])[:, 0]
-    tails = _tails(accumulate(len(target.token_ids) for target in targets), targets)
     now_KV = log_probs_NV[tails]
     divergence_K = (start_KV.exp() * (start_KV - now_KV)).sum(dim=-1)
     return (cross_N * weight_N).sum() + ANCHOR_WEIGHT * divergence_K.sum()
@@ -273,15 +275,19 @@ def _carried_over(
     ]
     if not rows:
         return start_KV
-    partner_V = space_partners(oracle.tokenizer, start_KV.shape[1]).to(start_KV.device)
-    start_KV[rows] = start_KV[rows][:, partner_V]
+    partner_V = moved(space_partners(oracle.tokenizer, start_KV.shape[1]), start_KV.device)
+    rows_R = moved(torch.tensor(rows), start_KV.device)
+    start_KV[rows_R] = start_KV[rows_R][:, partner_V]
     return start_KV
 
 
-def _tails(ends: Iterable[int], targets: Sequence[Target]) -> list[int]:
+def _tails(
+    ends: Iterable[int], targets: Sequence[Target], device: torch.device
+) -> Int64[Tensor, " kept"]:
     """Return the rows of the tokens that are kept, of completions that end before ``ends``."""
     pairs = zip(ends, targets, strict=True)
-    return [row for end, target in pairs for row in range(end - target.kept, end)]
+    rows = [row for end, target in pairs for row in range(end - target.kept, end)]
+    return moved(torch.tensor(rows, dtype=torch.int64), device)
 
 
 def _log_probs(

@@ -15,15 +15,18 @@ class FiniteCheck(TrainerCallback):
     alike in all processes, which end together.
     """
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Look up what is trained: it takes longer than looking at it."""
+        self._trained = [p for p in kwargs["model"].parameters() if p.requires_grad]
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Look at the gradients."""
-        gradients = (p.grad for p in kwargs["model"].parameters() if p.requires_grad)
+        gradients = (parameter.grad for parameter in self._trained)
         check_finite((g for g in gradients if g is not None), "the gradient", state.global_step + 1)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Look at the weights."""
-        weights = (p.detach() for p in kwargs["model"].parameters() if p.requires_grad)
-        check_finite(weights, "the adapter", state.global_step)
+        check_finite((p.detach() for p in self._trained), "the adapter", state.global_step)
 
 
 def check_finite(tensors: Iterable[Tensor], what: str, step: int) -> None:

@@ -6,47 +6,101 @@ Python meanwhile. Here all weights are rounded at once before a pass, and the pr
 scaled and summed into the base layer's output, which is rounded once where PEFT's is three times.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo_ao.oracle.layers import decoder_of
 
-_Weights = dict[nn.Module, tuple[Tensor, Tensor, str]]
-"""A and B of each layer, rounded, and their adapter's name."""
+
+class _Held(NamedTuple):
+    """The rounded weights of one layer, and their adapter's name."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    name: str
 
 
-@contextmanager
-def fused_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Inside the block, pass through plain LoRA layers with weights in the format of the pass.
+class FusedAdapter:
+    """The plain LoRA layers of a model's decoder.
 
-    That is autocast's, or the base weights'. The weights are those at the start of the decoder's
-    pass; a backward pass that computes layers anew uses those of the last one. Other layers, and
-    those of which no adapter or several are active, stay PEFT's.
+    ``is_whole`` says whether these are all of its adapted layers: others stay PEFT's, as do those
+    of which no adapter or several are active.
     """
-    decoder = decoder_of(model)
-    layers = [m for m in decoder.modules() if type(m) is LoraLinear and _is_plain(m)]
-    held: _Weights = {}
 
-    def hold(*_: object) -> None:
-        held.clear()
-        held.update(_rounded(layers))
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        self._decoder = decoder_of(model)
+        modules = list(self._decoder.modules())
+        self.layers = [m for m in modules if type(m) is LoraLinear and _is_plain(m)]
+        self.is_whole = len(self.layers) == sum(isinstance(m, BaseTunerLayer) for m in modules)
+        self._alone: list[tuple[LoraLinear, str]] = []
+        self._held: dict[nn.Module, _Held] = {}
+        self.weights_N: Float[Tensor, " weights"] | None = None
+        """The rounded weights of the pass under way, A's and then B's; None where PEFT's serve."""
 
-    hook = decoder.register_forward_pre_hook(hold)
-    for layer in layers:
-        layer.forward = partial(_forward, layer, held)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for layer in layers:
-            del layer.forward
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """By what the products of the pass under way are scaled."""
+        return tuple(float(layer.scaling[name]) for layer, name in self._alone)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Inside the block, pass through these layers with weights in the format of the pass.
+
+        That is autocast's, or the base weights'. The weights are those at the start of the
+        decoder's pass; a backward pass that computes layers anew uses those of the last one.
+        """
+        hook = self._decoder.register_forward_pre_hook(self._round)
+        for layer in self.layers:
+            layer.forward = partial(_forward, layer, self)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._forget()
+            for layer in self.layers:
+                del layer.forward
+
+    def hold(self, weights_N: Float[Tensor, " weights"]) -> None:
+        """Let the layers of the pass under way have these weights, in place of ``weights_N``."""
+        weights = _weights(self._alone)
+        parts = weights_N.split([weight.numel() for weight in weights])
+        parts = [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+        half = len(self._alone)
+        for n, (layer, name) in enumerate(self._alone):
+            self._held[layer] = _Held(parts[n], parts[half + n], name)
+
+    def held_by(self, layer: LoraLinear) -> _Held | None:
+        """Return what a layer passes through; None where PEFT's layer serves."""
+        if not self._held and self.weights_N is not None:
+            self.hold(self.weights_N)
+        return None if layer.disable_adapters else self._held.get(layer)
+
+    def _forget(self) -> None:
+        self._alone = []
+        self._held.clear()
+        self.weights_N = None
+
+    def _round(self, *_: object) -> None:
+        self._forget()
+        self._alone = [
+            (layer, layer.active_adapters[0])
+            for layer in self.layers
+            if len(layer.active_adapters) == 1 and layer.active_adapters[0] in layer.lora_A
+            if not layer.disable_adapters and not layer.merged
+        ]
+        if self._alone:
+            weights_N = torch.cat([weight.flatten() for weight in _weights(self._alone)])
+            self.weights_N = weights_N.to(_format(self._alone[0][0]))
 
 
 def _is_plain(layer: LoraLinear) -> bool:
@@ -54,22 +108,10 @@ def _is_plain(layer: LoraLinear) -> bool:
     return plain and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
-def _rounded(layers: list[LoraLinear]) -> _Weights:
-    alone = [
-        (layer, layer.active_adapters[0])
-        for layer in layers
-        if len(layer.active_adapters) == 1 and layer.active_adapters[0] in layer.lora_A
-        if not layer.disable_adapters and not layer.merged
-    ]
-    if not alone:
-        return {}
-    weights = [layer.get_parameter(f"lora_A.{name}.weight") for layer, name in alone]
-    weights += [layer.get_parameter(f"lora_B.{name}.weight") for layer, name in alone]
-    rounded_N = torch.cat([weight.flatten() for weight in weights]).to(_format(alone[0][0]))
-    parts = rounded_N.split([weight.numel() for weight in weights])
-    parts = [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
-    half = len(alone)
-    return {layer: (parts[n], parts[half + n], name) for n, (layer, name) in enumerate(alone)}
+def _weights(layers: Sequence[tuple[LoraLinear, str]]) -> list[Tensor]:
+    factors = [layer.lora_A[name] for layer, name in layers]
+    factors += [layer.lora_B[name] for layer, name in layers]
+    return [cast("Tensor", factor.weight) for factor in factors]
 
 
 def _format(layer: LoraLinear) -> torch.dtype:
@@ -78,12 +120,48 @@ def _format(layer: LoraLinear) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _forward(layer: LoraLinear, held: _Weights, x: Tensor, *args: object, **kwargs: object):
-    if layer not in held or layer.disable_adapters:
+def _forward(layer: LoraLinear, adapter: FusedAdapter, x: Tensor, *args: object, **kwargs: object):
+    if (held := adapter.held_by(layer)) is None:
         return type(layer).forward(layer, x, *args, **kwargs)
-    a_RI, b_OR, name = held[layer]
+    a_RI, b_OR, name = held
+    base, dropout, scale = layer.base_layer, layer.lora_dropout[name], layer.scaling[name]
     x_NI = x.flatten(0, -2)
-    y_NO = layer.base_layer(x_NI)
-    hidden_NR = nn.functional.linear(layer.lora_dropout[name](x_NI), a_RI)
-    y_NO.addmm_(hidden_NR, b_OR.T, alpha=layer.scaling[name])
+    frozen = not base.weight.requires_grad and isinstance(dropout, nn.Identity)
+    if frozen and x.dtype == base.weight.dtype == a_RI.dtype:
+        y_NO = _Linear.apply(x_NI, base.weight, base.bias, a_RI, b_OR, scale)
+    else:
+        y_NO = base(x_NI)
+        y_NO.addmm_(nn.functional.linear(dropout(x_NI), a_RI), b_OR.T, alpha=scale)
     return y_NO.unflatten(0, x.shape[:-1])
+
+
+class _Linear(torch.autograd.Function):
+    """``x W' + bias + scale * x A' B'``, W frozen: each sum is made by the product before it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        w_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+    ) -> Tensor:
+        y_NO = nn.functional.linear(x_NI, w_OI, bias_O)
+        hidden_NR = nn.functional.linear(x_NI, a_RI)
+        y_NO.addmm_(hidden_NR, b_OR.T, alpha=scale)
+        ctx.save_for_backward(x_NI, w_OI, a_RI, b_OR, hidden_NR)
+        ctx.scale = scale
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy_NO,) = gradients
+        x_NI, w_OI, a_RI, b_OR, hidden_NR = ctx.saved_tensors
+        dhidden_NR = (dy_NO @ b_OR).mul_(ctx.scale)
+        dx_NI = None
+        if ctx.needs_input_grad[0]:
+            dx_NI = (dy_NO @ w_OI).addmm_(dhidden_NR, a_RI)
+        db_OR = (dy_NO.T @ hidden_NR).mul_(ctx.scale)
+        return dx_NI, None, None, dhidden_NR.T @ x_NI, db_OR, None

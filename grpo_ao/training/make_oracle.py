@@ -70,7 +70,7 @@ from grpo_ao.training.examples import (
     question_set_examples,
 )
 from grpo_ao.training.make_oracle_config import MakeOracleConfig
-from grpo_ao.training.passes import avoid_cudnn_attention, fast_passes
+from grpo_ao.training.passes import FastPasses, avoid_cudnn_attention, without_copies
 from grpo_ao.training.supervised import (
     accuracy,
     check_head,
@@ -258,7 +258,7 @@ class Making:
         config = self.config
         progress = PhaseProgress(self.console)
         losses, started, first = [], time.perf_counter(), self.step
-        fast = fast_passes(self.oracle, config.compile)
+        fast = without_copies(self.oracle) if config.compile else FastPasses(self.oracle)
         subject = with_subject(self.oracle.model, config.subject_lora)
         phase = progress.phase("teaching the oracle", config.steps)
         with subject, fast, phase as bar, held_back() as come:

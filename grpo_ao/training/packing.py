@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from grpo_ao.oracle.batches import padded
+from grpo_ao.oracle.batches import moved, padded
 
 IGNORED = -100
 _PROMPT, _PADDING = 0, -1
@@ -37,7 +37,7 @@ class Packed(NamedTuple):
 
     def to(self, device: torch.device) -> "Packed":
         """Return the rows on ``device``."""
-        return Packed(*(tensor.to(device) for tensor in self))
+        return Packed(*(moved(tensor, device) for tensor in self))
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "rows 1 length length"]:
         """Say which column (last) each column sees; a ``window`` is that of sliding attention."""

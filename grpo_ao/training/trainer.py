@@ -10,8 +10,9 @@ What differs from TRL's trainer, and the seams where it does (each has a test):
   (``packing``), and binds each chunk's activations; the last chunk stays bound, so that a
   checkpointed backward pass recomputes with the same rows. Log-probabilities come from TRL's fused
   head, which never holds the logits of the whole vocabulary.
-- ``_generate_and_score_completions`` puts each completion's row number into its output, where TRL
-  shuffles and splits it with the rest, and replaces the advantages for split credit.
+- ``_generate_and_score_completions`` puts each completion's row number and its tag's tokens into
+  its output, where TRL shuffles and splits them with the rest, and replaces the advantages for
+  split credit.
 - ``_compute_loss`` reads the rows back, and holds answers alone to the reference: the tag is what
   GRPO is to teach. Where the engine returned log-probabilities, ``use_vllm``
   tells TRL to correct for them (importance sampling); while the policy is still the one that was
@@ -28,7 +29,6 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import chain, groupby
 from math import isnan, nan
@@ -67,7 +67,7 @@ from grpo_ao.training.correction import Mode, importance_ratio
 from grpo_ao.training.finite import FiniteCheck, check_finite
 from grpo_ao.training.monitor import Monitor
 from grpo_ao.training.packing import pack
-from grpo_ao.training.passes import fast_passes
+from grpo_ao.training.passes import FastPasses
 from grpo_ao.training.rewarding import CalibratedReward
 
 # Rounds in a row of which the judge may leave too much ungraded, before it ends the run.
@@ -113,7 +113,6 @@ class OracleGRPOTrainer(GRPOTrainer):
         self.monitor = monitor
         self.max_unscored = max_unscored
         self._rows: list[int] = []
-        self._fast = ExitStack()
         self._forget_rounds()
         self._prepare_correction(args)
         self.group_size = args.num_generations or 1
@@ -133,6 +132,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
+        self._fast = FastPasses(oracle, captured=True)
         self._prepare_sharded()
         self._prepare_packing()
         self.remove_callback(PrinterCallback)  # the monitor and the progress bar show the run
@@ -175,7 +175,7 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         started = time.perf_counter()
-        self._fast.close()  # A round that is asked anew comes behind passes.
+        self._fast.end()  # A round that is asked anew comes behind passes.
         # TRL repeats a prompt for each of its completions; it needs to be read only once.
         samples = _repeats(self._rows)
         rows = self._rows[::samples]
@@ -205,7 +205,7 @@ class OracleGRPOTrainer(GRPOTrainer):
                 part = self._packed_logps(model, rows, ids_BL, mask_BL, logits_to_keep)
             else:
                 injection = self.table.injection(rows, input_ids.shape[1] - logits_to_keep)
-                self.oracle.hook.bind(injection.to(input_ids.device))
+                self.oracle.hook.bind(injection)
                 part = super()._get_per_token_logps_and_entropies(
                     model, ids_BL, mask_BL, logits_to_keep, **kwargs
                 )
@@ -223,8 +223,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         There the reference is what the policy is, so that neither value nor gradient is left.
         """
         if (ref_BC := inputs.get("ref_per_token_logps")) is not None:
-            tag_BC = self._tag_mask(inputs["completion_ids"])
-            inputs["ref_per_token_logps"] = torch.where(tag_BC, logps_BC, ref_BC)
+            inputs["ref_per_token_logps"] = torch.where(inputs["tag_mask"], logps_BC, ref_BC)
 
     def _tag_mask(self, ids_BC: Tensor) -> Tensor:
         """Return which tokens of completions belong to their tags."""
@@ -247,11 +246,10 @@ class OracleGRPOTrainer(GRPOTrainer):
 
     def _pass_fast(self) -> None:
         """From here to the end of the step, or to the next rollouts, let passes be fast ones."""
-        self._fast.close()
         # A checkpoint of the older kind goes back through all that lies before it, in every layer.
         checkpointing = cast("dict | None", self.args.gradient_checkpointing_kwargs) or {}
         if not checkpointing.get("use_reentrant"):
-            self._fast.enter_context(fast_passes(self.oracle))
+            self._fast.begin()
 
     def _packed_logps(
         self, model, rows: Sequence[int], ids_BL: Tensor, mask_BL: Tensor, width: int
@@ -268,7 +266,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             [prompts.index(row) for row in rows],
             self.pad_id,
         ).to(ids_BL.device)
-        self.oracle.hook.bind(self.table.injection(prompts).to(ids_BL.device))
+        self.oracle.hook.bind(self.table.injection(prompts))
         with self.accelerator.autocast():
             output = model(
                 input_ids=packed.input_ids_NL,
@@ -322,6 +320,7 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._rows = [example["row"] for example in inputs]
         output = super()._generate_and_score_completions(inputs)
         output["rows"] = torch.tensor(self._rows, device=output["completion_ids"].device)
+        output["tag_mask"] = self._tag_mask(output["completion_ids"])
         if self.credit == "split":
             output["advantages"] = self._split_credit(output, self.reward.last)
         generating = self._seconds["generate"] - generating
@@ -359,7 +358,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             outcome_N = means_of_the_others(informativeness_N, self.group_size)
             calibration_N = self._calibration(confidence_N, outcome_N)
         advantages_NC = split_advantages(
-            self._gathered(torch.nn.functional.pad(self._tag_mask(ids_BC), (0, padding))),
+            self._gathered(torch.nn.functional.pad(output["tag_mask"], (0, padding))),
             informativeness_N,
             calibration_N,
             reward_N,
@@ -387,13 +386,20 @@ class OracleGRPOTrainer(GRPOTrainer):
         self._trained = self._uncorrected = None
         return loss
 
+    def train(self, *args: Any, **kwargs: Any):
+        """Train as TRL does, and hand back the memory that passes have kept."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._fast.free()
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Train on one micro-batch, timing it; generation and scoring happen inside."""
         started = time.perf_counter()
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
-            self._fast.close()
+            self._fast.end()
         if is_sharded(self.oracle.model) and self.accelerator.sync_gradients:
             for parameter in self.oracle.model.parameters():
                 if parameter.requires_grad:

@@ -8,7 +8,7 @@ from peft import LoraModel
 from peft.tuners.lora import Linear as LoraLinear
 
 from grpo_ao.oracle.layers import unwrap
-from grpo_ao.training.fused_adapter import fused_adapter
+from grpo_ao.training.fused_adapter import FusedAdapter
 from tests.tiny import tiny_peft
 
 IDS_BL = torch.randint(3, 200, (3, 9), generator=torch.Generator().manual_seed(2))
@@ -40,20 +40,20 @@ def test_outputs_and_gradients_are_those_of_peft(checkpointing):
     if checkpointing:
         unwrap(model).gradient_checkpointing_enable({"use_reentrant": False})
     expected, gradients = logits_and_gradients(model)
-    with fused_adapter(model):
+    with FusedAdapter(model).on():
         assert all("forward" in vars(layer) for layer in lora_layers(model))
         found, of_fused = logits_and_gradients(model)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(of_fused, gradients)
     # Other weights would have given others.
     lora_layers(model)[0].scaling["default"] *= 2
-    with fused_adapter(model):
+    with FusedAdapter(model).on():
         assert (logits_and_gradients(model)[0] - expected).abs().max() > 1e-3
 
 
 def test_each_pass_has_the_weights_of_its_start():
     model = scaled_peft()
-    with fused_adapter(model), torch.no_grad():
+    with FusedAdapter(model).on(), torch.no_grad():
         before = model(input_ids=IDS_BL).logits
         for layer in lora_layers(model):
             layer.get_parameter("lora_B.default.weight").add_(0.1)
@@ -75,7 +75,7 @@ def test_weights_are_rounded_for_the_pass_and_kept_as_they_are():
     model = scaled_peft()
     weights = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     expected, gradients = logits_and_gradients(model)
-    with fused_adapter(model), torch.autocast("cpu", torch.bfloat16):
+    with FusedAdapter(model).on(), torch.autocast("cpu", torch.bfloat16):
         found, of_fused = logits_and_gradients(model)
     assert all(g.dtype == torch.float32 for g in of_fused)
     assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
@@ -91,7 +91,7 @@ def test_a_layer_that_is_more_than_lora_stays_pefts():
     first.lora_bias["default"] = True
     second.merge()
     expected = model(input_ids=IDS_BL).logits
-    with fused_adapter(model):
+    with FusedAdapter(model).on():
         assert "forward" not in vars(first)
         torch.testing.assert_close(model(input_ids=IDS_BL).logits, expected)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -108,7 +108,7 @@ def test_the_active_adapter_alone_is_passed_through_and_two_are_left_to_peft():
     reference = model(input_ids=IDS_BL).logits
     cast("LoraModel", model.base_model).set_adapter(["default", "ref"])
     both = model(input_ids=IDS_BL).logits
-    with fused_adapter(model):
+    with FusedAdapter(model).on():
         torch.testing.assert_close(model(input_ids=IDS_BL).logits, both)
         model.set_adapter("ref")
         torch.testing.assert_close(model(input_ids=IDS_BL).logits, reference)

@@ -1,7 +1,6 @@
 import inspect
 import json
 import threading
-from contextlib import nullcontext
 from itertools import count
 from types import SimpleNamespace
 from typing import get_args
@@ -186,7 +185,7 @@ def test_passes_are_fast_ones_until_the_step_ends(tmp_path, monkeypatch):
         oracle = make_oracle()
         layer = next(m for m in oracle.model.modules() if isinstance(m, BaseTunerLayer))
         if not fast:
-            monkeypatch.setattr(trainer_module, "fast_passes", lambda _: nullcontext())
+            monkeypatch.setattr(trainer_module.FastPasses, "begin", lambda _: None)
         first = decoder_layers(oracle.model)[0]
         first.register_forward_hook(lambda *_, a=layer: layers.append("forward" in vars(a)))
         settings = {"trl": {"optim": "sgd"}, "lr": 1.0, "max_steps": 1}

@@ -8,8 +8,8 @@ the last hidden states, and its backward pass are captured where a shape comes a
   adapter's weights as one vector. So all adapters of a model share a graph, the reference and the
   starting oracle among them, and autograd goes on from that vector to the parameters.
 - Rows and lengths are rounded up to few sizes. Padding is behind everything, and seen by nothing.
-- All graphs share one pool of memory, of the size of the largest, and the one that was used longest
-  ago goes where there are too many. A pass between another and its backward pass is not replayed,
+- All graphs share one pool of memory, of the size of the largest, beside inputs and outputs of
+  their own, and the one that was used longest ago goes where there are too many. A pass between another and its backward pass is not replayed,
   since it would write where the backward pass reads.
 
 The forward pass is the model's own. What cannot be captured passes as usual: on a CPU, with
@@ -41,7 +41,7 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.training.fused_adapter import FusedAdapter
 
-MOST_GRAPHS = 16
+MOST_GRAPHS = 8
 # A size is rounded up to a multiple of this part of the next power of two.
 _PARTS = 16
 # What a graph needs must be free this many times: passes that are not replayed need memory, too.

@@ -143,11 +143,11 @@ def gradients(oracle, hidden_ND):
 
 
 def replays(monkeypatch):
-    """Count the graphs that are replayed."""
+    """Count the graphs that are replayed, which must not live on by it."""
     counted, replay = [], torch.cuda.CUDAGraph.replay
 
     def counting(graph):
-        counted.append(graph)
+        counted.append(id(graph))
         replay(graph)
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counting)
@@ -213,7 +213,7 @@ def test_a_pass_between_another_and_its_backward_pass_is_not_replayed(gpu_oracle
 
 
 @needs_gpu
-def test_many_shapes_reserve_hardly_more_memory_than_the_largest(gpu_oracle, monkeypatch):
+def test_many_shapes_share_what_lies_between_inputs_and_outputs(gpu_oracle, monkeypatch):
     oracle, counted = gpu_oracle, replays(monkeypatch)
     arguments, injection, real_BL = packed_rows(oracle)
     arguments, injection = on_gpu(arguments, injection)
@@ -241,7 +241,9 @@ def test_many_shapes_reserve_hardly_more_memory_than_the_largest(gpu_oracle, mon
                 learned(oracle, *repeated(count))
         assert len(counted) == 2 * (1 + len(sizes))
         torch.cuda.empty_cache()
-        assert torch.cuda.memory_reserved() < 1.5 * reserved
+        # Each has inputs and outputs of its own, and what lies between in common.
+        own = sum(tensor.nbytes for tensor in Pass.of(oracle.model, *repeated(rows)[:2]).tensors())
+        assert torch.cuda.memory_reserved() < 1.2 * reserved + MOST_GRAPHS * 2 * own
     oracle.hook.clear()
     oracle.model.zero_grad()
     torch.cuda.empty_cache()

@@ -9,8 +9,8 @@ the last hidden states, and its backward pass are captured where a shape comes a
   starting oracle among them, and autograd goes on from that vector to the parameters.
 - Rows and lengths are rounded up to few sizes. Padding is behind everything, and seen by nothing.
 - All graphs share one pool of memory, of the size of the largest, beside inputs and outputs of
-  their own, and the one that was used longest ago goes where there are too many. A pass between another and its backward pass is not replayed,
-  since it would write where the backward pass reads.
+  their own. The one that was used longest ago goes where there are too many. A pass between another
+  and its backward pass is not replayed, since it would write where the backward pass reads.
 
 The forward pass is the model's own. What cannot be captured passes as usual: on a CPU, with
 gradient checkpointing, dropout, experts, weights that are sharded, offloaded or in 4 bits, and

@@ -12,6 +12,7 @@ from grpo_ao.report import tables
 
 RUN = "--preset mini --max_steps 2 --questions_per_step 2 --num_generations 2 --eval_probes 6"
 RUN += " --warm_start_probes 2 --warm_start random --warm_start_steps 1 --save_steps 1"
+RUN += " --validation_probes 4"
 
 
 @pytest.fixture

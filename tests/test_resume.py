@@ -17,6 +17,7 @@ from grpo_ao.judges.protocol import JudgeError
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "--eval_probes": "8",
+    "--validation_probes": "8",
     "--warm_start_probes": "8",
     "--warm_start_steps": "4",
     "--warm_start_batch": "4",

@@ -16,6 +16,7 @@ SMALL = {
     "questions_per_step": 2,
     "num_generations": 2,
     "eval_probes": 8,
+    "validation_probes": 8,
     "warm_start_probes": 8,
     "warm_start_steps": 2,
     "warm_start_batch": 4,

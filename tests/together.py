@@ -170,7 +170,7 @@ def main(folder: Path) -> None:
     with patch.object(fine_tuning, "_TOKENS", 1):
         result |= {"divided": divided, "divided_warmed": warm_start(processes, divided=True)[0]}
     torch.save(result, folder / f"process_{processes.index}.pt")
-    small = {"eval_probes": 5, "warm_start_probes": 5, "plot_every": 2}
+    small = {"eval_probes": 5, "validation_probes": 5, "warm_start_probes": 5, "plot_every": 2}
     small |= {"warm_start_steps": 1, "warm_start_batch": 3, "max_steps": 2, "save_steps": 2}
     small |= {"questions_per_step": 3, "num_generations": 2}
     flags = [text for name, value in small.items() for text in (f"--{name}", str(value))]

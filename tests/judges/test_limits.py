@@ -100,6 +100,7 @@ def outage(tmp_path) -> Iterator[tuple[Path, Outage, Endpoint]]:
 def train(folder: Path, endpoint: Endpoint, *more: str) -> dict:
     flags = "--warm_start none --no_initial_eval --eval_probes 8 --num_prompts 6 --max_steps 12"
     flags += " --questions_per_step 2 --num_generations 2 --save_steps 100 --plot_every 5"
+    flags += " --validation_probes 8"
     flags += f" --judge api --judge_base_url {endpoint.base_url} --judge_api_key_env None"
     return run(
         parse_train_config(["--preset", "mini", *flags.split(), *more, f"--output_dir={folder}"])

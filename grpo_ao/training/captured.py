@@ -9,15 +9,15 @@ the last hidden states, and its backward pass are captured where a shape comes a
   starting oracle among them, and autograd goes on from that vector to the parameters.
 - Rows and lengths are rounded up to few sizes. Padding is behind everything, and seen by nothing.
 - All graphs share one pool of memory, of the size of the largest, beside inputs and outputs of
-  their own. The one that was used longest ago goes where there are too many. A pass between another
-  and its backward pass is not replayed, since it would write where the backward pass reads.
+  their own. There are so many and no more: capturing takes as long as some passes, so that none
+  makes room for another. A pass between another and its backward pass is not replayed, since it
+  would write where the backward pass reads.
 
 The forward pass is the model's own. What cannot be captured passes as usual: on a CPU, with
 gradient checkpointing, dropout, experts, weights that are sharded, offloaded or in 4 bits, and
 where memory is short.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ from grpo_ao.oracle.oracle import Oracle
 from grpo_ao.oracle.sharding import is_sharded
 from grpo_ao.training.fused_adapter import FusedAdapter
 
-MOST_GRAPHS = 8
+MOST_GRAPHS = 16
 # A size is rounded up to a multiple of this part of the next power of two.
 _PARTS = 16
 # What a graph needs must be free this many times: passes that are not replayed need memory, too.
@@ -233,7 +233,8 @@ class CapturedDecoder:
         self._drops = _drops(self._decoder)
         # Shapes that came once, and the bytes that they took.
         self._taken: dict[Hashable, float] = {}
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        # None where there was no room.
+        self._graphs: dict[Hashable, _Graph | None] = {}
         self._memory: _Memory | None = None
 
     @contextmanager
@@ -286,18 +287,14 @@ class CapturedDecoder:
 
     def _graph(self, key: Hashable, weights_N: Tensor, read: Pass, learns: bool) -> _Graph | None:
         """Return the graph of this shape; None where there is no room, or another waits."""
-        if any(graph.waits for graph in self._graphs.values()):
+        if any(graph is not None and graph.waits for graph in self._graphs.values()):
             return None
-        if key not in self._graphs:
+        if key not in self._graphs and len(self._graphs) < MOST_GRAPHS:
             torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info(weights_N.device)
-            if free < _SHARE_OF_MEMORY * self._taken[key]:
-                return None
-            self._graphs[key] = self._capture(weights_N, read, learns)
-            if len(self._graphs) > MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        return self._graphs[key]
+            fits = free >= _SHARE_OF_MEMORY * self._taken[key]
+            self._graphs[key] = self._capture(weights_N, read, learns) if fits else None
+        return self._graphs.get(key)
 
     def _capture(self, weights_N: Tensor, read: Pass, learns: bool) -> _Graph:
         if self._memory is None:

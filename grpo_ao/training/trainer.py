@@ -132,7 +132,7 @@ class OracleGRPOTrainer(GRPOTrainer):
             parameter.data = data
         # When TRL adds the adapter `ref`, PEFT makes all of `default` trainable again.
         make_trainable(oracle)
-        self._fast = FastPasses(oracle, captured=True)
+        self._fast = FastPasses(oracle)
         self._prepare_sharded()
         self._prepare_packing()
         self.remove_callback(PrinterCallback)  # the monitor and the progress bar show the run
@@ -385,13 +385,6 @@ class OracleGRPOTrainer(GRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         self._trained = self._uncorrected = None
         return loss
-
-    def train(self, *args: Any, **kwargs: Any):
-        """Train as TRL does, and hand back the memory that passes have kept."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self._fast.free()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Train on one micro-batch, timing it; generation and scoring happen inside."""

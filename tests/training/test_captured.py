@@ -239,11 +239,12 @@ def test_many_shapes_share_what_lies_between_inputs_and_outputs(gpu_oracle, monk
         for count in sorted(sizes):
             for _ in range(2):
                 learned(oracle, *repeated(count))
-        assert len(counted) == 2 * (1 + len(sizes))
+        # The last of them are not captured.
+        assert len(counted) == 2 * MOST_GRAPHS
         torch.cuda.empty_cache()
         # Each has inputs and outputs of its own, and what lies between in common.
         own = sum(tensor.nbytes for tensor in Pass.of(oracle.model, *repeated(rows)[:2]).tensors())
-        assert torch.cuda.memory_reserved() < 1.2 * reserved + MOST_GRAPHS * 2 * own
+        assert torch.cuda.memory_reserved() < 2 * reserved + MOST_GRAPHS * own
     oracle.hook.clear()
     oracle.model.zero_grad()
     torch.cuda.empty_cache()

@@ -33,15 +33,16 @@ class _Held(NamedTuple):
 class FusedAdapter:
     """The plain LoRA layers of a model's decoder.
 
-    ``is_whole`` says whether these are all of its adapted layers: others stay PEFT's, as do those
-    of which no adapter or several are active.
+    ``is_whole`` says whether these are all of the model's adapted layers: others stay PEFT's, as do
+    those of which no adapter or several are active.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         self._decoder = decoder_of(model)
-        modules = list(self._decoder.modules())
+        modules = self._decoder.modules()
         self.layers = [m for m in modules if type(m) is LoraLinear and _is_plain(m)]
-        self.is_whole = len(self.layers) == sum(isinstance(m, BaseTunerLayer) for m in modules)
+        adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self.is_whole = len(self.layers) == len(adapted)
         self._alone: list[tuple[LoraLinear, str]] = []
         self._held: dict[nn.Module, _Held] = {}
         self.weights_N: Float[Tensor, " weights"] | None = None

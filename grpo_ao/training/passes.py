@@ -18,7 +18,8 @@ class FastPasses:
 
     On a GPU they run in bfloat16 and without copies: PEFT's own casts would copy the input of every
     linear layer to float32, and autocast back. ``captured`` passes are replayed where their shapes
-    come again. The model's modules are looked through once; a small model's step takes no longer.
+    come again. The model's modules are looked through once: each time would be a part of a small
+    model's step.
     """
 
     def __init__(self, oracle: Oracle, captured: bool = False) -> None:
